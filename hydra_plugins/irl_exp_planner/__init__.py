@@ -1,0 +1,53 @@
+"""Hydra's door to irl_exp/planner.py: a launcher that sees every job before the first one starts.
+
+Hydra 1.3 finds plugins in a `hydra_plugins` namespace folder and checks the module of the class, so both classes are
+defined here; all they do is delegate. Imported at each start and at each TAB: nothing heavy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from irl_exp import config as irl_config
+from irl_exp import planner
+
+
+class PlannedLauncher(Launcher):
+    """Checks and plans all jobs, then runs them in this process or in a pool."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.launch_context = planner.LaunchContext(hydra_context, task_function, config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return planner.launch(self.launch_context, job_overrides, initial_job_idx)
+
+
+class PlannedSweeper(BasicSweeper):
+    """The basic sweeper without its check that every job composes: the planner composes each job anyway, once."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        pass
+
+
+@dataclass
+class LauncherConfig:
+    _target_: str = "hydra_plugins.irl_exp_planner.PlannedLauncher"
+
+
+@dataclass
+class SweeperConfig:
+    _target_: str = "hydra_plugins.irl_exp_planner.PlannedSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, Any] | None = None
+
+
+irl_config.register()
+ConfigStore.instance().store(group="hydra/launcher", name="planned", node=LauncherConfig, provider="irl_exp")
+ConfigStore.instance().store(group="hydra/sweeper", name="planned", node=SweeperConfig, provider="irl_exp")

@@ -1,0 +1,372 @@
+"""Content-addressed store of stage results: one identity is computed once, by whoever needs it first.
+
+    <root>/<stage>/<digest>/manifest.json    written last; lists the files with their checksums
+    <root>/<stage>/<digest>/...              what `compute` wrote; the folder appears whole or not at all
+    <root>/<stage>/.<digest>.lock            held by the process that computes; may stay
+    <root>/<stage>/.<digest>.tmp-*           work in progress; after a kill, the next builder removes it
+
+A kill at any moment loses the stage in flight and nothing else. Readers take no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_FIELDS: dict[str, Any] = {
+    "format_version": int,
+    "digest": str,
+    "identity": dict,
+    "created": str,
+    "seconds": int | float,
+    "files": dict,
+    "info": dict,
+    "provenance": dict,
+}
+_PLACE_REMEDY = "free or repair that place, or choose another one with `store.dir=...` or IRL_EXP_STORE"
+_ARTIFACT_REMEDY = "delete its folder to compute it again"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # from writes, which do not say the file name
+_SETTLED = 2 * 10**9  # nanoseconds: a file changed later than that may change again under the same time stamp
+_checksums: dict[tuple[int, ...], str] = {}  # (device, inode, size, mtime, ctime) -> sha256
+
+
+class ArtifactError(Exception):
+    """What is wrong, where, and what to do about it, in one line."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What determines an artifact: identity = stage, version, config node, fingerprints of the inputs."""
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.stage[:1] in ("", ".") or Path(self.stage).name != self.stage:
+            raise ValueError(f"stage={self.stage!r} must be the name of a visible folder")
+
+    @cached_property
+    def _canonical(self) -> str:
+        fields = ("stage", "version", "config", "inputs")
+        return _canonical({field: _plain(getattr(self, field), field) for field in fields})
+
+    @cached_property
+    def digest(self) -> str:
+        """First 20 hex digits of the sha256 of canonical JSON: 1 and 1.0 are the same, True and 1 are not."""
+        return hashlib.sha256(self._canonical.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact; `seconds` is how long it took to compute, now or (`reused`) at an earlier time."""
+
+    folder: Path
+    identity: Identity
+    manifest: Mapping[str, Any]
+    reused: bool
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        return self.identity.digest
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file of the user, or of the names and contents in a folder; hidden ones do not count."""
+    try:
+        if not path.is_dir():
+            return _checksum(path)
+        listing = {name: _checksum(file) for name, file in _files(path, hidden=False).items()}
+    except OSError as error:
+        reason = f"{path} cannot be read ({error.strerror}: {error.filename})"
+        raise ArtifactError(f"{reason}: give the path of a readable file or folder") from error
+    return hashlib.sha256(_canonical(listing).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact; its form is checked, the files that it lists are not."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): {_ARTIFACT_REMEDY}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}): {_ARTIFACT_REMEDY}") from error
+    found = manifest if isinstance(manifest, dict) else {}
+    wrong = [field for field, kind in _FIELDS.items() if not isinstance(found.get(field), kind)]
+    for name, entry in {} if wrong else found["files"].items():
+        if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
+            wrong.append(f"files.{name}")
+    if wrong:
+        raise ArtifactError(f"{path} is malformed at {', '.join(wrong)}: {_ARTIFACT_REMEDY}")
+    if (version := found["format_version"]) != FORMAT_VERSION:
+        raise ArtifactError(f"{path} has format_version={version}, not {FORMAT_VERSION}: {_ARTIFACT_REMEDY}")
+    return found
+
+
+class Store:
+    """Artifacts below one root, shared by all processes (and machines) that see the folder and its locks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def prepare(self, *, minimum_free_bytes: int = 200 * 2**20) -> None:
+        """Create the root; raise unless a file can be written there and enough space is left."""
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
+        with _storage_errors(self.root, setup=True):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(b"probe")
+                _fsync(probe)
+            finally:
+                probe.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.root).free
+        if free < minimum_free_bytes:
+            space = f"{free >> 20} MiB free and needs {minimum_free_bytes >> 20} MiB"
+            raise ArtifactError(f"the artifact store {self.root} has {space}: {_PLACE_REMEDY}")
+
+    def folder(self, identity: Identity) -> Path:
+        """Where the artifact is, or will be."""
+        return self.root / identity.stage / identity.digest
+
+    def __contains__(self, identity: Identity) -> bool:
+        """Cheap: the manifest can be read, and every file that it lists is there with the right size."""
+        try:
+            _verified(self.folder(identity), identity, checksums=False)
+        except ArtifactError:
+            return False
+        return True
+
+    def find(self, identity: Identity) -> Artifact | None:
+        """The artifact, its checksums verified, or None; a damaged one is None and a warning in the log.
+
+        A file is read again only after its size or time stamps changed. Unlisted files are ignored.
+        """
+        return self._find(identity, logging.WARNING)
+
+    def get(
+        self,
+        identity: Identity,
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        *,
+        on_wait: Callable[[Identity], None] | None = None,
+    ) -> Artifact:
+        """The artifact from the store, or made by `compute(folder)`, which writes files and returns `info`.
+
+        Among all processes one computes; each other one calls `on_wait` once and waits. What `compute` raises
+        is raised here and nothing of it stays, so the next call computes again.
+        """
+        if found := self._find(identity, logging.DEBUG):  # of damage, the one that repairs it warns
+            return found
+        with self._locked(identity, on_wait):
+            return self._find(identity, logging.WARNING) or self._build(identity, compute)
+
+    def _find(self, identity: Identity, level: int) -> Artifact | None:
+        folder = self.folder(identity)
+        if not os.path.lexists(folder):
+            return None
+        try:
+            manifest = _verified(folder, identity, checksums=True)
+        except ArtifactError as error:
+            logger.log(level, "damaged artifact, not used: %s", error)
+            return None
+        return Artifact(folder, identity, manifest, reused=True, seconds=manifest["seconds"])
+
+    def _locked(
+        self, identity: Identity, on_wait: Callable[[Identity], None] | None
+    ) -> AbstractContextManager[object]:
+        folder = self.folder(identity)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        with _storage_errors(self.root, setup=True):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                return lock.acquire(timeout=0)
+        if on_wait is not None:
+            on_wait(identity)
+        return lock.acquire()
+
+    def _build(self, identity: Identity, compute: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+        """Under the lock: compute in a hidden folder, which one rename publishes."""
+        final, hidden = self.folder(identity), self._hidden(identity)
+        try:
+            with _storage_errors(self.root):
+                self._clear(identity)
+                hidden.mkdir()
+                start = time.perf_counter()
+                info = compute(hidden)
+                manifest = _seal(hidden, identity, info or {}, time.perf_counter() - start)
+                os.replace(hidden, final)
+                _fsync(final.parent)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next builder
+        return Artifact(final, identity, manifest, reused=False, seconds=manifest["seconds"])
+
+    def _clear(self, identity: Identity) -> None:
+        """Under the lock: remove a damaged artifact, and what killed builders left."""
+        final = self.folder(identity)
+        if os.path.lexists(final):
+            os.replace(final, self._hidden(identity))  # first out of sight, so that nobody reads a half of it
+        for leftover in final.parent.glob(f".{final.name}.tmp-*"):
+            logger.info("removing %s, of a killed computation or a damaged artifact", leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
+
+    def _hidden(self, identity: Identity) -> Path:
+        folder = self.folder(identity)
+        return folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` in dicts, lists and scalars of JSON; a TypeError names the place of anything else."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}, a {type(key).__name__}: keys must be strings")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{where}={value} is not a finite number: JSON has none such")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{where}={value!r} is a {type(value).__name__}: only JSON values are allowed")
+
+
+def _canonical(plain: Any) -> str:
+    """One text per value: sorted keys, no spaces, whole floats as integers."""
+
+    def number(text: str) -> float | int:
+        return int(x) if (x := float(text)).is_integer() else x
+
+    folded = json.loads(json.dumps(plain), parse_float=number)
+    return json.dumps(folded, sort_keys=True, separators=(",", ":"))
+
+
+def _checksum(path: Path) -> str:
+    """sha256 of a file, remembered in this process until the file's size or time stamps change."""
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if key in _checksums:
+            return _checksums[key]
+        settled = time.time_ns() - stat.st_ctime_ns > _SETTLED
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    if settled:
+        _checksums[key] = checksum
+    return checksum
+
+
+def _files(folder: Path, *, hidden: bool, prefix: str = "") -> dict[str, Path]:
+    """Relative name -> path of each file below a folder; raises at a linked folder, a pipe and the like."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") and not hidden:
+            continue
+        if path.is_file():
+            found[prefix + path.name] = path
+        elif path.is_dir() and not path.is_symlink():
+            found |= _files(path, hidden=hidden, prefix=f"{prefix}{path.name}/")
+        else:
+            raise ArtifactError(f"{path} is neither a file nor a plain folder: put a copy in its place")
+    return found
+
+
+def _verified(folder: Path, identity: Identity, *, checksums: bool) -> dict[str, Any]:
+    """The manifest of an artifact, if it is of this identity and its files are whole; else ArtifactError."""
+    manifest = read_manifest(folder)
+    if (manifest["digest"], _canonical(manifest["identity"])) != (identity.digest, identity._canonical):
+        raise ArtifactError(f"{folder / MANIFEST} states another identity: {_ARTIFACT_REMEDY}")
+    for name, listed in manifest["files"].items():
+        try:
+            size, wanted = (folder / name).stat().st_size, listed["bytes"]
+            problem = f"it has {size} bytes, not {wanted}" if size != wanted else None
+            if not problem and checksums and _checksum(folder / name) != listed["sha256"]:
+                problem = "it was altered: another sha256"
+        except OSError as error:
+            problem = error.strerror
+        if problem:
+            raise ArtifactError(f"{folder / name} is damaged ({problem}): {_ARTIFACT_REMEDY}")
+    return manifest
+
+
+def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Write the manifest of a computed folder, and flush everything to the disk."""
+    files = _files(folder, hidden=True)
+    for name, path in files.items():
+        if path.is_symlink() or name == MANIFEST:
+            raise ArtifactError(f"{path} is a link or the manifest: stage {identity.stage} must not write it")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "digest": identity.digest,
+        "identity": json.loads(identity._canonical),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 6),
+        "files": {
+            name: {"bytes": path.stat().st_size, "sha256": _checksum(path)} for name, path in files.items()
+        },
+        "info": _plain(dict(info), "info"),
+        "provenance": {"python": platform.python_version(), "platform": platform.platform()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, sort_keys=True, indent=2) + "\n", encoding="utf-8")
+    for path in (*folder.rglob("*"), folder):
+        _fsync(path)
+    return manifest
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage_errors(root: Path, *, setup: bool = False) -> Iterator[None]:
+    """A full, read-only or forbidden store is an ArtifactError; so is, during setup, any error of a file."""
+    try:
+        yield
+    except Exception as error:
+        if not (setup and isinstance(error, OSError)) and not _is_storage_error(error, root):
+            raise
+        place = next(path for path in (root, *root.parents) if path.exists())
+        reason = f"{error}; {shutil.disk_usage(place).free >> 20} MiB free"
+        raise ArtifactError(
+            f"the artifact store {root} cannot be written ({reason}): {_PLACE_REMEDY}"
+        ) from error
+
+
+def _is_storage_error(error: Exception, root: Path) -> bool:
+    if not isinstance(
+        error, OSError
+    ):  # libraries in Rust, as safetensors, raise their own "... (os error 28)"
+        return any(f"(os error {code})" in str(error) for code in _DISK_ERRORS)
+    if error.filename is None:
+        return error.errno in _DISK_ERRORS
+    inside = Path(str(error.filename)).absolute().is_relative_to(root)
+    return inside and error.errno in _DISK_ERRORS | {errno.EACCES, errno.EPERM}

@@ -1,0 +1,105 @@
+"""What a launch shows while it works: a bar for each running stage, a line for each finished one, tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from irl_exp.report import Outcome, Table
+
+if TYPE_CHECKING:  # runtime imports torch
+    from irl_exp.runtime import Event
+
+
+class Console:
+    """Shows the events of one job stage by stage, of many jobs job by job. Use as a context manager."""
+
+    def __init__(self, jobs: int) -> None:
+        self.rich = RichConsole(highlight=False)
+        self.jobs, self.finished = jobs, 0
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<40}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            console=self.rich,
+            transient=True,
+            disable=not self.rich.is_terminal,
+        )
+        self.total: TaskID | None = None
+        self.running: dict[int, tuple[TaskID, str]] = {}
+        self.seconds: dict[int, list[str]] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        if self.jobs > 1:
+            self.total = self.bars.add_task(f"{self.jobs} jobs", total=self.jobs)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, text: str) -> None:
+        self.rich.print(text, markup=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """One event of a job."""
+        if event.state in ("computing", "waiting"):
+            self._bar(event)
+            return
+        self._remove_bar(event.job)
+        if event.state == "computed":
+            self.seconds.setdefault(event.job, []).append(f"{event.stage} {event.seconds:.1f} s")
+        if self.jobs == 1:
+            self.say(f"{event.stage:<15} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
+
+    def _bar(self, event: Event) -> None:
+        job = f"job {event.job}: " if self.jobs > 1 else ""
+        waiting = " (another process computes it)" if event.state == "waiting" else ""
+        text = f"{job}{event.stage}{waiting}"
+        if event.job in self.running and self.running[event.job][1] != text:
+            self._remove_bar(event.job)
+        if event.job not in self.running:
+            self.running[event.job] = (self.bars.add_task(text, total=None), text)
+            if waiting:
+                self.say(f"{text}; waiting for it")
+        if event.total:
+            self.bars.update(self.running[event.job][0], completed=event.done, total=event.total)
+
+    def _remove_bar(self, job: int) -> None:
+        if job in self.running:
+            self.bars.remove_task(self.running.pop(job)[0])
+
+    def job_done(self, outcome: Outcome) -> None:
+        """A job ended, well or not."""
+        self._remove_bar(outcome.number)
+        self.finished += 1
+        if self.total is not None:
+            self.bars.update(self.total, completed=self.finished)
+        if outcome.status == "failed":
+            self.say(f"job {outcome.number} ({outcome.name}) FAILED: {outcome.error}")
+        elif self.jobs > 1:
+            worked = ", ".join(self.seconds.get(outcome.number, [])) or "all from the store"
+            auroc = (outcome.metrics or {}).get("irl/auroc")
+            result = f"  AUROC {auroc:.3f}" if auroc is not None else ""
+            self.say(f"[{self.finished}/{self.jobs}] {outcome.name}: {worked}{result}")
+
+    def tables(self, tables: Sequence[Table]) -> None:
+        for table in tables:
+            rich = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="")
+            for number, column in enumerate(table.columns):
+                rich.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            previous = ""
+            for row in table.rows:
+                # A repeated first cell (the cell of a study) is shown once.
+                rich.add_row("" if row[0] == previous and len(table.columns) > 3 else row[0], *row[1:])
+                previous = row[0]
+            self.rich.print(rich)

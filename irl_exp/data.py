@@ -1,0 +1,177 @@
+"""Texts: prompt, completion, label; read from the embedded generator, a file or the hub, and split by prompt.
+
+A text belongs to the part of its prompt, so no prompt is ever in two parts:
+
+    sft      trains the reference policy                     fit     rlhf, refinetune, and what IRL fits
+    reward   labelled texts of the classifier R*, only       select  choices (a threshold) without looking at test
+                                                             test    seen by `evaluate` alone
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from irl_exp.config import CommentsConfig, DataConfig, FileConfig, JigsawConfig, RealToxicityPromptsConfig
+
+PARTS = ("fit", "select", "test", "reward", "sft")
+TextsConfig = JigsawConfig | RealToxicityPromptsConfig | FileConfig
+
+
+class DataError(Exception):
+    """Texts that cannot be read: names the file, the line, the field and the remedy."""
+
+
+def read(config: DataConfig) -> pd.DataFrame:
+    """All texts: columns prompt, completion (joined they are the text) and toxic (nullable boolean).
+
+    Raises:
+        DataError: a missing file, a line that is no object, a missing column, a label that is no number.
+    """
+    if isinstance(config, CommentsConfig):
+        from irl_exp.comments import write_comments
+
+        comments = write_comments(config.count, seed=config.seed)
+        rows = [(comment.prompt, comment.completion, comment.toxic) for comment in comments]
+        frame = pd.DataFrame(rows, columns=["prompt", "completion", "toxic"])
+        return frame.astype({"toxic": "boolean"})
+    return _texts(_table(config), config)
+
+
+def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """The same texts with a column `part`, drawn by prompt with the seed of the data.
+
+    Raises:
+        DataError: too few prompts for the parts that are asked for.
+    """
+    prompts = np.sort(frame["prompt"].unique())
+    prompts = np.random.default_rng(config.seed).permutation(prompts)
+    sizes = [config.fit_prompts, config.select_prompts, config.test_prompts]
+    rest = len(prompts) - sum(sizes)
+    if rest < 10:
+        raise DataError(
+            f"data={config.name} has {len(prompts)} distinct prompts; fit, select and test ask for {sum(sizes)} and "
+            f"10 more must be left. Lower data.fit_prompts, data.select_prompts or data.test_prompts."
+        )
+    sizes.append(round(rest * config.reward_fraction))
+    part = dict(zip(prompts, np.repeat(PARTS, [*sizes, len(prompts) - sum(sizes)]), strict=True))
+    return frame.assign(part=frame["prompt"].map(part))
+
+
+def prompts_of(texts: pd.DataFrame, part: str) -> list[str]:
+    """Distinct prompts of a part, in a fixed order."""
+    return sorted(texts.loc[texts["part"] == part, "prompt"].unique())
+
+
+def cut(text: str, words: int) -> tuple[str, str]:
+    """The first so many words, and the rest with the white space that separates it: joined they are the text."""
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    end = ends[min(words, len(ends)) - 1] if ends else 0
+    return text[:end], text[end:]
+
+
+def _table(config: TextsConfig) -> pd.DataFrame:
+    """The raw columns, nested objects flattened to dotted names."""
+    import tempfile
+
+    import datasets
+
+    if config.path is None:
+        dataset = datasets.load_dataset(str(config.hub), split=config.split)
+        return _pandas(dataset)
+    builder = _builder(config.path)
+    if builder == "json":
+        _check_lines(config.path, _columns(config))
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            dataset = datasets.load_dataset(builder, data_files=str(config.path), split="train", cache_dir=cache)
+            return _pandas(dataset)
+        except datasets.exceptions.DatasetGenerationError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise DataError(f"{config.path}: not a readable {builder} file: {cause}") from error
+
+
+def _pandas(dataset: Any) -> pd.DataFrame:
+    frame: pd.DataFrame = dataset.flatten().to_pandas()
+    return frame
+
+
+def _builder(path: Path) -> str:
+    """The reader of `datasets` for a file, by its ending."""
+    if not path.is_file():
+        raise DataError(f"data.path={path}: no such file.")
+    readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    if path.suffix not in readers:
+        raise DataError(f"data.path={path}: the ending must be one of {', '.join(readers)}.")
+    return readers[path.suffix]
+
+
+def _columns(config: TextsConfig) -> list[str]:
+    """The columns that must be there."""
+    texts = [config.text] if config.text else [config.prompt, config.completion]
+    return [column for column in [*texts, config.label] if column]
+
+
+def _check_lines(path: Path, columns: Sequence[str]) -> None:
+    """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
+            for column in columns:
+                _check_field(row, column, f"{path}, line {number}")
+
+
+def _check_field(row: dict[str, Any], column: str, where: str) -> None:
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise DataError(f"{where}: field '{column}' is missing; the line has {', '.join(sorted(row))}.")
+        value = value[key]
+
+
+def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
+    """prompt, completion and toxic out of the raw columns; texts of fewer than two words are left out."""
+    source = config.path or config.hub
+    missing = [column for column in _columns(config) if column not in table]
+    if missing:
+        raise DataError(
+            f"{source}: column '{missing[0]}' is missing; there are {', '.join(table.columns)}. "
+            "Name yours with data.prompt, data.completion, data.text and data.label (null: no labels)."
+        )
+    if config.text:
+        whole = table[config.text].fillna("").astype(str)
+        words = whole.str.split().str.len() // 2
+    else:
+        prompts = table[config.prompt].fillna("").astype(str)
+        whole = prompts + table[config.completion].fillna("").astype(str)
+        words = prompts.str.split().str.len()
+    words = words.clip(upper=config.max_prompt_words)
+    pairs = [cut(text, count) if count else ("", "") for text, count in zip(whole, words, strict=True)]
+    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
+    frame["toxic"] = _labels(table, config, str(source))
+    return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
+
+
+def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
+    """Nullable booleans: the label is at least 0.5."""
+    if config.label is None:
+        return pd.array([pd.NA] * len(table), dtype="boolean")
+    values = pd.to_numeric(table[config.label], errors="coerce")
+    wrong = values.isna() & table[config.label].notna()
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"{source}, row {row + 1}: label '{table[config.label].iloc[row]}' is not a number.")
+    labels = (values >= 0.5).astype("boolean")
+    labels[values.isna()] = pd.NA
+    return labels

@@ -1,0 +1,112 @@
+"""What can be known to fail before any long work: unreadable data, a folder that is no model, a hub out of reach.
+
+Only stages that will be computed are looked at: what the store already has needs neither file nor hub.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from irl_exp import data
+from irl_exp.chain import Step
+from irl_exp.config import CommentsConfig, DataConfig, ModelConfig, SequenceClassifierConfig
+
+
+class PreflightError(Exception):
+    """A stage that cannot succeed: what is wrong, where, and what to set instead."""
+
+
+def check(step: Step) -> None:
+    """Refuse a stage whose files, names or labels are not there.
+
+    Raises:
+        PreflightError, data.DataError: one clear message.
+    """
+    if step.stage == "data":
+        _check_data(step.config)  # type: ignore[arg-type]
+    elif step.stage == "reward" and isinstance(step.config, SequenceClassifierConfig):
+        _check_model("reward", step.config.path, step.config.hub, step.config.revision)
+    elif step.stage == "reward":
+        source = step.inputs["data"]
+        assert isinstance(source, Step)
+        _check_labels(source.config)  # type: ignore[arg-type]
+    elif step.stage == "sft":
+        model = step.inputs["model"]
+        assert isinstance(model, ModelConfig)
+        _check_model("model", model.path, model.hub, model.revision)
+
+
+@functools.cache
+def _check_data(config: DataConfig) -> None:
+    if isinstance(config, CommentsConfig) or config.path is not None:
+        data.split(data.read(config), config)
+    else:
+        _check_hub("data", str(config.hub), None, kind="dataset")
+
+
+@functools.cache
+def _check_labels(config: DataConfig) -> None:
+    """R* = classifier is fitted on labels, so both must be there."""
+    if isinstance(config, CommentsConfig):
+        return
+    if config.label is None:
+        raise PreflightError(
+            "reward=classifier is fitted on labelled texts, but data.label is not set. Set data.label to the column "
+            "of the label, or choose reward=roberta_toxicity (or reward=sequence_classifier reward.path=FOLDER)."
+        )
+    if config.path is None:
+        return
+    texts = data.split(data.read(config), config)
+    labels = texts.loc[texts["part"] == "reward", "toxic"].dropna()
+    if labels.nunique() < 2:
+        raise PreflightError(
+            f"reward=classifier needs texts of both labels; the reward part of {config.path} has {len(labels)} "
+            f"labelled texts, {int(labels.sum())} of them toxic (data.label={config.label}, toxic if at least 0.5)."
+        )
+
+
+@functools.cache
+def _check_model(field: str, path: Path | None, hub: str | None, revision: str | None) -> None:
+    if path is None:
+        if hub is not None:
+            _check_hub(field, hub, revision, kind="model")
+        return
+    config = path / "config.json"
+    if not config.is_file():
+        raise PreflightError(
+            f"{field}.path={path}: this is no model folder: it has no config.json. "
+            "Give a folder written by save_pretrained."
+        )
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PreflightError(f"{field}.path={path}: config.json is not valid JSON: {error}") from None
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
+
+
+@functools.cache
+def _check_hub(field: str, name: str, revision: str | None, *, kind: str) -> None:
+    """Look the name up on the hub, or in its cache on this machine."""
+    import huggingface_hub
+
+    try:
+        if kind == "model":
+            huggingface_hub.hf_hub_download(name, "config.json", revision=revision, etag_timeout=5)
+        elif not _is_cached(name):
+            huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=5)
+    except Exception as error:  # the hub client raises errors of several libraries, all of which mean the same here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PreflightError(
+            f"{field}.hub={name}: this {kind} is neither in the local cache nor within reach ({reason}). "
+            f"Set {field}.path to a local copy, or check the name and the connection."
+        ) from None
+
+
+def _is_cached(dataset: str) -> bool:
+    import huggingface_hub
+
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}" / "snapshots"
+    return folder.is_dir() and any(folder.iterdir())

@@ -1,0 +1,124 @@
+"""Where a stage runs: the device and precision, and the channel through which it reports while it works."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+State = Literal["computing", "waiting", "computed", "reused"]
+
+
+class DeviceError(Exception):
+    """The device or precision that was asked for is not there."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a job tells whoever watches it: the state of one of its stages, and how far it is."""
+
+    job: int
+    stage: str
+    state: State
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+Report = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device with the precision of its forward passes; weights are kept in float32."""
+
+    name: str
+    precision: Literal["fp32", "bf16"]
+    threads: int
+
+    @property
+    def bf16(self) -> bool:
+        return self.precision == "bf16"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+    def __str__(self) -> str:
+        hardware = f"{self.threads} thread(s)" if self.is_cpu else torch.cuda.get_device_name(self.name)
+        return f"{self.name} ({hardware}), {self.precision}"
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, and bf16 arithmetic where that is the precision."""
+        with torch.no_grad(), torch.autocast(self.name.split(":")[0], torch.bfloat16, enabled=self.bf16):
+            yield
+
+
+def find_device(device: str, precision: str, threads: int) -> Device:
+    """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it.
+
+    Raises:
+        DeviceError: the device does not exist here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = ("cuda:0" if gpus else "cpu") if device == "auto" else device
+    name = "cuda:0" if name == "cuda" else name
+    if name != "cpu" and int(name.split(":")[1]) >= gpus:
+        raise DeviceError(f"device={device}: this machine has {gpus} usable GPU(s). Set device=cpu or device=auto.")
+    if precision == "auto":
+        precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
+    return Device(name, "bf16" if precision == "bf16" else "fp32", threads)
+
+
+def prepare_process(device: Device) -> None:
+    """Settle what libraries would otherwise decide by the machine: threads, telemetry, chatter.
+
+    Results depend on the number of threads (the order of sums), so every process uses the same.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    torch.set_num_threads(device.threads)
+    import datasets
+    import threadpoolctl
+    import transformers
+
+    threadpoolctl.threadpool_limits(device.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@dataclass
+class Context:
+    """What a stage may use besides its config and inputs.
+
+    Attributes:
+        folder: where the files of the artifact go.
+        device: where tensors live.
+        log: takes one row of the stage's training curve, with its "step".
+        report: takes events; use `progress`.
+    """
+
+    folder: Path
+    device: Device
+    log: Callable[[Mapping[str, float]], None]
+    report: Report = field(default=lambda event: None)
+    job: int = 0
+    stage: str = ""
+    _last: float = 0.0
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far the stage is; cheap enough for every step."""
+        now = time.monotonic()
+        if now - self._last > 0.2 or done >= total:
+            self._last = now
+            self.report(Event(self.job, self.stage, "computing", done, total))

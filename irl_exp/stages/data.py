@@ -1,0 +1,25 @@
+"""Texts and their split by prompt: texts.parquet with prompt, completion, toxic, part."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from irl_exp import data
+from irl_exp.config import DataConfig
+from irl_exp.runtime import Context
+
+VERSION = 1
+
+
+def run(config: DataConfig, *, context: Context) -> dict[str, Any]:
+    texts = data.split(data.read(config), config)
+    texts.to_parquet(context.folder / "texts.parquet")
+    counts = texts["part"].value_counts()
+    prompts = {part: data.prompts_of(texts, part) for part in data.PARTS}
+    return {
+        "note": f"{len(texts):,} texts, {texts['prompt'].nunique():,} prompts",
+        "texts": {part: int(counts.get(part, 0)) for part in data.PARTS},
+        "prompts": {part: len(prompts[part]) for part in data.PARTS},
+        "prompts_sha256": {part: hashlib.sha256("\n".join(prompts[part]).encode()).hexdigest() for part in data.PARTS},
+    }

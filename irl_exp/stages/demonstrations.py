@@ -1,0 +1,79 @@
+"""What expert and reference write on the same prompts: demonstrations.parquet, one row a completion.
+
+Columns: part, prompt_id, policy (expert or baseline), sample, prompt, completion, prompt_ids, completion_ids, ended
+(with EOS) and the log-probability (nats) under both policies. The baseline is the exact reference of the expert's RL run, so what IRL
+explains is the RL and not the fine-tuning before it. Expert rows come first; row i of the expert and row i of the
+baseline have the same prompt and sample.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from irl_exp.config import DemonstrationsConfig
+from irl_exp.data import prompts_of
+from irl_exp.policies import Completions, Policy, generate, log_probabilities
+from irl_exp.runtime import Context
+
+VERSION = 1
+PARTS = ("fit", "select", "test")
+
+
+def run(
+    config: DemonstrationsConfig, *, expert: Path, reference: Path, data: Path, context: Context
+) -> dict[str, Any]:
+    policies = {"expert": Policy.load(expert, context.device), "baseline": Policy.load(reference, context.device)}
+    places = _places(pd.read_parquet(data / "texts.parquet"), config)
+    written = {
+        name: _write(policy, number, places, config, context) for number, (name, policy) in enumerate(policies.items())
+    }
+    both = written["expert"] + written["baseline"]
+    frame = pd.concat([places.assign(policy=name) for name in written], ignore_index=True)
+    frame = frame.join(both.frame().drop(columns="prompt"))
+    frame["ended"] = both.ended(policies["baseline"].eos)
+    for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
+        frame[column] = log_probabilities(policies[name], both, batch_size=config.batch_size)
+    frame.to_parquet(context.folder / "demonstrations.parquet")
+    return {
+        "note": f"{len(places):,} completions of each policy",
+        "completions": {part: int((frame["part"] == part).sum()) for part in PARTS},
+        "distinct_fraction": {
+            name: len(set(zip(part.prompts, part.texts, strict=True))) / len(part) for name, part in written.items()
+        },
+    }
+
+
+def _places(texts: pd.DataFrame, config: DemonstrationsConfig) -> pd.DataFrame:
+    """One row for each completion that a policy will write."""
+    prompts = [(part, prompt) for part in PARTS for prompt in prompts_of(texts, part)]
+    frame = pd.DataFrame(prompts, columns=["part", "prompt"])
+    frame["prompt_id"] = np.arange(len(frame))
+    frame = frame.loc[frame.index.repeat(config.completions_per_prompt)].reset_index(drop=True)
+    return frame.assign(sample=np.tile(np.arange(config.completions_per_prompt), len(prompts)))
+
+
+def _write(
+    policy: Policy, number: int, places: pd.DataFrame, config: DemonstrationsConfig, context: Context
+) -> Completions:
+    """Completions of one policy for all places. Each policy draws from its own stream of the seed."""
+    stream = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    is_test = places["part"] == "test"
+    # The places of test come last, so the two halves join in order.
+    halves = [(places[~is_test], config.greedy), (places[is_test], False)]
+    written = [
+        generate(
+            policy,
+            rows["prompt"].tolist(),
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            seed=stream + half,
+            greedy=greedy,
+            progress=lambda done, total: context.progress(number * len(places) + done, 2 * len(places)),
+        )
+        for half, (rows, greedy) in enumerate(halves)
+    ]
+    return written[0] + written[1]

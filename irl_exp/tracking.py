@@ -1,0 +1,294 @@
+"""The record of one run (one Hydra job): its files are the truth, Weights & Biases is a view of them.
+
+    with track("wandb", run_dir=folder, project="irl_exp", ...) as tracker:
+        tracker.log("irl", {"step": 3, "loss": 0.4})  # metrics.jsonl: {"irl/step": 3, "irl/loss": 0.4}
+        tracker.summarise({"evaluate/accuracy": 0.9})  # metrics.json
+
+The two files are written as the numbers come and survive a kill. W&B never asks, never blocks for long and
+never costs a run: without an account or a server it logs offline, and after an error the files still go on.
+This is the only file that imports wandb (0.8 s, so inside functions); it knows no machine learning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, SupportsFloat
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+
+# What each word of WANDB_MODE asks for.
+_WORDS: dict[str, Mode] = {"online": "online", "run": "online", "shared": "online"}
+_WORDS |= {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+# What every run would otherwise pay for; `pip freeze` (requirements) alone is half of its start.
+_SPARE = {"console": "off", "disable_code": True, "disable_git": True, "x_save_requirements": False}
+_SPARE |= {"x_disable_stats": True, "x_disable_machine_info": True}
+
+_decided: Mode | None = None  # what "wandb" means in this process
+
+
+class TrackingError(Exception):
+    """A number that cannot be recorded, or a tracking mode that does not exist."""
+
+
+def resolve_mode(mode: str) -> Mode:
+    """What W&B does in this process for `mode` "wandb", "offline" or "none"; TrackingError for another word.
+
+    "wandb" is WANDB_MODE where the environment has it, else the word of `wandb offline`, else online; without
+    an account it is offline, with one warning. Decided once per process, with no prompt and no network.
+    """
+    global _decided
+    if mode in ("offline", "none"):
+        return "offline" if mode == "offline" else "disabled"
+    if mode != "wandb":
+        raise TrackingError(f"tracking mode {mode!r} is none of 'wandb', 'offline', 'none'")
+    if _decided is None:
+        _decided = _decide()
+    return _decided
+
+
+def _decide() -> Mode:
+    word = os.environ.get("WANDB_MODE") or "online"
+    if word not in _WORDS:
+        raise TrackingError(f"WANDB_MODE={word!r} is none of {', '.join(_WORDS)}")
+    if _WORDS[word] != "online":
+        return _WORDS[word]
+    _quieten()
+    import wandb
+
+    try:
+        mode = _WORDS[wandb.setup().settings.mode]  # knows of `wandb offline` too, which writes a file
+        if mode != "online" or wandb.login(prompt=False, verify=False):
+            return mode
+        why = "no W&B account here (`wandb login` makes runs appear online)"
+    except Exception as error:  # a malformed key, an unreadable netrc, ...
+        why = f"the W&B account cannot be used ({_first_line(error)})"
+    log.warning("%s: runs are logged offline, `wandb sync` uploads them later", why)
+    return "offline"
+
+
+def _quieten() -> None:
+    """No word of wandb on the console, no crash reports to its makers, unless the environment says so."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+class Tracker:
+    """What a job may record while it runs: the same keys and values go to the files of `run_dir` and to W&B.
+
+    `url` is where an online run can be seen; `offline_folder` is what `sync_command` takes of an offline one.
+    """
+
+    def __init__(self, run_dir: Path, curves: IO[str], run: wandb.Run | None) -> None:
+        self.url: str | None = run.url if run else None
+        self.offline_folder: Path | None = Path(run.sync_dir) if run and run.offline else None
+        self._run_dir = run_dir
+        self._curves = curves
+        self._run = run
+        self._stages: set[str] = set()
+        self._summary: dict[str, float] = {}
+        self._troubled = False
+
+    def log(self, stage: str, row: Mapping[str, float]) -> None:
+        """Append one row of a stage's training curve, at the stage's own `row["step"]`; a NaN stays a NaN.
+
+        Raises TrackingError for a row without a step or a value that is no number.
+        """
+        if "step" not in row:
+            raise TrackingError(f"a row of {stage!r} has no 'step', only {', '.join(row) or 'nothing'}")
+        line = _numbers({f"{stage}/{key}": value for key, value in row.items()})
+        self._curves.write(json.dumps(line) + "\n")
+        self._curves.flush()  # to the kernel: a kill of this process loses no row
+        if stage not in self._stages:
+            self._stages.add(stage)
+            self._view(lambda run: run.define_metric(f"{stage}/*", step_metric=f"{stage}/step"))
+        self._view(lambda run: run.log(line))
+
+    def summarise(self, metrics: Mapping[str, float]) -> None:
+        """Add final numbers: metrics.json holds those of all calls, sorted, and is replaced as a whole.
+
+        Raises TrackingError with the keys of what is NaN, infinite or no number; nothing is written then.
+        """
+        numbers = _numbers(metrics)
+        if wild := [f"{key} = {value}" for key, value in numbers.items() if not math.isfinite(value)]:
+            raise TrackingError(f"a final number must be finite: {', '.join(wild)}")
+        self._summary |= numbers
+        draft = self._run_dir / "metrics.json.draft"
+        draft.write_text(json.dumps(self._summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.replace(self._run_dir / "metrics.json")
+        self._view(lambda run: run.summary.update(numbers))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table in W&B, one cell per column in each row; no file of ours holds it."""
+        self._view(lambda run: _send_table(run, name, columns, rows), waits=True)
+
+    def log_artifact(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Give W&B the files of `folder`, which may vanish afterwards but must not be rewritten in place.
+
+        They are linked into <run_dir>/wandb/artifacts. An offline run knows that place by its absolute path:
+        `wandb sync` of a run folder that was moved uploads everything but the artifacts.
+        """
+        self._view(lambda run: _send_artifact(run, name, kind, folder, metadata), waits=True)
+
+    def _finish(self, exit_code: int) -> None:
+        self._view(lambda run: run.finish(exit_code=exit_code))
+
+    def _view(self, show: Callable[[wandb.Run], object], *, waits: bool = False) -> None:
+        """Pass something on to W&B, whose troubles are told once and never reach the job.
+
+        What waits for an answer (20 s from a dead server) is no longer tried after the first trouble.
+        """
+        if self._run is None or (waits and self._troubled):
+            return
+        try:
+            show(self._run)
+        except Exception as error:
+            if not self._troubled:
+                remedy = f"wandb sync --include-online {_short(Path(self._run.sync_dir))}"
+                told = "W&B misses a part of this run (%s), the files in %s do not; `%s` may help afterwards"
+                log.warning(told, _first_line(error), self._run_dir, remedy)
+            self._troubled = True
+
+
+def _numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """The values as ints and floats that JSON knows: numpy and torch scalars are welcome, text is not."""
+    numbers: dict[str, float] = {}
+    for key, value in values.items():
+        if not isinstance(value, SupportsFloat):
+            raise TrackingError(f"{key} = {value!r} is not a number")
+        numbers[key] = int(value) if isinstance(value, Integral) else float(value)
+    return numbers
+
+
+def _send_table(run: wandb.Run, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    import wandb
+
+    run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+
+def _send_artifact(run: wandb.Run, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+    staging = Path(os.environ["WANDB_DATA_DIR"], "artifacts")
+    staging.mkdir(parents=True, exist_ok=True)
+    links = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
+    shutil.copytree(folder, links, copy_function=_link, dirs_exist_ok=True)
+    for file in sorted(path for path in links.rglob("*") if path.is_file()):
+        inside = file.relative_to(links).as_posix()
+        artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
+    run.log_artifact(artifact)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copy2(source, target)
+
+
+def _start(mode: Mode, init: Mapping[str, Any]) -> wandb.Run | None:
+    """A W&B run of its own: offline when online fails, None when there is to be none or W&B cannot start."""
+    global _decided
+    if mode == "disabled":
+        return None
+    _quieten()
+    import wandb
+
+    try:
+        return wandb.init(mode=mode, reinit="create_new", **init)  # the default returns the previous run
+    except Exception as error:
+        if mode == "offline":
+            log.warning("W&B cannot start (%s): %s has its own files only", _first_line(error), init["dir"])
+            return None
+        log.warning(
+            "W&B takes no runs online (%s): this run and those after it are offline", _first_line(error)
+        )
+    _decided = "offline"
+    return _start("offline", init)
+
+
+@contextmanager
+def _data_dir(folder: Path) -> Iterator[None]:
+    """Let wandb stage tables and manifests in `folder`, not in the home directory, away from the run."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+        if before is not None:
+            os.environ["WANDB_DATA_DIR"] = before
+
+
+@contextmanager
+def track(
+    mode: str,
+    *,
+    run_dir: Path,
+    project: str,
+    entity: str | None,
+    name: str,
+    group: str,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+    init_timeout: float = 30.0,
+    finish_timeout: float = 120.0,
+) -> Iterator[Tracker]:
+    """Record one run in `run_dir`: metrics.jsonl, metrics.json and, unless `mode` is "none", wandb/.
+
+    The metrics of an earlier attempt in that folder go. `config` is plain data: dicts, lists, numbers, text.
+    The timeouts are what a silent server may cost, in seconds. Whatever exception ends the block, Ctrl-C too,
+    passes on, and W&B shows the run as failed.
+    """
+    run_dir = run_dir.absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics.json").unlink(missing_ok=True)
+    patience = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
+    init = {"dir": run_dir, "project": project, "entity": entity, "name": name, "group": group, "tags": tags}
+    init |= {"config": dict(config), "settings": _SPARE | patience}
+    with (run_dir / "metrics.jsonl").open("w", encoding="utf-8") as curves, _data_dir(run_dir / "wandb"):
+        tracker = Tracker(run_dir, curves, _start(resolve_mode(mode), init))
+        exit_code = 1
+        try:
+            yield tracker
+            exit_code = 0
+        finally:
+            tracker._finish(exit_code)
+
+
+def sync_command(folders: Sequence[Path]) -> str:
+    """One shell command that uploads offline runs (`Tracker.offline_folder`s); "" when there are none.
+
+    Runs of one launch, <launch>/<job>/wandb/offline-run-*, become one pattern; `wandb sync` itself passes
+    over runs that were uploaded before. What lies below the current directory is named relative to it.
+    """
+    launches = Counter(folder.absolute().parents[2] for folder in folders)
+    patterns = [f"{_short(launch)}/*/wandb/offline-run-*" for launch, runs in launches.items() if runs > 1]
+    alone = [_short(folder) for folder in folders if launches[folder.absolute().parents[2]] == 1]
+    return " ".join(["wandb sync", *patterns, *alone]) if folders else ""
+
+
+def _short(path: Path) -> str:
+    path, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,0 +1,19 @@
+"""The one launcher: composes the config, checks it and runs the chain. `python launch.py --help` teaches the rest."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from irl_exp import planner
+
+
+@hydra.main(config_path="conf", config_name="config", **planner.VERSION_BASE)
+def main(config: DictConfig) -> dict[str, float]:
+    """One job. Any Hydra launcher may run it: the store makes sure that shared stages are computed once."""
+    return planner.run_job(config)
+
+
+if __name__ == "__main__":
+    planner.check_command_line(sys.argv[1:])
+    main()

@@ -1,0 +1,219 @@
+"""A stand-in for the W&B server: the few requests that wandb 0.31 makes for a run, on a free loopback port.
+
+with wandb_server() as server:
+    ...                             # in a process with WANDB_BASE_URL=server.url and WANDB_API_KEY=server.key
+server.runs["4ucm7xkp"].history     # what a person would see in the browser
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "me"
+
+
+@dataclass
+class RemoteRun:
+    """One run as the server knows it; `files` are the paths uploaded into the run's own folder."""
+
+    name: str = ""
+    project: str = ""
+    group: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+
+
+@dataclass
+class StandIn:
+    """What arrived: runs by id, artifacts by name (path -> bytes), and every request ("POST /graphql")."""
+
+    url: str = ""
+    key: str = "0123456789abcdef" * 2 + "01234567"
+    runs: dict[str, RemoteRun] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def only_run(self) -> RemoteRun:
+        (run,) = self.runs.values()
+        return run
+
+    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The `data` of one GraphQL reply; operations that are not known get an empty one."""
+        method = getattr(self, f"_{operation}", None)
+        return method(variables) if method else {}
+
+    def stream(self, run_id: str, body: dict[str, Any]) -> None:
+        """One file_stream request: new history lines, the whole summary, or the end of the run."""
+        run = self.runs.setdefault(run_id, RemoteRun())
+        files = body.get("files") or {}
+        run.history += [json.loads(line) for line in files.get("wandb-history.jsonl", {}).get("content", [])]
+        for line in files.get("wandb-summary.json", {}).get("content", []):
+            run.summary = json.loads(line)
+        if body.get("complete"):
+            run.exit_code = body.get("exitcode")
+
+    def store(self, path: str, content: bytes) -> None:
+        """An uploaded file: /up/run/<run>/<path>, or /up/artifact/<name>/<path>."""
+        _, _, kind, owner, name = path.split("/", 4)
+        if kind == "run":
+            self.runs.setdefault(owner, RemoteRun()).files.append(name)
+        else:
+            self.artifacts.setdefault(owner, {})[name] = content
+
+    def _Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "viewer": {"id": "u", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
+        }
+
+    def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"serverInfo": {"features": []}}
+
+    def _UpsertBucket(self, v: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.setdefault(v["name"], RemoteRun())
+        if v.get("config"):
+            run.config = {key: cell["value"] for key, cell in json.loads(v["config"]).items()}
+        known_as = {"name": "displayName", "group": "groupName", "project": "project", "tags": "tags"}
+        for ours, theirs in known_as.items():
+            if v.get(theirs):
+                setattr(run, ours, v[theirs])
+        project = {"id": "P", "name": run.project, "entity": {"id": "E", "name": ENTITY}}
+        bucket = {
+            "id": "B" + v["name"],
+            "name": v["name"],
+            "displayName": run.name,
+            "config": v.get("config"),
+        }
+        return {
+            "upsertBucket": {"bucket": bucket | {"project": project, "historyLineCount": 0}, "inserted": True}
+        }
+
+    def _CreateRunFiles(self, v: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/up/run/{v['run']}/{name}"} for name in v["files"]]
+        return {"createRunFiles": {"runID": "B" + v["run"], "uploadHeaders": [], "files": files}}
+
+    def _ArtifactType(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"project": None}
+
+    def _CreateArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
+        name = v["input"]["artifactCollectionName"]
+        self.artifacts[name] = {}
+        latest = {"id": "S" + name, "latestArtifact": None}
+        return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": latest}}}
+
+    def _CreateArtifactFiles(self, v: dict[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for spec in v["input"]["artifactFiles"]:
+            url = f"{self.url}/up/artifact/{spec['artifactID']}/{spec['name']}"
+            node = {"storagePath": "s/" + spec["name"], "uploadUrl": url, "uploadHeaders": []}
+            nodes.append(
+                {"node": node | {"uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}}
+            )
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def _manifest(self, identifier: str) -> dict[str, Any]:
+        url = f"{self.url}/up/artifact/{identifier}/.manifest"
+        return {
+            "artifactManifest": {"id": identifier, "file": {"id": "F", "uploadUrl": url, "uploadHeaders": []}}
+        }
+
+    def _CreateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
+        return {"createArtifactManifest": self._manifest(v["artifactID"])}
+
+    def _UpdateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
+        return {"updateArtifactManifest": self._manifest(v["artifactManifestID"])}
+
+    def _CommitArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
+        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "D"}}}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are gone are not news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    memory: StandIn
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        self.memory.requests.append(f"{self.command} {self.path}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+    def _body(self) -> bytes:
+        if self.memory.gone:  # a connection from before
+            raise ConnectionAbortedError
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(raw) if self.headers.get("Content-Encoding") == "gzip" else raw
+
+    def _reply(self, content: dict[str, Any]) -> None:
+        raw = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def do_GET(self) -> None:
+        self._reply({})
+
+    def do_PUT(self) -> None:
+        content = self._body()
+        with self.memory.lock:
+            self.memory.store(self.path, content)
+        self._reply({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        with self.memory.lock:
+            self._reply(self._answer(body))
+
+    def _answer(self, body: bytes) -> dict[str, Any]:
+        if self.path.endswith("/graphql"):
+            request = json.loads(body)
+            operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+            assert operation is not None, request
+            return {"data": self.memory.answer(operation[1], request.get("variables") or {})}
+        if run := re.search(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+            self.memory.stream(run[1], json.loads(body))
+        return {}
+
+
+@contextmanager
+def wandb_server() -> Iterator[StandIn]:
+    """Serve until the block ends; leaving it is how a test takes the network away."""
+    memory = StandIn()
+    handler = type("Handler", (_Handler,), {"memory": memory})
+    server = _Server(("127.0.0.1", 0), handler)
+    memory.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        memory.gone = True
+        server.shutdown()
+        server.server_close()
+        thread.join()
