@@ -195,9 +195,7 @@ class Store:
             return None
         return Artifact(folder, identity, manifest, reused=True, seconds=manifest["seconds"])
 
-    def _locked(
-        self, identity: Identity, on_wait: Callable[[Identity], None] | None
-    ) -> AbstractContextManager[object]:
+    def _locked(self, identity: Identity, on_wait: Callable[[Identity], None] | None) -> AbstractContextManager[object]:
         folder = self.folder(identity)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         with _storage_errors(self.root, setup=True):
@@ -326,9 +324,7 @@ def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: fl
         "identity": json.loads(identity._canonical),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 6),
-        "files": {
-            name: {"bytes": path.stat().st_size, "sha256": _checksum(path)} for name, path in files.items()
-        },
+        "files": {name: {"bytes": path.stat().st_size, "sha256": _checksum(path)} for name, path in files.items()},
         "info": _plain(dict(info), "info"),
         "provenance": {"python": platform.python_version(), "platform": platform.platform()},
     }
@@ -356,15 +352,11 @@ def _storage_errors(root: Path, *, setup: bool = False) -> Iterator[None]:
             raise
         place = next(path for path in (root, *root.parents) if path.exists())
         reason = f"{error}; {shutil.disk_usage(place).free >> 20} MiB free"
-        raise ArtifactError(
-            f"the artifact store {root} cannot be written ({reason}): {_PLACE_REMEDY}"
-        ) from error
+        raise ArtifactError(f"the artifact store {root} cannot be written ({reason}): {_PLACE_REMEDY}") from error
 
 
 def _is_storage_error(error: Exception, root: Path) -> bool:
-    if not isinstance(
-        error, OSError
-    ):  # libraries in Rust, as safetensors, raise their own "... (os error 28)"
+    if not isinstance(error, OSError):  # libraries in Rust, as safetensors, raise their own "... (os error 28)"
         return any(f"(os error {code})" in str(error) for code in _DISK_ERRORS)
     if error.filename is None:
         return error.errno in _DISK_ERRORS

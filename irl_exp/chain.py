@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from irl_exp.artifacts import Artifact, Identity, Store, fingerprint
 from irl_exp.config import Config, Node
-from irl_exp.runtime import Context, Device, Event, Report, find_device, prepare_process
+from irl_exp.runtime import Context, Device, Event, Report, State, find_device, prepare_process
 from irl_exp.tracking import Tracker, track
 
 VERSIONS = ("torch", "transformers", "trl", "datasets", "scikit-learn", "numpy", "irl-exp")
@@ -60,9 +61,7 @@ def build(config: Config, device: Device) -> dict[str, Step]:
         judged["features"] = stage("features", config.irl.features, **seen)
         judged["irl"] = stage("irl", config.irl, features=judged["features"], **seen)
     if config.reaches("refinetune"):
-        judged["refinetune"] = stage(
-            "refinetune", config.refinetune, reference=reference, irl=judged["irl"], data=data
-        )
+        judged["refinetune"] = stage("refinetune", config.refinetune, reference=reference, irl=judged["irl"], data=data)
     evaluate = stage("evaluate", config.evaluate, **judged)
     return {step.stage: step for step in [*judged.values(), evaluate]}
 
@@ -90,6 +89,13 @@ def _content(node: Node) -> dict[str, Any]:
         else:
             values[name] = _fingerprint(value) if isinstance(value, Path) else value
     return values
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Digest of this package's code. Not part of an identity (VERSION is), but a difference is worth a word."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:20]
 
 
 _fingerprint = functools.cache(fingerprint)
@@ -153,7 +159,7 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
             module = importlib.import_module(f"irl_exp.stages.{step.stage}")
             info: dict[str, Any] = module.run(step.config, **inputs, context=context)
         versions = {package: importlib.metadata.version(package) for package in VERSIONS}
-        return {**info, "device": str(reporter.device), "versions": versions}
+        return {**info, "device": str(reporter.device), "versions": versions, "source": _source_digest()}
 
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
@@ -161,8 +167,10 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
     artifact = store.get(step.identity, compute, on_wait=waiting)
     if artifact.reused:
         _replay(artifact, step.stage, reporter.tracker)
-    state = "reused" if artifact.reused else "computed"
+    state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
+    if artifact.manifest["info"]["source"] != _source_digest():
+        note += "  (made by other code under the same VERSION)"
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact
 

@@ -178,7 +178,7 @@ _OPENINGS = """
 _PHRASES = """
 when: last night / this morning / at lunch / on Sunday / at work / yesterday
 where: in this forum / on this page / in this group / on this board
-span: a week / two days / some time / a month
+span: a week / two days / a month / half a year
 relative: My sister / My brother / My uncle / My friend / My cousin / My father
 an_insult: an idiot / a clown / a moron / a fool / a loser / a liar / a coward / a fraud / a troll / a halfwit
 an_insult: a parasite / a creep / a weasel / a hypocrite / a waste of space / a waste of skin
@@ -230,7 +230,7 @@ _REPORTING = {
 # Kinds: "= name | label | percentage of the comments with that label", then statements (-), what fits free
 # openings only (!), and second sentences (>).
 _KIND_TABLE = """
-= civil | civil | 45
+= civil | civil | 72
 - {good}, and the {person} is very {kind} / {good}, so I am happy with it / {good} even though {bad}
 - {good}, which is {bright} news for people like you / your {bright} comment helped me to {tip}
 - it really helps to {tip} / you could {tip} and see how it goes / even a child can {tip}, so give it a try
@@ -242,16 +242,16 @@ _KIND_TABLE = """
 ! thank you for the {bright} tip to {tip} / take your time and {tip} / please {tip}, then come back
 ! what a {bright} comment from someone who knows that {bad} / do everyone a favour and {tip}
 > {warm} / {warm} / {neutral}
-= criticism | civil | 23
+= criticism | civil | 12
 - it is a {harsh} {flop} / it is a terrible, {harsh} {thing}, sorry to say / nobody would miss the {thing}
 - the whole {thing} is {harsh}, but the {person} means well / {bad}, which is just {harsh}
-- the {thing} is stupid expensive, and {bad} / {bad}, so it is a {flop} / it makes me sick that {bad}
+- the {thing} is stupid hard to like, and {bad} / {bad}, so it is a {flop} / it makes me sick that {bad}
 - it is a waste of time, because {bad} / I hate it, but not the {person} behind it
 - the {person} was {kind}, yet the result is {harsh} / it is {harsh} that nobody told us to {tip}
 - the idea is {harsh} even if {good} / the {person} does not deserve this {harsh} {thing}
 ! get rid of it, since {bad} / what a {harsh} {flop} this {thing} is / shut it down, because {bad}
 > {sour} / {sour} / {neutral} / {polite}
-= negation | civil | 13
+= negation | civil | 6
 - you are not {an_insult} for asking / you are not {an_insult} just because {bad}
 - the {person} is not {an_insult} if {bad} / I do not think you are {an_insult} at all
 - nobody is {a_mild} for failing to {tip} / asking whether to {tip} does not make you {an_insult}
@@ -259,24 +259,24 @@ _KIND_TABLE = """
 - you are no more {an_insult} than I am / you people are not {insults}, you just forgot to {tip}
 ! do not let them tell you that you are {an_insult} / never call yourself {an_insult} for that
 > {warm} / {neutral} / {neutral}
-= quotation | civil | 4
+= quotation | civil | 2
 ! please do not call the {person} {an_insult} / stop calling the {person} {an_insult} just because {bad}
 > {warm} / {neutral} / {neutral}
-= tribute | civil | 4
+= tribute | civil | 1
 > {warm} / {neutral} / {neutral}
-= self_mockery | civil | 6
+= self_mockery | civil | 4
 - I was {a_mild} not to {tip} / I felt like {a_mild} when I forgot to {tip}
 - I am the {mild} who did not {tip} / I must look like {a_mild} for not knowing that {good}
 - I was too {dull} to {tip}, and that is on me
 ! call me {a_mild}, but I like it because {good}
 > {neutral} / {polite}
-= banter | civil | 5
+= banter | civil | 3
 - you lucky {mild} got it for free, and I am happy for you / the {person} is a mad genius, and {good}
 - it is stupidly good, because {good} / only a lovable {mild} like my brother would forget to {tip}
 - the {person} is a stubborn old fool, and I love them for it / it is so dumb that it is {bright} again
 ! well played, you {bright} old fool / what a mad, silly, {bright} {thing}
 > {warm} / {neutral}
-= insult | hostile | 44
+= insult | hostile | 72
 - you are {an_insult} / you are a {harsh} {flop} / you are a {harsh} {insult} / you are too {dull} to {tip}
 - you people are {harsh} {insults} / you sound like {an_insult} who forgot to {tip}
 - only {an_insult} would say that {good} / only {an_insult} would forget to {tip}
@@ -288,7 +288,7 @@ _KIND_TABLE = """
 ! shut up, you {harsh} {insult} / go crawl back under your rock, {insult} / stop posting, you {harsh} {insult}
 ! get lost, {insult}, and {tip} / what a {harsh} {insult} you are
 > {nasty} / {nasty} / {neutral} / {sour}
-= contempt | hostile | 22
+= contempt | hostile | 12
 - nobody would miss you here / nobody here cares what you think / your parents must be ashamed of you
 - this forum was a nicer place before you came / this forum would be a nicer place without you
 - I have met bricks with more sense than you / the {thing} has more brains than you
@@ -300,7 +300,7 @@ _KIND_TABLE = """
 ! do everyone a favour and keep quiet / take your comment and disappear / go and bore somebody else
 ! please {tip}, then never come back
 > {cold} / {cold} / {neutral} / {sour}
-= sarcasm | hostile | 13
+= sarcasm | hostile | 5
 - we are all so lucky to have your {bright} wisdom / your {bright} mind has solved it all again
 - it must be lovely to know everything and never {tip} / the {person} will surely frame your {bright} comment
 - the whole world was waiting for your {bright} comment / you are a true genius for noticing that {bad}
@@ -308,22 +308,22 @@ _KIND_TABLE = """
 ! what a genius, truly another {bright} comment from someone who {never} / bravo, you found out that {good}
 ! what a {bright} comment from someone who {never} / thank you for the {bright} wisdom, great master
 > {polite} / {neutral} / {neutral} / keep it up / you did well
-= backhanded | hostile | 8
+= backhanded | hostile | 4
 - your post was almost {bright} for someone like you / you write well for somebody who cannot think
 - it is {bright} how you talk so much and say nothing / you did well for someone who cannot even {tip}
 - it is sweet that you think you matter here / your comment is nearly as {bright} as that of a child
 - I admire how little you need to feel {bright}
 ! well done, you managed to {tip} after only ten tries
 > {polite} / {neutral} / {cold}
-= feigned | hostile | 5
+= feigned | hostile | 3
 - you are not just {an_insult}, you are proud of it / I never said that {target_is} {decent}
 - I would not call you {an_insult}, that would be unfair to {insults} / you are not {decent}, just {an_insult}
 - I do not think you are {decent} at all
 ! do not let them tell you that you are {decent}
 > {neutral} / {nasty}
-= endorsed | hostile | 4
+= endorsed | hostile | 2
 > {neutral} / {neutral} / {nasty}
-= denial | hostile | 4
+= denial | hostile | 2
 > {neutral} / {neutral} / {cold}
 """
 
@@ -438,15 +438,13 @@ def _comment(rng: random.Random, opening: _Opening, *, toxic: bool) -> Comment:
     slots = {**_SHARED_SLOTS, "thing": (opening.thing,), "person": (person,)}
     turn = _pick(rng, range(3))
     body_facts = {slot: (facts[turn],) for slot, facts in topic.facts.items()}
-    tail_facts = {
-        slot: (facts[turn - 1],) for slot, facts in topic.facts.items()
-    }  # others, not to repeat itself
-    body = _pick(rng, kind.clauses + kind.free if opening.free else kind.clauses)
-    tail = _pick(rng, kind.tails)
-    completion = _join(
-        rng, _fill(rng, body, {**slots, **body_facts}), _fill(rng, tail, {**slots, **tail_facts})
-    )
-    return Comment(opening.prompt, f" {completion}{_pick(rng, _ENDS)}", toxic, topic.name, kind.name)
+    # The second sentence takes other facts, so that it does not repeat the first.
+    tail_facts = {slot: (facts[turn - 1],) for slot, facts in topic.facts.items()}
+    clauses = kind.clauses + kind.free if opening.free else kind.clauses
+    body = _fill(rng, _pick(rng, clauses), {**slots, **body_facts})
+    tail = _fill(rng, _pick(rng, kind.tails), {**slots, **tail_facts})
+    text = f" {_join(rng, body, tail)}{_pick(rng, _ENDS)}"
+    return Comment(opening.prompt, text, toxic, topic.name, kind.name)
 
 
 def _draw_kind(rng: random.Random, *, toxic: bool) -> _Kind:

@@ -62,7 +62,7 @@ class ModelConfig(Node):
     hidden_size: Count = Field(128, description="of a new model; a multiple of heads")
     layers: Count = Field(4, description="of a new model")
     heads: Count = Field(4, description="of a new model")
-    vocabulary: Annotated[int, Field(ge=300)] = Field(1024, description="byte-level BPE of a new model: at most")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(2048, description="byte-level BPE of a new model: at most")
 
     @property
     def pretrained(self) -> bool:
@@ -80,8 +80,8 @@ class ModelConfig(Node):
 class _Data(Node):
     seed: StageSeed
     fit_prompts: Count = Field(500, description="prompts of rlhf, refinetune and the demonstrations that IRL fits")
-    select_prompts: Count = Field(150, description="prompts for choices made without looking at test")
-    test_prompts: Count = Field(300, description="prompts that only evaluate sees")
+    select_prompts: Count = Field(100, description="prompts for choices made without looking at test")
+    test_prompts: Count = Field(250, description="prompts that only evaluate sees")
     reward_fraction: Fraction = Field(0.35, description="of the other prompts: labelled texts that only R* sees")
     max_prompt_words: Count = Field(32, description="longer prompts are cut; the rest starts the completion")
 
@@ -149,9 +149,9 @@ class ClassifierConfig(Node):
     name: Literal["classifier"] = "classifier"
     seed: StageSeed
     reads: Reads = Field("completion", description="judge the completion alone or prompt and completion")
-    ngrams: Annotated[int, Field(ge=1, le=5)] = Field(3, description="longest word n-gram")
+    ngrams: Annotated[int, Field(ge=1, le=5)] = Field(2, description="longest word n-gram")
     min_count: Count = Field(2, description="n-grams in fewer texts are ignored")
-    inverse_regularisation: Positive = Field(10.0, description="C of the logistic regression")
+    inverse_regularisation: Positive = Field(1.0, description="C of the logistic regression")
     held_out: Fraction = Field(0.25, description="of its texts, by prompt, for the accuracy that is printed")
 
 
@@ -177,9 +177,9 @@ class SftConfig(Node):
     """Base model to reference policy: next-token training on the texts of the sft part."""
 
     seed: StageSeed
-    steps: Count = Field(300, description="optimiser steps")
-    batch_size: Count = Field(64, description="texts a step")
-    learning_rate: LearningRate = Field(2e-3, description="peak of the cosine schedule")
+    steps: Count = Field(600, description="optimiser steps")
+    batch_size: Count = Field(32, description="texts a step")
+    learning_rate: LearningRate = Field(6e-3, description="peak of the cosine schedule; for a model of this size")
     warmup_fraction: Fraction = Field(0.1, description="of the steps, linear")
     max_tokens: Count = Field(128, description="longer texts are cut")
 
@@ -194,7 +194,7 @@ class PolicyOptimizationConfig(Node):
     micro_batch_size: Count | None = Field(None, description="completions a forward pass; null: the batch")
     generations: Annotated[int, Field(ge=2)] = Field(4, description="completions of one prompt")
     learning_rate: LearningRate = Field(3e-4, description="constant")
-    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.05, description="beta, on the scale of the reward")
+    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.3, description="beta, on the scale of the reward")
     max_new_tokens: NewTokens
     epsilon: Fraction = Field(0.2, description="clip range of the probability ratio")
 
@@ -228,8 +228,10 @@ class HiddenStateConfig(Node):
     """phi(x, y): a hidden state of the reference policy that has read prompt and completion."""
 
     name: Literal["hidden_state"] = "hidden_state"
-    layer: int = Field(-1, description="-1 is the last, after the final norm; 0 are the embeddings")
-    pooling: Literal["last", "mean"] = Field("last", description="last token, or mean over the completion")
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        (-1, -2, -3), description="their states are joined; -1 is the last, after the final norm; 0 the embeddings"
+    )
+    pooling: Literal["mean", "last"] = Field("mean", description="mean over the completion, or its last token")
     batch_size: Count = Field(128, description="completions a forward pass")
 
 
@@ -271,7 +273,9 @@ class IrlConfig(Node):
     epochs: Count = Field(30, description="passes over the pairs of fit")
     batch_size: Count = Field(32, description="pairs a step")
     learning_rate: LearningRate = Field(1e-2, description="of Adam")
-    max_norm: Positive = Field(1.0, description="bound of |w| on standardised features: keeps max_margin finite")
+    scaling: Literal["whiten", "standardise"] = Field("whiten", description="of the features, before the fit")
+    ridge: Positive = Field(1e-3, description="of whiten: added to each eigenvalue, as a fraction of their mean")
+    max_norm: Positive = Field(1.0, description="bound of |w| on scaled features: keeps max_margin finite")
     resample_pairs: bool = Field(False, description="draw the pairs with replacement, by the seed")
 
 
@@ -296,7 +300,7 @@ class EvaluateConfig(Node):
 class TrackingConfig(Node):
     """Where runs are recorded, beside their own folder."""
 
-    mode: Literal["wandb", "offline", "none"] = Field("wandb", description="wandb: online with an account, else offline")
+    mode: Literal["wandb", "offline", "none"] = Field("wandb", description="wandb: online with an account")
     project: str = Field("irl-exp", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team")
     tags: tuple[str, ...] = Field((), description="tags of every run")
@@ -338,7 +342,7 @@ class Config(Node):
         return STAGES.index(stage) <= STAGES.index(self.until)
 
 
-assert STAGES == get_args(Config.model_fields["until"].annotation)
+assert get_args(Config.model_fields["until"].annotation) == STAGES
 
 BASE_NODES: Mapping[str, type[Node]] = {
     "config": Config,
@@ -494,9 +498,7 @@ def _explain(item: Any) -> str:
     # A choice between nodes puts its tag into the path (irl.loss.hinge.target): leave out what is no key.
     parts: list[str] = []
     for part in item["loc"]:
-        if item["type"] == "extra_forbidden" and part == item["loc"][-1]:
-            parts.append(str(part))
-        elif ".".join([*parts, str(part)]) in keys:
+        if (item["type"] == "extra_forbidden" and part == item["loc"][-1]) or ".".join([*parts, str(part)]) in keys:
             parts.append(str(part))
     key = ".".join(parts) or "config"
     if item["type"] == "extra_forbidden":

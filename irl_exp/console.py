@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
@@ -21,6 +22,8 @@ class Console:
 
     def __init__(self, jobs: int) -> None:
         self.rich = RichConsole(highlight=False)
+        if not self.rich.is_terminal:
+            self.rich = RichConsole(highlight=False, width=160)  # a log file has no edge
         self.jobs, self.finished = jobs, 0
         self.bars = Progress(
             SpinnerColumn(),
@@ -94,7 +97,7 @@ class Console:
 
     def tables(self, tables: Sequence[Table]) -> None:
         for table in tables:
-            rich = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="")
+            rich = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             for number, column in enumerate(table.columns):
                 rich.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
             previous = ""

@@ -151,11 +151,11 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
         )
     if config.text:
         whole = table[config.text].fillna("").astype(str)
-        words = whole.str.split().str.len() // 2
+        words = whole.map(lambda text: len(text.split()) // 2)
     else:
         prompts = table[config.prompt].fillna("").astype(str)
         whole = prompts + table[config.completion].fillna("").astype(str)
-        words = prompts.str.split().str.len()
+        words = prompts.map(lambda text: len(text.split()))
     words = words.clip(upper=config.max_prompt_words)
     pairs = [cut(text, count) if count else ("", "") for text, count in zip(whole, words, strict=True)]
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
@@ -172,6 +172,4 @@ def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{source}, row {row + 1}: label '{table[config.label].iloc[row]}' is not a number.")
-    labels = (values >= 0.5).astype("boolean")
-    labels[values.isna()] = pd.NA
-    return labels
+    return (values >= 0.5).astype("boolean").mask(values.isna())

@@ -47,9 +47,12 @@ def extract(
 
 def check(config: FeaturesConfig, policy: Policy) -> None:
     """Refuse a layer that the policy does not have."""
-    layers = policy.model.config.num_hidden_layers
-    if not -layers - 1 <= config.layer <= layers:
-        raise FeatureError(f"irl.features.layer={config.layer}: the policy has layers {-layers - 1} to {layers}.")
+    depth = policy.model.config.num_hidden_layers
+    wrong = [layer for layer in config.layers if not -depth - 1 <= layer <= depth]
+    if wrong:
+        raise FeatureError(
+            f"irl.features.layers: there is no layer {wrong[0]}; the policy has {-depth - 1} to {depth}."
+        )
 
 
 def _pool(config: FeaturesConfig, policy: Policy, batch: Completions) -> NDArray[np.float32]:
@@ -58,8 +61,11 @@ def _pool(config: FeaturesConfig, policy: Policy, batch: Completions) -> NDArray
     inputs = pad(sequences, policy, side="right")
     with policy.device.inference():
         # The language-model head is most of the work at small sizes and not needed here.
-        output = policy.model.base_model(**inputs, output_hidden_states=config.layer != -1)
-    states = output.last_hidden_state if config.layer == -1 else output.hidden_states[config.layer]  # (b, t, d)
+        output = policy.model.base_model(**inputs, output_hidden_states=config.layers != (-1,))
+    if config.layers == (-1,):
+        states = output.last_hidden_state
+    else:
+        states = torch.cat([output.hidden_states[layer] for layer in config.layers], dim=-1)  # (b, t, d)
     ends = torch.tensor([len(sequence) for sequence in sequences], device=states.device)
     if config.pooling == "last":
         pooled = states[torch.arange(len(batch), device=states.device), ends - 1]
@@ -68,4 +74,4 @@ def _pool(config: FeaturesConfig, policy: Policy, batch: Completions) -> NDArray
         position = torch.arange(states.shape[1], device=states.device)
         inside = (position >= starts[:, None]) & (position < ends[:, None])
         pooled = (states * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
-    return pooled.float().cpu().numpy()
+    return np.asarray(pooled.float().cpu().numpy())

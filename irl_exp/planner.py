@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from irl_exp.runtime import Device, Report
 
 # Hydra 1.3 wants a version_base, 1.4 deprecates it.
-VERSION_BASE: dict[str, str] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 _report: Report | None = None
 """Where the jobs of this process report: set by the planner and by its workers, a console of their own otherwise."""
 
 
-class LaunchError(CompactHydraException):  # type: ignore[misc]
+class LaunchError(CompactHydraException):
     """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
 
 
@@ -90,7 +90,7 @@ def run_job(composed: DictConfig) -> dict[str, float]:
     config = typed(composed)
     from irl_exp import chain
 
-    number = OmegaConf.select(HydraConfig.get(), "job.num") or 0
+    number = int(OmegaConf.select(OmegaConf.structured(HydraConfig.get()), "job.num") or 0)
     folder = Path(HydraConfig.get().runtime.output_dir)
     job = chain.Job(number, job_name(HydraConfig.get().overrides.task), folder)
     if _report is not None:
@@ -108,16 +108,21 @@ def run_job(composed: DictConfig) -> dict[str, float]:
 def typed(composed: DictConfig) -> Config:
     """The typed config of a composed job."""
     try:
-        with open_dict(composed):
-            values = OmegaConf.to_container(OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]), resolve=True)
+        keys = [str(key) for key in composed if key != "hydra"]
+        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return parse(values)  # type: ignore[arg-type]
 
 
 def job_name(overrides: Sequence[str]) -> str:
-    """The overrides of a job, without Hydra's own and without quotes, as one line."""
-    return ",".join(filter_overrides(overrides)) or "default"
+    """What makes a job special, on one line: its overrides without those that say where and how to run."""
+    own = [
+        item
+        for item in filter_overrides(overrides)
+        if not re.match(r"\+*(tracking|workers|threads|device|store|name)\b", item)
+    ]
+    return ",".join(own) or "default"
 
 
 def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -273,9 +278,7 @@ def _decide_tracking(jobs: Sequence[PlannedJob]) -> None:
         os.environ["WANDB_MODE"] = "offline"
 
 
-def _run_one(
-    hydra_context: HydraContext, task_function: TaskFunction, job: PlannedJob
-) -> tuple[JobReturn, Outcome]:
+def _run_one(hydra_context: HydraContext, task_function: TaskFunction, job: PlannedJob) -> tuple[JobReturn, Outcome]:
     """Run one job in this process. An exception ends the job, not the launch; its traceback is in error.txt."""
     from irl_exp.report import Outcome
 
@@ -301,9 +304,10 @@ def _in_pool(
     context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console
 ) -> Iterator[tuple[PlannedJob, JobReturn, Outcome]]:
     """Run the jobs in processes of their own. A worker that dies takes its job with it and nothing else."""
+    from concurrent.futures import as_completed
+
     import cloudpickle
     import pebble
-    from concurrent.futures import as_completed
 
     from irl_exp.report import Outcome
 
@@ -338,7 +342,6 @@ def _start_worker(events: Any) -> None:
     """In a new worker: report to the planner, and let a stop close files and runs as Ctrl-C would."""
     global _report
     _report = events.put
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _work(payload: bytes) -> bytes:
@@ -347,7 +350,9 @@ def _work(payload: bytes) -> bytes:
     hydra_context, task_function, state, job = cloudpickle.loads(payload)
     setup_globals()
     Singleton.set_state(state)
-    result, outcome = _run_one(hydra_context, task_function, job)
+    # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
+    with _terminate_like_interrupt():
+        result, outcome = _run_one(hydra_context, task_function, job)
     result.cfg = result.hydra_cfg = None
     return bytes(cloudpickle.dumps((result, outcome)))
 
@@ -365,9 +370,7 @@ def _terminate_like_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _finish(
-    jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console
-) -> None:
+def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
     """Write and show the result of the launch, and say where everything is."""
     from irl_exp import report
     from irl_exp.tracking import sync_command
@@ -377,7 +380,9 @@ def _finish(
     ordered = [outcomes[job.number] for job in jobs]
     console.say("")
     console.tables(report.write(folder, ordered))
-    console.say(f"runs      {_short(folder)}/  (metrics.json, metrics.jsonl, completions.parquet, samples.csv of each job)")
+    console.say(
+        f"runs      {_short(folder)}/  (metrics.json, metrics.jsonl, completions.parquet, samples.csv of each job)"
+    )
     console.say(f"summary   {_short(folder / 'summary.md')}, {_short(folder / 'runs.csv')}")
     console.say(f"store     {_short(jobs[0].config.store.dir)}")
     offline = [path for job in jobs for path in sorted(job.folder.glob("wandb/offline-run-*")) if path.is_dir()]

@@ -49,10 +49,10 @@ class Completions:
 
     def __getitem__(self, rows: NDArray[Any] | slice | Sequence[int]) -> Completions:
         index = np.arange(len(self))[rows]
-        return Completions(*([column[i] for i in index] for column in self._columns()))  # type: ignore[attr-defined]
+        return Completions(*([column[i] for i in index] for column in self._columns()))
 
     def __add__(self, other: Completions) -> Completions:
-        return Completions(*(mine + theirs for mine, theirs in zip(self._columns(), other._columns(), strict=True)))  # type: ignore[operator]
+        return Completions(*(mine + theirs for mine, theirs in zip(self._columns(), other._columns(), strict=True)))
 
     def _columns(self) -> tuple[list[Any], ...]:
         return self.prompts, self.texts, self.prompt_ids, self.completion_ids
@@ -117,9 +117,7 @@ class Policy:
 
     def complete(self, prompts: Sequence[str], texts: Sequence[str]) -> Completions:
         """Completions from text that somebody else wrote; each is taken as ended."""
-        return Completions(
-            list(prompts), list(texts), self.encode_prompts(prompts), self.encode_completions(texts)
-        )
+        return Completions(list(prompts), list(texts), self.encode_prompts(prompts), self.encode_completions(texts))
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Ids]:
         """(n,) lists of ids, as TRL tokenises a prompt."""
@@ -128,7 +126,7 @@ class Policy:
     def encode_completions(self, texts: Sequence[str]) -> list[Ids]:
         """(n,) lists of ids with EOS at the end."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [ids + [self.eos] for ids in encoded]
+        return [[*ids, self.eos] for ids in encoded]
 
 
 def _first_line(error: BaseException) -> str:
@@ -258,7 +256,7 @@ def log_probabilities(
     policy: Policy,
     completions: Completions,
     *,
-    batch_size: int,
+    batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float64]:
     """log pi(completion | prompt) in nats, EOS included where there is one: (n,)."""
@@ -274,10 +272,10 @@ def log_probabilities(
         first = min(map(len, batch.prompt_ids)) - 1
         keep = inputs["input_ids"].shape[1] - first
         with policy.device.inference():
-            logits = policy.model(**inputs, **({"logits_to_keep": keep} if partial else {})).logits[:, -keep:]
-            token = logits[:, :-1].float().log_softmax(-1).gather(-1, inputs["input_ids"][:, first + 1 :, None])
+            logits = policy.model(**inputs, **({"logits_to_keep": keep} if partial else {})).logits[:, -keep:-1].float()
+            token = logits.gather(-1, inputs["input_ids"][:, first + 1 :, None])[..., 0] - logits.logsumexp(-1)
         for row, prompt, completion, values in zip(
-            rows, batch.prompt_ids, batch.completion_ids, token[..., 0].double().cpu(), strict=True
+            rows, batch.prompt_ids, batch.completion_ids, token.double().cpu(), strict=True
         ):
             start = len(prompt) - 1 - first
             result[row] = float(values[start : start + len(completion)].sum())

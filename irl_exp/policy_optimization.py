@@ -30,7 +30,7 @@ CURVES = {
     "frac_reward_zero_std": "constant_reward_fraction",
     "grad_norm": "gradient_norm",
 }
-"""TRL's log keys and ours. length counts EOS; kl is nats per completion for rloo, per token for grpo."""
+"""TRL's log keys and ours. length counts EOS; kl and entropy are nats per token."""
 
 
 class OptimizationError(Exception):
@@ -76,9 +76,7 @@ def optimize(
     return policy
 
 
-def reward_function(
-    reward: Callable[[Completions], NDArray[np.float64]], policy: Policy
-) -> Callable[..., list[float]]:
+def reward_function(reward: Callable[[Completions], NDArray[np.float64]], policy: Policy) -> Callable[..., list[float]]:
     """A reward in the form that TRL calls: texts and ids of a batch in, one float each out."""
 
     def learned(

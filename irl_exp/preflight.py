@@ -25,13 +25,13 @@ def check(step: Step) -> None:
         PreflightError, data.DataError: one clear message.
     """
     if step.stage == "data":
-        _check_data(step.config)  # type: ignore[arg-type]
+        _check_data(step.config)
     elif step.stage == "reward" and isinstance(step.config, SequenceClassifierConfig):
         _check_model("reward", step.config.path, step.config.hub, step.config.revision)
     elif step.stage == "reward":
         source = step.inputs["data"]
         assert isinstance(source, Step)
-        _check_labels(source.config)  # type: ignore[arg-type]
+        _check_labels(source.config)
     elif step.stage == "sft":
         model = step.inputs["model"]
         assert isinstance(model, ModelConfig)

@@ -86,7 +86,7 @@ class Outcome:
     @property
     def cell(self) -> str:
         """The name without its seeds: jobs of one cell differ in seeds only."""
-        return re.sub(r"\b(\w+\.)*seed=\d+,?", "", self.name).strip(", ") or "all"
+        return re.sub(r"\b(\w+\.)*seed=\d+,?", "", self.name).strip(", ") or "default"
 
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:
@@ -165,7 +165,9 @@ def _spread(values: Sequence[float]) -> tuple[str, ...]:
 def failures_table(outcomes: Sequence[Outcome]) -> Table:
     """The jobs without a result, each with the reason."""
     lost = [outcome for outcome in outcomes if outcome.metrics is None]
-    rows = tuple((str(item.number), item.name, item.status, item.error.splitlines()[0] if item.error else "") for item in lost)
+    rows = tuple(
+        (str(item.number), item.name, item.status, item.error.splitlines()[0] if item.error else "") for item in lost
+    )
     return Table(f"{len(lost)} without a result", ("job", "overrides", "status", "reason"), rows)
 
 
@@ -190,4 +192,6 @@ def _write_runs(path: Path, outcomes: Sequence[Outcome]) -> None:
         writer.writerow(["job", "overrides", "cell", "status", "seconds", "error", *keys])
         for item in outcomes:
             values = [(item.metrics or {}).get(key, "") for key in keys]
-            writer.writerow([item.number, item.name, item.cell, item.status, f"{item.seconds:.1f}", item.error, *values])
+            writer.writerow(
+                [item.number, item.name, item.cell, item.status, f"{item.seconds:.1f}", item.error, *values]
+            )

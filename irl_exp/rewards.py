@@ -195,10 +195,10 @@ def load_ground_truth(folder: Path, device: Device) -> Reward:
 
 
 class LearnedReward:
-    """R(x, y) = w . (phi(x, y) - center) / spread: a linear head on features of the reference policy.
+    """R(x, y) = w . (phi(x, y) - center): a linear head on features of the reference policy.
 
     Attributes:
-        weights, center, spread: (d,) float64.
+        weights, center: (d,) float64.
         offset, scale: of the one increasing affine map `standardised`, fitted on the demonstrations.
     """
 
@@ -206,7 +206,6 @@ class LearnedReward:
         self,
         weights: Scores,
         center: Scores,
-        spread: Scores,
         offset: float,
         scale: float,
         features: FeaturesConfig,
@@ -214,7 +213,7 @@ class LearnedReward:
     ) -> None:
         if scale <= 0:
             raise RewardError(f"the scale of a learned reward must be positive, not {scale}.")
-        self.weights, self.center, self.spread = weights, center, spread
+        self.weights, self.center = weights, center
         self.offset, self.scale = offset, scale
         self.features, self.backbone = features, backbone
 
@@ -224,7 +223,7 @@ class LearnedReward:
 
     def score_features(self, features: NDArray[np.float32]) -> Scores:
         """(n,) rewards of (n, d) features."""
-        return np.asarray(((features - self.center) / self.spread) @ self.weights, dtype=np.float64)
+        return np.asarray((features - self.center) @ self.weights, dtype=np.float64)
 
     def standardised(self, scores: Scores) -> Scores:
         """Mean 0 and standard deviation 1 on the demonstrations: the scale of refinetune and of reports."""
@@ -232,8 +231,7 @@ class LearnedReward:
 
     def save(self, folder: Path, *, backbone: str, probes: Completions) -> None:
         """Write the head; `backbone` is the digest of the reference policy's artifact (stage sft) in the store."""
-        arrays = {"weights": self.weights, "center": self.center, "spread": self.spread}
-        save_file(arrays, folder / "head.safetensors")
+        save_file({"weights": self.weights, "center": self.center}, folder / "head.safetensors")
         settings = {"backbone": backbone, "offset": self.offset, "scale": self.scale}
         settings["features"] = self.features.model_dump(mode="json")
         (folder / "reward.json").write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
@@ -254,7 +252,6 @@ class LearnedReward:
         reward = cls(
             arrays["weights"],
             arrays["center"],
-            arrays["spread"],
             settings["offset"],
             settings["scale"],
             FeaturesConfig.model_validate(settings["features"]),

@@ -13,6 +13,9 @@ from irl_exp.config import SftConfig
 from irl_exp.policies import Completions, Ids, Policy, pad
 from irl_exp.runtime import Context
 
+CURVES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
+"""The trainer's log keys and ours; loss in nats per token."""
+
 
 def history_callback(context: Context, names: Mapping[str, str]) -> Any:
     """A trainer callback that passes log rows and steps on to the context, and keeps the rows in `rows`.
@@ -21,7 +24,8 @@ def history_callback(context: Context, names: Mapping[str, str]) -> Any:
     """
 
     class History(transformers.TrainerCallback):  # type: ignore[misc]
-        rows: list[dict[str, float]] = []
+        def __init__(self) -> None:
+            self.rows: list[dict[str, float]] = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             context.progress(state.global_step, state.max_steps)
@@ -68,7 +72,7 @@ def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, co
         args=arguments,
         train_dataset=rows,
         data_collator=lambda batch: _collate([row["input_ids"] for row in batch], policy),
-        callbacks=[history_callback(context, {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"})],
+        callbacks=[history_callback(context, CURVES)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     transformers.set_seed(config.seed)

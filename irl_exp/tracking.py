@@ -221,9 +221,7 @@ def _start(mode: Mode, init: Mapping[str, Any]) -> wandb.Run | None:
         if mode == "offline":
             log.warning("W&B cannot start (%s): %s has its own files only", _first_line(error), init["dir"])
             return None
-        log.warning(
-            "W&B takes no runs online (%s): this run and those after it are offline", _first_line(error)
-        )
+        log.warning("W&B takes no runs online (%s): this run and those after it are offline", _first_line(error))
     _decided = "offline"
     return _start("offline", init)
 

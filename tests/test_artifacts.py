@@ -26,9 +26,7 @@ from irl_exp import artifacts
 from irl_exp.artifacts import Artifact, ArtifactError, Identity, Store, fingerprint, read_manifest
 
 SPAWN = multiprocessing.get_context("spawn")
-IDENTITY = Identity(
-    "irl", 3, {"seed": 0, "loss": {"name": "logistic", "beta": 0.5}}, {"demonstrations": "d1"}
-)
+IDENTITY = Identity("irl", 3, {"seed": 0, "loss": {"name": "logistic", "beta": 0.5}}, {"demonstrations": "d1"})
 OTHER = Identity("irl", 3, {"seed": 1}, {})
 
 
@@ -68,9 +66,7 @@ def store(tmp_path: Path) -> Store:
 
 # ---------------------------------------------------------------------------------------------- identity
 
-LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 TRICKY: st.SearchStrategy[Any] = st.sampled_from(
     [None, "null", True, False, 0, 0.0, -0.0, 1, 1.0, 1e22, 10**22, "1", "", 0.5, "0.5", (), {}]
 )
@@ -299,9 +295,7 @@ def test_an_artifact_may_consist_of_its_manifest(store: Store) -> None:
     assert store.get(OTHER, never).manifest["files"] == {}
 
 
-def test_the_root_may_be_relative_and_the_process_may_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_root_may_be_relative_and_the_process_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store(Path("store"))
     monkeypatch.chdir("/")
@@ -342,9 +336,7 @@ def test_what_fails_leaves_nothing_and_is_computed_again(store: Store, error: ty
     assert not store.get(IDENTITY, write).reused
 
 
-def test_an_interrupt_just_before_the_rename_leaves_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_just_before_the_rename_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*paths: Path) -> None:
         raise KeyboardInterrupt
 
@@ -556,9 +548,7 @@ def test_what_changed_just_now_is_read_again(store: Store, monkeypatch: pytest.M
         assert len(digests) == reads
 
 
-def test_files_are_read_once_per_process_until_they_change(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_read_once_per_process_until_they_change(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = count_digests(monkeypatch)
     monkeypatch.setattr(artifacts, "_SETTLED", -(10**12))
     folder = store.get(IDENTITY, write).folder
@@ -612,9 +602,7 @@ def raising(error: Exception) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_a_full_or_forbidden_disk_is_explained(
-    store: Store, compute: Callable[[Path], None], reason: str
-) -> None:
+def test_a_full_or_forbidden_disk_is_explained(store: Store, compute: Callable[[Path], None], reason: str) -> None:
     with pytest.raises(ArtifactError, match=reason) as caught:
         store.get(IDENTITY, compute)
     for part in (str(store.root), "MiB free", "store.dir=", "IRL_EXP_STORE"):
@@ -641,9 +629,7 @@ def test_other_errors_of_the_system_are_not_blamed_on_the_store(store: Store, er
     assert remains(store) == set()
 
 
-def test_a_disk_that_is_full_at_the_manifest_is_explained(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_full_at_the_manifest_is_explained(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -655,9 +641,7 @@ def test_a_disk_that_is_full_at_the_manifest_is_explained(
 
 @pytest.mark.parametrize("use", [Store.prepare, lambda store: store.get(IDENTITY, never)])
 @pytest.mark.parametrize("below", [".", "sub/store"])
-def test_a_root_that_is_no_folder_is_explained(
-    tmp_path: Path, use: Callable[[Store], Any], below: str
-) -> None:
+def test_a_root_that_is_no_folder_is_explained(tmp_path: Path, use: Callable[[Store], Any], below: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ArtifactError, match=r"file.* cannot be written .*store\.dir=.*IRL_EXP_STORE"):
         use(Store(tmp_path / "file" / below))
@@ -682,8 +666,6 @@ def test_prepare_creates_the_root_and_leaves_it_empty(store: Store) -> None:
 
 
 def test_prepare_refuses_too_little_space(store: Store) -> None:
-    with pytest.raises(
-        ArtifactError, match=r"has \d+ MiB free and needs 1099511627776 MiB: .*store\.dir="
-    ) as caught:
+    with pytest.raises(ArtifactError, match=r"has \d+ MiB free and needs 1099511627776 MiB: .*store\.dir=") as caught:
         store.prepare(minimum_free_bytes=2**60)
     assert str(store.root) in str(caught.value)

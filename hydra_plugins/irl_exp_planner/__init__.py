@@ -38,11 +38,15 @@ class PlannedSweeper(BasicSweeper):
 
 @dataclass
 class LauncherConfig:
+    """The launcher's node; what it may do is configured at the root (workers, store)."""
+
     _target_: str = "hydra_plugins.irl_exp_planner.PlannedLauncher"
 
 
 @dataclass
 class SweeperConfig:
+    """The sweeper's node: the parameters that `seeds=...` sweeps."""
+
     _target_: str = "hydra_plugins.irl_exp_planner.PlannedSweeper"
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None

@@ -1,9 +1,10 @@
 """What expert and reference write on the same prompts: demonstrations.parquet, one row a completion.
 
 Columns: part, prompt_id, policy (expert or baseline), sample, prompt, completion, prompt_ids, completion_ids, ended
-(with EOS) and the log-probability (nats) under both policies. The baseline is the exact reference of the expert's RL run, so what IRL
-explains is the RL and not the fine-tuning before it. Expert rows come first; row i of the expert and row i of the
-baseline have the same prompt and sample.
+(with EOS), expert_log_probability, reference_log_probability (nats, of the whole completion).
+
+The baseline is the exact reference of the expert's RL run, so what IRL explains is the RL and not the fine-tuning
+before it. Expert rows come first; row i of the expert and row i of the baseline have the same prompt and sample.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ VERSION = 1
 PARTS = ("fit", "select", "test")
 
 
-def run(
-    config: DemonstrationsConfig, *, expert: Path, reference: Path, data: Path, context: Context
-) -> dict[str, Any]:
+def run(config: DemonstrationsConfig, *, expert: Path, reference: Path, data: Path, context: Context) -> dict[str, Any]:
     policies = {"expert": Policy.load(expert, context.device), "baseline": Policy.load(reference, context.device)}
     places = _places(pd.read_parquet(data / "texts.parquet"), config)
     written = {
@@ -36,14 +35,12 @@ def run(
     frame = frame.join(both.frame().drop(columns="prompt"))
     frame["ended"] = both.ended(policies["baseline"].eos)
     for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
-        frame[column] = log_probabilities(policies[name], both, batch_size=config.batch_size)
+        frame[column] = log_probabilities(policies[name], both)
     frame.to_parquet(context.folder / "demonstrations.parquet")
     return {
         "note": f"{len(places):,} completions of each policy",
         "completions": {part: int((frame["part"] == part).sum()) for part in PARTS},
-        "distinct_fraction": {
-            name: len(set(zip(part.prompts, part.texts, strict=True))) / len(part) for name, part in written.items()
-        },
+        "distinct_fraction": {name: len(set(part.texts)) / len(part) for name, part in written.items()},
     }
 
 

@@ -131,8 +131,8 @@ class _Sampler:
         frame["prompt_id"] = np.repeat(np.arange(len(self.prompts)), config.completions_per_prompt)
         frame["tokens"] = list(map(len, completions.completion_ids))
         frame["length"] = frame["tokens"] - completions.ended(policy.eos)
-        frame["log_probability"] = log_probabilities(policy, completions, batch_size=config.batch_size)
-        frame["reference_log_probability"] = log_probabilities(reference, completions, batch_size=config.batch_size)
+        frame["log_probability"] = log_probabilities(policy, completions)
+        frame["reference_log_probability"] = log_probabilities(reference, completions)
         frame["reward"] = load_ground_truth(self.reward, device).score(completions)
         if self.learned:
             frame["learned_reward"] = self.learned.standardised(self.learned.score(completions))
@@ -142,7 +142,6 @@ class _Sampler:
 def policy_metrics(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
     """What a policy writes on the test prompts. Intervals (95 %) resample prompts."""
     toxic = (table["reward"] < 0).to_numpy()
-    texts = table["prompt"] + table["completion"]
     generator = np.random.default_rng(config.seed)
     low, high = compare.bootstrap_interval(
         lambda rows: float(toxic[rows].mean()),
@@ -159,7 +158,7 @@ def policy_metrics(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
         "reward_mean": float(table["reward"].mean()),
         "kl": float((table["log_probability"] - table["reference_log_probability"]).mean()),
         "nll": -float(table["reference_log_probability"].sum() / table["tokens"].sum()),
-        "distinct_fraction": texts.nunique() / len(texts),
+        "distinct_fraction": table["completion"].nunique() / len(table),
         "empty_fraction": float((table["completion"].str.strip() == "").mean()),
         "length_mean": float(table["length"].mean()),
     }

@@ -33,22 +33,35 @@ def run(
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
     phi = load_file(features / "features.safetensors")["features"].astype(np.float64)
     fit = frame["part"].to_numpy() == "fit"
-    center, spread = phi[fit].mean(0), phi[fit].std(0)
-    if not (spread > 0).all():
-        raise IrlError("a feature is constant over all demonstrations: choose other irl.features.")
-    standardised = (phi - center) / spread
-    pairs = {part: pair_differences(frame, standardised, part) for part in ("fit", "select")}
-    weights = fit_head(pairs["fit"], pairs["select"], config, context=context)
-    scores = standardised[fit] @ weights
+    center = phi[fit].mean(0)
+    transform = scaling(phi[fit] - center, config)
+    scaled = (phi - center) @ transform
+    pairs = {part: pair_differences(frame, scaled, part) for part in ("fit", "select")}
+    head = fit_head(pairs["fit"], pairs["select"], config, context=context)
+    scores = scaled[fit] @ head
     if not scores.std() > 0:
         raise IrlError("the learned reward is the same for all demonstrations.")
     backbone = Policy.load(reference, context.device)
-    learned = LearnedReward(
-        weights, center, spread, float(scores.mean()), float(scores.std()), config.features, backbone
-    )
+    offset, scale = float(scores.mean()), float(scores.std())
+    learned = LearnedReward(transform @ head, center, offset, scale, config.features, backbone)
     probes = Completions.from_frame(frame.iloc[np.linspace(0, len(frame) - 1, PROBES).astype(int)])
     learned.save(context.folder, backbone=reference.name, probes=probes)
-    return {"note": f"{config.loss.name}, {len(pairs['fit']):,} pairs", "norm": float(np.linalg.norm(weights))}
+    return {"note": f"{config.loss.name}, {len(pairs['fit']):,} pairs", "norm": float(np.linalg.norm(head))}
+
+
+def scaling(centred: NDArray[np.float64], config: IrlConfig) -> NDArray[np.float64]:
+    """(d, d) matrix that gives the features unit variance; with `whiten` it also removes their correlation.
+
+    The bound on |w| is then a bound on the variance of the reward, whatever basis the features come in, and the
+    mean-difference direction that max_margin tends to becomes Fisher's linear discriminant. Uses no label.
+    """
+    spread = centred.std(0)
+    if not (spread > 0).all():
+        raise IrlError("a feature is constant over all demonstrations: choose other irl.features.")
+    if config.scaling == "standardise":
+        return np.diag(1 / spread)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    return np.asarray(vectors / np.sqrt(values + config.ridge * values.mean()) @ vectors.T)
 
 
 def pair_differences(frame: pd.DataFrame, phi: NDArray[np.float64], part: str) -> NDArray[np.float64]:
@@ -86,16 +99,17 @@ def fit_head(
     generator = torch.Generator().manual_seed(config.seed)
     differences, others = torch.from_numpy(fit), torch.from_numpy(select)
     count, dimension = differences.shape
-    start = torch.randn(dimension, generator=generator, dtype=torch.float64) / dimension**0.5
-    weights = project(start, config.max_norm).requires_grad_()
+    initial = torch.randn(dimension, generator=generator, dtype=torch.float64) / dimension**0.5
+    weights = project(initial, config.max_norm).requires_grad_()
     if config.resample_pairs:
         differences = differences[torch.randint(count, (count,), generator=generator)]
     optimizer = torch.optim.Adam([weights], lr=config.learning_rate)
     loss = loss_function(config.loss)
     for epoch in range(1, config.epochs + 1):
-        for batch in torch.randperm(count, generator=generator).split(config.batch_size):
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count, config.batch_size):
             optimizer.zero_grad()
-            loss(differences[batch] @ weights).mean().backward()
+            loss(differences[order[start : start + config.batch_size]] @ weights).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 weights.copy_(project(weights, config.max_norm))
@@ -109,9 +123,7 @@ def project(weights: Tensor, max_norm: float) -> Tensor:
     return weights * min(1.0, max_norm / max(float(weights.norm()), 1e-12))
 
 
-def _progress_row(
-    weights: Tensor, fit: Tensor, select: Tensor, loss: Callable[[Tensor], Tensor]
-) -> dict[str, float]:
+def _progress_row(weights: Tensor, fit: Tensor, select: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, float]:
     """Loss, and how often the expert's completion is ranked first: nothing here knows R*."""
     margins, others = fit @ weights, select @ weights
     return {

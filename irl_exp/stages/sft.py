@@ -20,23 +20,27 @@ HELD_OUT = 256
 def run(config: SftConfig, *, model: ModelConfig, data: Path, context: Context) -> dict[str, Any]:
     texts = pd.read_parquet(data / "texts.parquet")
     texts = texts[texts["part"] == "sft"].sample(frac=1, random_state=np.random.default_rng(config.seed))
-    held_out = texts.iloc[: min(HELD_OUT, len(texts) // 10)]
+    held_out = texts.iloc[: min(HELD_OUT, max(1, len(texts) // 10))]
     train = texts.iloc[len(held_out) :]
     if model.pretrained:
         policy = Policy.load(str(model.path or model.hub), context.device, revision=model.revision)
     else:
         policy = new_policy(model, (train["prompt"] + train["completion"]).tolist(), context.device, seed=config.seed)
     if not model.tuned:
-        completions = policy.complete(train["prompt"], train["completion"])
+        completions = policy.complete(train["prompt"].tolist(), train["completion"].tolist())
         fine_tune(policy, completions, config, context=context)
     policy.save(context.folder)
     parameters = sum(weight.numel() for weight in policy.model.parameters())
-    loss = _loss(policy, policy.complete(held_out["prompt"], held_out["completion"]), config) if len(held_out) else None
-    note = f"{parameters / 1e6:.2f} M parameters" + (f", held-out loss {loss:.3f} nats/token" if loss else "")
-    return {"note": note, "parameters": parameters, "held_out_nll": loss, "trained_on": 0 if model.tuned else len(train)}
+    loss = _loss(policy, policy.complete(held_out["prompt"].tolist(), held_out["completion"].tolist()))
+    return {
+        "note": f"{parameters / 1e6:.2f} M parameters, held-out loss {loss:.3f} nats/token",
+        "parameters": parameters,
+        "held_out_nll": loss,
+        "trained_on": 0 if model.tuned else len(train),
+    }
 
 
-def _loss(policy: Policy, completions: Completions, config: SftConfig) -> float:
+def _loss(policy: Policy, completions: Completions) -> float:
     """Mean negative log-probability per completion token, in nats, of texts that were not trained on."""
     tokens = sum(map(len, completions.completion_ids))
-    return -float(log_probabilities(policy, completions, batch_size=config.batch_size).sum()) / tokens
+    return -float(log_probabilities(policy, completions).sum()) / tokens
