@@ -169,7 +169,7 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
         _replay(artifact, step.stage, reporter.tracker)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
-    if artifact.manifest["info"]["source"] != _source_digest():
+    if artifact.manifest["info"].get("source") != _source_digest():
         note += "  (made by other code under the same VERSION)"
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact

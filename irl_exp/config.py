@@ -8,6 +8,7 @@ under `conf/` hold named points only. Nothing here imports a heavy library: `--h
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -41,7 +42,14 @@ def _exists(path: Path | None) -> Path | None:
     return path and path.expanduser()
 
 
+def _is_model(path: Path | None) -> Path | None:
+    if path is not None and not (path / "config.json").is_file():
+        raise ValueError("this is no model folder: it has no config.json. Give a folder that save_pretrained wrote")
+    return path
+
+
 ExistingPath = Annotated[Path, AfterValidator(_exists)]
+ModelPath = Annotated[ExistingPath, AfterValidator(_is_model)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -55,7 +63,7 @@ class ModelConfig(Node):
     """The base language model: `path`, else `hub`, else a new GPT-NeoX (Pythia) model of the given size."""
 
     name: str = Field("tiny", description="shown in tables and run names")
-    path: ExistingPath | None = Field(None, description="local folder that AutoModelForCausalLM opens; wins over hub")
+    path: ModelPath | None = Field(None, description="local folder that AutoModelForCausalLM opens; wins over hub")
     hub: str | None = Field(None, description="name on the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     tuned: bool = Field(False, description="the checkpoint is the reference policy as it is: no SFT")
@@ -161,7 +169,7 @@ class SequenceClassifierConfig(Node):
     name: Literal["sequence_classifier"] = "sequence_classifier"
     seed: StageSeed
     reads: Reads = Field("completion", description="judge the completion alone or prompt and completion")
-    path: ExistingPath | None = Field(None, description="local folder of the classifier; wins over hub")
+    path: ModelPath | None = Field(None, description="local folder of the classifier; wins over hub")
     hub: str | None = Field("s-nlp/roberta_toxicity_classifier", description="name on the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     civil: str = Field("neutral", description="exact name of the label that is not toxic")
@@ -466,13 +474,16 @@ def nearest(key: str, names: list[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def check_key(key: str) -> None:
+def check_override(key: str, value: str) -> None:
     """Refuse an override of a key or group that does not exist, before Hydra suggests to add it with '+'.
 
     Raises:
         ConfigError: names the key and the nearest right name.
     """
     key = key.split("@")[0]
+    if key in known_groups() and re.fullmatch(r"[\d.,+-]+", value):
+        options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+        raise ConfigError(f"{key}={value}: {key} is a config group; choose one of {options}.")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in known_groups() or key in known_keys():
         return
     hint = nearest(key, known_groups() if "/" in key else known_keys() + known_groups())

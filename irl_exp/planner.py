@@ -32,7 +32,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from irl_exp.config import Config, ConfigError, check_key, parse
+from irl_exp.config import Config, ConfigError, check_override, parse
 
 if TYPE_CHECKING:
     from irl_exp.chain import Step
@@ -78,9 +78,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
         return
     try:
         for argument in arguments:
-            override = re.match(r"(?:(?:\+\+?)?([A-Za-z_][\w./@-]*)=|~([A-Za-z_][\w./@-]*))", argument)
-            if override:
-                check_key(override[1] or override[2])
+            override = re.match(r"(?:\+\+?|~)?([A-Za-z_][\w./@-]*)(?:=(.*))?", argument)
+            if override and ("=" in argument or argument.startswith("~")):
+                check_override(override[1], override[2] or "")
     except ConfigError as error:
         sys.exit(f"{error}")
 
@@ -296,7 +296,9 @@ def _run_one(hydra_context: HydraContext, task_function: TaskFunction, job: Plan
     error: BaseException = result._return_value
     trace = job.folder / "error.txt"
     trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    reason = f"{(str(error).strip() or type(error).__name__).splitlines()[0]} (traceback: {trace})"
+    message = (str(error).strip() or "no message").splitlines()[0]
+    kind = "" if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: "
+    reason = f"{kind}{message} (traceback: {_short(trace)})"
     return result, Outcome(job.number, job.name, job.folder, "failed", seconds, error=reason)
 
 

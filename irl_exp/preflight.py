@@ -6,7 +6,6 @@ Only stages that will be computed are looked at: what the store already has need
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 from irl_exp import data
@@ -72,41 +71,23 @@ def _check_model(field: str, path: Path | None, hub: str | None, revision: str |
     if path is None:
         if hub is not None:
             _check_hub(field, hub, revision, kind="model")
-        return
-    config = path / "config.json"
-    if not config.is_file():
-        raise PreflightError(
-            f"{field}.path={path}: this is no model folder: it has no config.json. "
-            "Give a folder written by save_pretrained."
-        )
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PreflightError(f"{field}.path={path}: config.json is not valid JSON: {error}") from None
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+    elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
 
 
 @functools.cache
 def _check_hub(field: str, name: str, revision: str | None, *, kind: str) -> None:
-    """Look the name up on the hub, or in its cache on this machine."""
+    """Look the name up in the hub's cache on this machine, then on the hub."""
     import huggingface_hub
 
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    if folder.is_dir() and any(folder.iterdir()):
+        return
     try:
-        if kind == "model":
-            huggingface_hub.hf_hub_download(name, "config.json", revision=revision, etag_timeout=5)
-        elif not _is_cached(name):
-            huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=5)
-    except Exception as error:  # the hub client raises errors of several libraries, all of which mean the same here
+        huggingface_hub.HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=5)
+    except Exception as error:  # the client raises errors of several libraries, all of which mean the same here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PreflightError(
             f"{field}.hub={name}: this {kind} is neither in the local cache nor within reach ({reason}). "
             f"Set {field}.path to a local copy, or check the name and the connection."
         ) from None
-
-
-def _is_cached(dataset: str) -> bool:
-    import huggingface_hub
-
-    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}" / "snapshots"
-    return folder.is_dir() and any(folder.iterdir())
