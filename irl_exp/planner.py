@@ -187,8 +187,7 @@ def _plan(
     composed = [_compose(context, overrides, first + index) for index, overrides in enumerate(job_overrides)]
     configs = _check_all(composed)
     # Everything below imports torch: only now that the configs are known to be right.
-    from irl_exp import chain, preflight
-    from irl_exp.artifacts import Store
+    from irl_exp import chain
     from irl_exp.runtime import find_device
 
     jobs = []
@@ -198,13 +197,28 @@ def _plan(
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)
         jobs.append(PlannedJob(first + index, name, folder, composition, config, chain.build(config, device)))
+    _preflight(jobs)
+    return jobs, device
+
+
+def _preflight(jobs: Sequence[PlannedJob]) -> None:
+    """Look at what the missing stages will need; every distinct complaint is in the one error."""
+    from irl_exp import preflight
+    from irl_exp.artifacts import Store
+    from irl_exp.data import DataError
+
+    complaints: dict[str, None] = {}
     for job in jobs:
         store = Store(job.config.store.dir)
         store.prepare()
         for step in job.steps.values():
-            if step.identity not in store:
-                preflight.check(step)
-    return jobs, device
+            try:
+                if step.identity not in store:
+                    preflight.check(step)
+            except (preflight.PreflightError, DataError) as error:
+                complaints[str(error)] = None
+    if complaints:
+        raise preflight.PreflightError("\n".join(complaints))
 
 
 def _compose(context: LaunchContext, overrides: Sequence[str], number: int) -> DictConfig:
