@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,9 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
             module = importlib.import_module(f"irl_exp.stages.{step.stage}")
             info: dict[str, Any] = module.run(step.config, **inputs, context=context)
         versions = {package: importlib.metadata.version(package) for package in VERSIONS}
-        return {**info, "device": str(reporter.device), "versions": versions, "source": _source_digest()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process so far
+        made_by = {"device": str(reporter.device), "versions": versions, "source": _source_digest(), "peak_mib": peak}
+        return {**info, **made_by}
 
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))

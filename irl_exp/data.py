@@ -82,6 +82,7 @@ def _table(config: TextsConfig) -> pd.DataFrame:
 
     import datasets
 
+    datasets.disable_progress_bars()
     if config.path is None:
         dataset = datasets.load_dataset(str(config.hub), split=config.split)
         return _pandas(dataset)
