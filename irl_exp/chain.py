@@ -7,8 +7,8 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import resource
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +92,16 @@ def _content(node: Node) -> dict[str, Any]:
     return values
 
 
+def _peak_mib() -> float | None:
+    """The largest resident size of this process so far; unknown on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 @functools.cache
 def _source_digest() -> str:
     """Digest of this package's code. Not part of an identity (VERSION is), but a difference is worth a word."""
@@ -160,8 +170,8 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
             module = importlib.import_module(f"irl_exp.stages.{step.stage}")
             info: dict[str, Any] = module.run(step.config, **inputs, context=context)
         versions = {package: importlib.metadata.version(package) for package in VERSIONS}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process so far
-        made_by = {"device": str(reporter.device), "versions": versions, "source": _source_digest(), "peak_mib": peak}
+        made_by: dict[str, Any] = {"device": str(reporter.device), "versions": versions, "source": _source_digest()}
+        made_by["peak_mib"] = _peak_mib()
         return {**info, **made_by}
 
     def waiting(identity: Identity) -> None:
