@@ -5,13 +5,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from irl_exp import planner
+from irl_exp import jobs, planner
 
 
 @hydra.main(config_path="conf", config_name="config", **planner.VERSION_BASE)
 def main(config: DictConfig) -> dict[str, float]:
     """One job. Any Hydra launcher may run it: the store makes sure that shared stages are computed once."""
-    return planner.run_job(config)
+    return jobs.run_job(config)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,20 @@ VERSIONS = ("torch", "transformers", "trl", "datasets", "scikit-learn", "numpy",
 SAMPLES = 10
 
 
+class StageError(Exception):
+    """A stage that failed; says which. `digest` is the identity that could not be computed."""
+
+    def __init__(self, stage: str, digest: str, error: BaseException) -> None:
+        message = (str(error).strip() or "no message").splitlines()[0]
+        kind = "" if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: "
+        super().__init__(f"{stage}: {kind}{message}")
+        self.stage, self.digest, self.error = stage, digest, error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled from its parts: the default would call the constructor with the message."""
+        return StageError, (self.stage, self.digest, self.error)
+
+
 @dataclass(frozen=True)
 class Step:
     """One stage of one run: what it computes from what. Equal identities are computed once."""
@@ -166,8 +180,8 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
             name: store.folder(value.identity) if isinstance(value, Step) else value
             for name, value in step.inputs.items()
         }
+        module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         with _history(folder, step.stage, reporter) as context:
-            module = importlib.import_module(f"irl_exp.stages.{step.stage}")
             info: dict[str, Any] = module.run(step.config, **inputs, context=context)
         versions = {package: importlib.metadata.version(package) for package in VERSIONS}
         made_by: dict[str, Any] = {"device": str(reporter.device), "versions": versions, "source": _source_digest()}
@@ -177,7 +191,10 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
 
-    artifact = store.get(step.identity, compute, on_wait=waiting)
+    try:
+        artifact = store.get(step.identity, compute, on_wait=waiting)
+    except Exception as error:
+        raise StageError(step.stage, step.identity.digest, error) from error
     if artifact.reused:
         _replay(artifact, step.stage, reporter.tracker)
     state: State = "reused" if artifact.reused else "computed"

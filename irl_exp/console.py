@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -38,6 +39,8 @@ class Console:
         self.total: TaskID | None = None
         self.running: dict[int, tuple[TaskID, str]] = {}
         self.seconds: dict[int, list[str]] = {}
+        self.done: set[int] = set()
+        self.lock = threading.RLock()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -48,13 +51,22 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bars away; what is said from now on stays."""
         self.bars.stop()
 
     def say(self, text: str) -> None:
         self.rich.print(text, markup=False, soft_wrap=True)
 
     def show(self, event: Event) -> None:
-        """One event of a job."""
+        """One event of a job. Events of a pool come from another thread and may come after the job's end."""
+        with self.lock:
+            if event.job not in self.done:
+                self._show(event)
+
+    def _show(self, event: Event) -> None:
         if event.state in ("computing", "waiting"):
             self._bar(event)
             return
@@ -83,12 +95,16 @@ class Console:
 
     def job_done(self, outcome: Outcome) -> None:
         """A job ended, well or not."""
-        self._remove_bar(outcome.number)
+        with self.lock:
+            self._remove_bar(outcome.number)
+            self.done.add(outcome.number)
         self.finished += 1
         if self.total is not None:
             self.bars.update(self.total, completed=self.finished)
         if outcome.status == "failed":
             self.say(f"job {outcome.number} ({outcome.name}) FAILED: {outcome.error}")
+        elif outcome.status == "not run":
+            self.say(f"job {outcome.number} ({outcome.name}) not run: {outcome.error}")
         elif self.jobs > 1:
             worked = ", ".join(self.seconds.get(outcome.number, [])) or "all from the store"
             auroc = (outcome.metrics or {}).get("irl/auroc")

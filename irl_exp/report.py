@@ -82,6 +82,7 @@ class Outcome:
     seconds: float = 0.0
     error: str = ""
     metrics: Mapping[str, float] | None = None
+    failed_step: str = ""  # identity of the stage that failed
 
     @property
     def cell(self) -> str:

@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 
 from irl_exp import config as irl_config
 from irl_exp import planner
+from irl_exp.jobs import LaunchContext
 
 
 class PlannedLauncher(Launcher):
     """Checks and plans all jobs, then runs them in this process or in a pool."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.launch_context = planner.LaunchContext(hydra_context, task_function, config)
+        self.launch_context = LaunchContext(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return planner.launch(self.launch_context, job_overrides, initial_job_idx)

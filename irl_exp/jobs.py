@@ -1,0 +1,263 @@
+"""One job under any Hydra launcher, and many jobs in this process or in a pool of processes.
+
+A job (`run_job`) knows nothing of the planner: under the stock launchers of Hydra (submitit, Ray, joblib) the same
+jobs run, and the store alone makes sure that a shared stage is computed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobStatus, filter_overrides, setup_globals
+from hydra.core.utils import run_job as hydra_run_job
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from irl_exp.config import Config, ConfigError, parse
+
+if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    from irl_exp.chain import Step
+    from irl_exp.console import Console
+    from irl_exp.report import Outcome
+    from irl_exp.runtime import Report
+
+_report: Report | None = None
+"""Where the jobs of this process report: set by a launch and by its workers, a console of their own otherwise."""
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """What Hydra gives a launcher."""
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job, checked: its composed config for Hydra, its typed config, its steps."""
+
+    number: int
+    name: str
+    folder: Path
+    composed: DictConfig
+    config: Config
+    steps: dict[str, Step]
+
+    def blocked_by(self, broken: dict[str, str]) -> str:
+        """Why this job cannot succeed: one of its steps has failed in another job. Empty if none has."""
+        return next(
+            (broken[step.identity.digest] for step in self.steps.values() if step.identity.digest in broken), ""
+        )
+
+
+def run_job(composed: DictConfig) -> dict[str, float]:
+    """One job in its Hydra output folder, under any launcher."""
+    config = typed(composed)
+    from irl_exp import chain
+
+    hydra_config = OmegaConf.structured(HydraConfig.get())
+    number = int(OmegaConf.select(hydra_config, "job.num") or 0)
+    folder = Path(hydra_config.runtime.output_dir)
+    job = chain.Job(number, job_name(hydra_config.overrides.task), folder)
+    if _report is not None:
+        return chain.run(config, job, _report)
+    from irl_exp.console import Console
+    from irl_exp.report import run_tables
+
+    with Console(1) as console:
+        metrics = chain.run(config, job, console.show)
+    console.tables(run_tables(metrics))
+    console.say(f"everything of this run: {folder}")
+    return metrics
+
+
+def typed(composed: DictConfig) -> Config:
+    """The typed config of a composed job."""
+    try:
+        keys = [str(key) for key in composed if key != "hydra"]
+        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return parse(values)  # type: ignore[arg-type]
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """What makes a job special, on one line: its overrides without those that say where and how to run."""
+    elsewhere = re.compile(r"\+*(tracking|workers|threads|device|store|name)\b")
+    return ",".join(item for item in filter_overrides(overrides) if not elsewhere.match(item)) or "default"
+
+
+def run_all(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> Iterator[Outcome]:
+    """Run the jobs and yield the outcome of each as it ends; a job fails alone.
+
+    A stage that failed in one job would fail in every other that needs it: jobs that wait for their turn and need it
+    are not run.
+    """
+    _decide_tracking(jobs)
+    if workers > 1:
+        yield from _in_pool(context, jobs, workers, console)
+        return
+    global _report
+    _report = console.show
+    broken: dict[str, str] = {}
+    try:
+        for job in jobs:
+            reason = job.blocked_by(broken)
+            outcome = _not_run(job, reason) if reason else _run_one(context, job)
+            _remember(outcome, broken)
+            yield outcome
+    finally:
+        _report = None
+
+
+def _decide_tracking(jobs: Sequence[PlannedJob]) -> None:
+    """Find out once whether there is a W&B account, and tell the workers: each would ask and warn again."""
+    from irl_exp.tracking import resolve_mode
+
+    if any(job.config.tracking.mode == "wandb" for job in jobs) and resolve_mode("wandb") == "offline":
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def _not_run(job: PlannedJob, reason: str) -> Outcome:
+    from irl_exp.report import Outcome
+
+    return Outcome(job.number, job.name, job.folder, "not run", error=reason)
+
+
+def _remember(outcome: Outcome, broken: dict[str, str]) -> None:
+    """Note the step that a failed job failed in."""
+    if outcome.failed_step:
+        broken[outcome.failed_step] = f"needs a stage that failed in job {outcome.number}"
+
+
+def _run_one(context: LaunchContext, job: PlannedJob) -> Outcome:
+    """Run one job in this process. An exception ends the job, not the launch; its traceback is in error.txt."""
+    from irl_exp.chain import StageError
+    from irl_exp.report import Outcome
+
+    start = time.monotonic()
+    result = hydra_run_job(
+        hydra_context=context.hydra_context,
+        task_function=context.task_function,
+        config=job.composed,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    seconds = time.monotonic() - start
+    if result.status is JobStatus.COMPLETED:
+        return Outcome(job.number, job.name, job.folder, "completed", seconds, metrics=result.return_value)
+    error: BaseException = result._return_value
+    trace = job.folder / "error.txt"
+    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    reason = f"{one_line(error)} (traceback: {short(trace)})"
+    step = error.digest if isinstance(error, StageError) else ""
+    return Outcome(job.number, job.name, job.folder, "failed", seconds, error=reason, failed_step=step)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error; of one that is not ours the class too, as its message alone may say little."""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return message if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: {message}"
+
+
+def _in_pool(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> Iterator[Outcome]:
+    """Run the jobs in processes of their own. A worker that dies takes its job with it and nothing else."""
+    import cloudpickle
+    import pebble
+
+    processes = multiprocessing.get_context("spawn")
+    events = processes.Queue()
+    listener = threading.Thread(target=_show_events, args=(events, console), daemon=True)
+    listener.start()
+    state = Singleton.get_state()
+    broken: dict[str, str] = {}
+    with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=(events,)) as pool:
+        futures = {pool.schedule(_work, args=[cloudpickle.dumps((context, state, job))]): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                outcome = _collect(future, futures[future], broken)
+                _remember(outcome, broken)
+                for waiting, job in futures.items():
+                    if job.blocked_by(broken) and not waiting.running():
+                        waiting.cancel()
+                yield outcome
+        except BaseException:
+            pool.stop()
+            raise
+    events.put(None)
+    listener.join(timeout=5)
+
+
+def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> Outcome:
+    """What became of one job of the pool."""
+    import cloudpickle
+    import pebble
+
+    from irl_exp.report import Outcome
+
+    try:
+        outcome: Outcome = cloudpickle.loads(future.result())
+    except CancelledError:
+        return _not_run(job, job.blocked_by(broken))
+    except pebble.ProcessExpired as error:
+        reason = f"its process died (exit code {error.exitcode}); was it out of memory?"
+        return Outcome(job.number, job.name, job.folder, "failed", error=reason)
+    return outcome
+
+
+def _show_events(events: Any, console: Console) -> None:
+    for event in iter(events.get, None):
+        console.show(event)
+
+
+def _start_worker(events: Any) -> None:
+    """In a new worker: report to the launch."""
+    global _report
+    _report = events.put
+
+
+def _work(payload: bytes) -> bytes:
+    import cloudpickle
+
+    context, state, job = cloudpickle.loads(payload)
+    setup_globals()
+    Singleton.set_state(state)
+    # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
+    with terminate_like_interrupt():
+        return bytes(cloudpickle.dumps(_run_one(context, job)))
+
+
+@contextlib.contextmanager
+def terminate_like_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM closes runs and writes the summary, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def short(path: Path) -> str:
+    """A path as the user would type it: relative where it lies below the current folder."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
