@@ -40,6 +40,7 @@ class Console:
         self.running: dict[int, tuple[TaskID, str]] = {}
         self.seconds: dict[int, list[str]] = {}
         self.done: set[int] = set()
+        self.waited: set[int] = set()
         self.lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -84,7 +85,8 @@ class Console:
             self._remove_bar(event.job)
         if event.job not in self.running:
             self.running[event.job] = (self.bars.add_task(text, total=None), text)
-            if waiting:
+            if waiting and event.job not in self.waited:
+                self.waited.add(event.job)
                 self.say(f"{text}; waiting for it")
         if event.total:
             self.bars.update(self.running[event.job][0], completed=event.done, total=event.total)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import re
 import signal
 import threading
@@ -35,6 +34,7 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.console import Console
     from irl_exp.report import Outcome
     from irl_exp.runtime import Report
+    from irl_exp.tracking import Mode
 
 _report: Report | None = None
 """Where the jobs of this process report: set by a launch and by its workers, a console of their own otherwise."""
@@ -110,7 +110,6 @@ def run_all(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, co
     A stage that failed in one job would fail in every other that needs it: jobs that wait for their turn and need it
     are not run.
     """
-    _decide_tracking(jobs)
     if workers > 1:
         yield from _in_pool(context, jobs, workers, console)
         return
@@ -125,14 +124,6 @@ def run_all(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, co
             yield outcome
     finally:
         _report = None
-
-
-def _decide_tracking(jobs: Sequence[PlannedJob]) -> None:
-    """Find out once whether there is a W&B account, and tell the workers: each would ask and warn again."""
-    from irl_exp.tracking import resolve_mode
-
-    if any(job.config.tracking.mode == "wandb" for job in jobs) and resolve_mode("wandb") == "offline":
-        os.environ["WANDB_MODE"] = "offline"
 
 
 def _not_run(job: PlannedJob, reason: str) -> Outcome:
@@ -182,13 +173,18 @@ def _in_pool(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, c
     import cloudpickle
     import pebble
 
+    from irl_exp.tracking import resolve_mode
+
     processes = multiprocessing.get_context("spawn")
     events = processes.Queue()
     listener = threading.Thread(target=_show_events, args=(events, console), daemon=True)
     listener.start()
     state = Singleton.get_state()
     broken: dict[str, str] = {}
-    with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=(events,)) as pool:
+    # Found out once whether there is a W&B account: each worker would ask, and warn, again.
+    tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
+    start = (events, resolve_mode("wandb") if tracked else None)
+    with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=start) as pool:
         futures = {pool.schedule(_work, args=[cloudpickle.dumps((context, state, job))]): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -227,10 +223,14 @@ def _show_events(events: Any, console: Console) -> None:
         console.show(event)
 
 
-def _start_worker(events: Any) -> None:
-    """In a new worker: report to the launch."""
+def _start_worker(events: Any, tracking_mode: Mode | None) -> None:
+    """In a new worker: report to the launch, and record runs as it has decided."""
+    from irl_exp.tracking import settle
+
     global _report
     _report = events.put
+    if tracking_mode is not None:
+        settle(tracking_mode)
 
 
 def _work(payload: bytes) -> bytes:

@@ -198,7 +198,9 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
     from irl_exp.tracking import sync_command
 
     for job in jobs:
-        outcomes.setdefault(job.number, report.Outcome(job.number, job.name, job.folder, "not run"))
+        outcomes.setdefault(
+            job.number, report.Outcome(job.number, job.name, job.folder, "not run", error="interrupted")
+        )
     ordered = [outcomes[job.number] for job in jobs]
     console.say("")
     console.tables(report.write(folder, ordered))

@@ -66,14 +66,18 @@ class Device:
 def find_device(device: str, precision: str, threads: int) -> Device:
     """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it.
 
+    A process uses one GPU, the first that CUDA_VISIBLE_DEVICES names: with several in sight the trainer would split
+    its batches over them.
+
     Raises:
-        DeviceError: the device does not exist here.
+        DeviceError: there is no GPU here.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = ("cuda:0" if gpus else "cpu") if device == "auto" else device
-    name = "cuda:0" if name == "cuda" else name
-    if name != "cpu" and int(name.split(":")[1]) >= gpus:
-        raise DeviceError(f"device={device}: this machine has {gpus} usable GPU(s). Set device=cpu or device=auto.")
+    if device != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    there = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise DeviceError("device=cuda: this machine has no usable GPU. Set device=cpu or device=auto.")
+    name = "cuda:0" if there else "cpu"
     if precision == "auto":
         precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
     return Device(name, "bf16" if precision == "bf16" else "fp32", threads)

@@ -63,6 +63,12 @@ def resolve_mode(mode: str) -> Mode:
     return _decided
 
 
+def settle(mode: Mode) -> None:
+    """Take over what another process of the same launch has decided for "wandb", without its warning."""
+    global _decided
+    _decided = mode
+
+
 def _decide() -> Mode:
     word = os.environ.get("WANDB_MODE") or "online"
     if word not in _WORDS:
