@@ -100,7 +100,7 @@ def typed(composed: DictConfig) -> Config:
 
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
-    elsewhere = re.compile(r"\+*(tracking|workers|threads|device|store|name)\b")
+    elsewhere = re.compile(r"\+*(tracking|workers|threads|device|store|name|seeds)\b")
     return ",".join(item for item in filter_overrides(overrides) if not elsewhere.match(item)) or "default"
 
 

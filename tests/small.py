@@ -95,7 +95,7 @@ def sequence_classifier(
     folder: Path, labels: Sequence[str] = ("neutral", "toxic"), *, head: bool = True
 ) -> SequenceClassifierConfig:
     """Save a random Roberta; without `head` only its base model, as a pretrained encoder would be published."""
-    tokenizer = byte_level(eos="</s>", pad="<pad>")
+    tokenizer = byte_level(eos="</s>", bos="<s>", pad="<pad>")
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = transformers.RobertaForSequenceClassification(
@@ -191,7 +191,7 @@ def _letters() -> Policy:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<end>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
-    return _built(transformers.LlamaForCausalLM, _llama_config(tokenizer), tokenizer)
+    return _built(transformers.LlamaForCausalLM, _llama_config(tokenizer), tokenizer, scale=0.25)
 
 
 def _llama_config(tokenizer: Any) -> Any:
@@ -209,10 +209,10 @@ def _llama_config(tokenizer: Any) -> Any:
     )
 
 
-def _built(kind: Any, settings: Any, tokenizer: Any) -> Policy:
+def _built(kind: Any, settings: Any, tokenizer: Any, *, scale: float = 0.4) -> Policy:
     prepare_tokenizer(tokenizer, "test")
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = kind(settings)
-        _sharpen(model)
+        _sharpen(model, scale)
     return Policy(model.eval(), tokenizer, DEVICE)
