@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, check_override
 from irl_exp.jobs import LaunchContext, PlannedJob, job_name, run_all, short, terminate_like_interrupt, typed
@@ -86,8 +85,6 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
 @contextlib.contextmanager
 def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
     """Turn what is wrong with a launch into one clear message, and remove the folder that Hydra has begun."""
-    from irl_exp.artifacts import ArtifactError
-
     try:
         yield
     except BaseException as error:
@@ -95,9 +92,7 @@ def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()
-        if isinstance(error, HydraException | OmegaConfBaseException) or not isinstance(error, Exception):
-            raise
-        if isinstance(error, ConfigError | ArtifactError) or type(error).__module__.startswith("irl_exp."):
+        if isinstance(error, Exception) and type(error).__module__.startswith("irl_exp."):
             raise LaunchError(str(error)) from error
         raise
 

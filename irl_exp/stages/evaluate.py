@@ -23,7 +23,7 @@ from irl_exp.policies import Policy, generate, log_probabilities
 from irl_exp.rewards import LearnedReward, load_ground_truth
 from irl_exp.runtime import Context
 
-VERSION = 1
+VERSION = 2
 Metrics = dict[str, float]
 
 
@@ -55,6 +55,8 @@ def run(
         if folder and policy not in tables:
             tables[policy] = sampler.table(folder)
     for policy, table in tables.items():
+        # One numbering for all policies: that of the test prompts.
+        table["prompt_id"] = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
         metrics |= _prefixed(policy, policy_metrics(table, config))
     metrics |= recovered_fraction(tables, config)
     _write(context.folder, metrics, tables)
@@ -74,7 +76,7 @@ def _write(folder: Path, metrics: Metrics, tables: Mapping[str, pd.DataFrame]) -
     pd.concat(everything, ignore_index=True).to_parquet(folder / "completions.parquet")
 
 
-COLUMNS = ["prompt_id", "prompt", "completion", "tokens", "length", "log_probability", "reference_log_probability"]
+COLUMNS = ["prompt", "completion", "tokens", "length", "log_probability", "reference_log_probability"]
 
 
 def _demonstrations(
@@ -96,7 +98,7 @@ def _test_rows(demos: pd.DataFrame, policy: str) -> pd.DataFrame:
     """The test completions of a policy, in the columns of a sampled table."""
     rows = demos[(demos["part"] == "test") & (demos["policy"] == ("expert" if policy == "expert" else "baseline"))]
     rows = rows.assign(log_probability=rows[f"{policy}_log_probability"])
-    return rows[[*COLUMNS, "reward", *(["learned_reward"] if "learned_reward" in rows else [])]]
+    return rows[[*COLUMNS, "reward", *(["learned_reward"] if "learned_reward" in rows else [])]].copy()
 
 
 class _Sampler:
@@ -128,7 +130,6 @@ class _Sampler:
             progress=self.context.progress,
         )
         frame = completions.frame()
-        frame["prompt_id"] = np.repeat(np.arange(len(self.prompts)), config.completions_per_prompt)
         frame["tokens"] = list(map(len, completions.completion_ids))
         frame["length"] = frame["tokens"] - completions.ended(policy.eos)
         frame["log_probability"] = log_probabilities(policy, completions)
