@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irl_exp.artifacts import Artifact, Identity, Store, fingerprint
+from irl_exp.artifacts import Artifact, Identity, Store, fingerprint, read_manifest
 from irl_exp.config import Config, Node
 from irl_exp.runtime import Context, Device, Event, Report, State, find_device, prepare_process
 from irl_exp.tracking import Tracker, track
@@ -118,9 +118,14 @@ def _peak_mib() -> float | None:
 
 @functools.cache
 def _source_digest() -> str:
-    """Digest of this package's code. Not part of an identity (VERSION is), but a difference is worth a word."""
+    """Digest of this package's code."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:20]
+
+
+def made_by_other_code(folder: Path) -> bool:
+    """Whether the code has changed since this artifact was made. Its VERSION says that it still holds; does it?"""
+    return bool(read_manifest(folder)["info"].get("source") != _source_digest())
 
 
 _fingerprint = functools.cache(fingerprint)
@@ -199,8 +204,6 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
         _replay(artifact, step.stage, reporter.tracker)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
-    if artifact.manifest["info"].get("source") != _source_digest():
-        note += "  (made by other code under the same VERSION)"
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact
 
@@ -247,7 +250,8 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
 
 def _samples(completions: Any) -> Any:
     """The first completion of each policy on the same few prompts, with R* and learned reward."""
-    prompts = sorted(completions["prompt_id"].unique())[:SAMPLES]
+    prompts = sorted(completions["prompt_id"].unique())
+    prompts = prompts[:: -(-len(prompts) // SAMPLES)]  # they are sorted: neighbours begin alike
     first = completions[completions["prompt_id"].isin(prompts)].groupby(["prompt_id", "policy"], sort=True).head(1)
     columns = ["policy", "prompt", "completion", "reward", "learned_reward"]
     return first.sort_values(["prompt_id", "policy"])[[column for column in columns if column in first]]

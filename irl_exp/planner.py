@@ -161,9 +161,10 @@ def _check_all(composed: Sequence[DictConfig]) -> list[Config]:
 def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> set[int]:
     """Say what will be computed. Returns the numbers of the jobs that miss a result."""
     from irl_exp.artifacts import Store
+    from irl_exp.chain import made_by_other_code
 
     needed: dict[str, set[str]] = {}
-    stored: set[str] = set()
+    stored: dict[str, Path] = {}
     missing: set[int] = set()
     for job in jobs:
         store = Store(job.config.store.dir)
@@ -171,13 +172,16 @@ def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> s
             digest = step.identity.digest
             needed.setdefault(step.stage, set()).add(digest)
             if digest in stored or step.identity in store:
-                stored.add(digest)
+                stored[digest] = store.folder(step.identity)
             else:
                 missing.add(job.number)
     total = sum(map(len, needed.values()))
     stages = ", ".join(f"{stage} {len(digests)}" for stage, digests in needed.items())
     console.say(f"{len(jobs)} job(s) on {device}; store {jobs[0].config.store.dir}")
-    console.say(f"{total} stage result(s) needed ({stages}), {len(stored)} in the store\n")
+    console.say(f"{total} stage result(s) needed ({stages}), {len(stored)} in the store")
+    if others := sum(map(made_by_other_code, stored.values())):
+        console.say(f"{others} of them were made by an earlier state of the code; the stages' VERSIONs say they hold")
+    console.say("")
     return missing
 
 
