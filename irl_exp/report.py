@@ -175,15 +175,21 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table:
 def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
     """runs.csv with every metric of every job, and summary.md with the tables that are returned to be printed."""
     _write_runs(folder / "runs.csv", outcomes)
+    found = tables(outcomes)
+    (folder / "summary.md").write_text("\n".join(table.markdown() for table in found), encoding="utf-8")
+    return found
+
+
+def tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """The result of one run, or the spread over many, and what has no result."""
     completed = [outcome for outcome in outcomes if outcome.metrics is not None]
     if len(outcomes) == 1 and completed:
-        tables = run_tables(completed[0].metrics or {})
+        found = run_tables(completed[0].metrics or {})
     else:
-        tables = [study_table(outcomes)] if completed else []
+        found = [study_table(outcomes)] if completed else []
     if len(completed) < len(outcomes):
-        tables.append(failures_table(outcomes))
-    (folder / "summary.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
-    return tables
+        found.append(failures_table(outcomes))
+    return found
 
 
 def _write_runs(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -1,0 +1,45 @@
+"""Draw the tables of a launch as the SVG pictures of the README.
+
+python docs/picture.py multirun/chain/<time> docs/run.svg 'python launch.py'
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+
+from irl_exp import report
+from irl_exp.console import Console
+
+ABOUT = {"job", "overrides", "cell", "status", "seconds", "error"}
+
+
+def outcomes(folder: Path) -> list[report.Outcome]:
+    """The jobs of a launch, read back from its runs.csv."""
+    with (folder / "runs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        report.Outcome(
+            int(row["job"]),
+            row["overrides"],
+            folder / row["job"],
+            row["status"],
+            metrics={key: float(value) for key, value in row.items() if key not in ABOUT and value},
+        )
+        for row in rows
+    ]
+
+
+def main() -> None:
+    folder, picture, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    console = Console(1)
+    console.rich = RichConsole(record=True, width=112, highlight=False, file=sys.stdout)
+    console.tables(report.tables(outcomes(folder)))
+    picture.write_text(console.rich.export_svg(title=command), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
