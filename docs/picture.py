@@ -21,16 +21,13 @@ def outcomes(folder: Path) -> list[report.Outcome]:
     """The jobs of a launch, read back from its runs.csv."""
     with (folder / "runs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [
-        report.Outcome(
-            int(row["job"]),
-            row["overrides"],
-            folder / row["job"],
-            row["status"],
-            metrics={key: float(value) for key, value in row.items() if key not in ABOUT and value},
-        )
-        for row in rows
-    ]
+    return [_outcome(row, folder) for row in rows]
+
+
+def _outcome(row: dict[str, str], folder: Path) -> report.Outcome:
+    metrics = {key: float(value) for key, value in row.items() if key not in ABOUT and value}
+    about = (int(row["job"]), row["overrides"], folder / row["job"], row["status"])
+    return report.Outcome(*about, metrics=metrics if row["status"] == "completed" else None)
 
 
 def main() -> None:
