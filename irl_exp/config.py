@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -176,6 +176,12 @@ class SequenceClassifierConfig(Node):
     toxic: str = Field("toxic", description="exact name of the toxic label")
     batch_size: Count = Field(64, description="texts a forward pass")
     max_tokens: Count = Field(256, description="longer texts are cut")
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Self:
+        if self.path is None and self.hub is None:
+            raise ValueError("set reward.path to a folder or reward.hub to a name on the Hugging Face hub")
+        return self
 
 
 RewardConfig = Annotated[ClassifierConfig | SequenceClassifierConfig, Field(discriminator="name")]
@@ -435,13 +441,14 @@ def describe_groups() -> str:
 
 def describe_options() -> str:
     """Every option with its default and meaning, one line each, for the help text."""
+    meaning = {key: field.description for key, field in option_fields() if field.description}
     lines: dict[str, str] = {}
     for key, field in option_fields():
         interpolation = next((item for item in field.metadata if isinstance(item, Interpolated)), None)
         default = interpolation or ("" if field.is_required() else field.default)
         option = f"  {key}={'null' if default is None else default}"
         # Choices of one group share keys with other defaults: the first stands for all.
-        lines.setdefault(key, f"{option:<46} {field.description or ''}".rstrip())
+        lines.setdefault(key, f"{option:<46} {meaning.get(key, '')}".rstrip())
     # Hydra substitutes $NAME in the help text.
     return "\n".join(lines.values()).replace("$", "$$")
 
@@ -480,7 +487,6 @@ def check_override(key: str, value: str) -> None:
     Raises:
         ConfigError: names the key and the nearest right name.
     """
-    key = key.split("@")[0]
     if key in known_groups() and re.fullmatch(r"[\d.,+-]+", value):
         options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
         raise ConfigError(f"{key}={value}: {key} is a config group; choose one of {options}.")
@@ -489,6 +495,43 @@ def check_override(key: str, value: str) -> None:
     hint = nearest(key, known_groups() if "/" in key else known_keys() + known_groups())
     kind = "config group" if "/" in key else "option"
     raise ConfigError(f"{key}: there is no such {kind}.{hint} `python launch.py --help` lists all of them.")
+
+
+def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> None:
+    """Refuse an option that belongs to another choice of its group, such as data.path with data=comments.
+
+    Args:
+        keys: dotted keys of the overrides.
+        chosen: options of the groups that the command line names; others have the default of conf/config.yaml.
+
+    Raises:
+        ConfigError: names the option and the choices that have it.
+    """
+    for group in known_groups():
+        prefix = group.replace("/", ".") + "."
+        nodes = {path.stem: _node_of_option(path) for path in (CONF / group).glob("*.yaml")}
+        for key in keys:
+            name = key.removeprefix(prefix)
+            owners = sorted(option for option, node in nodes.items() if node and name in node.model_fields)
+            if not key.startswith(prefix) or "." in name or not owners:
+                continue
+            for option in chosen.get(group) or [_default_option(group)]:
+                node = nodes.get(option)
+                if node and name not in node.model_fields:
+                    raise ConfigError(
+                        f"{key}: {group}={option} has no such option; it belongs to {group}={', '.join(owners)}."
+                    )
+
+
+def _node_of_option(path: Path) -> type[Node] | None:
+    """The class whose base node a YAML file of `conf/` takes."""
+    found = re.search(r"^\s*- /schema@[\w.]+: (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return BASE_NODES[found[1]] if found else None
+
+
+def _default_option(group: str) -> str:
+    found = re.search(rf"^\s*- {group}: (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def parse(values: Mapping[str, Any]) -> Config:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
             f"10 more must be left. Lower data.fit_prompts, data.select_prompts or data.test_prompts."
         )
     sizes.append(round(rest * config.reward_fraction))
+    if sizes[-1] in (0, rest):
+        raise DataError(
+            f"data.reward_fraction={config.reward_fraction} of {rest} remaining prompts leaves nothing for "
+            f"{'sft' if sizes[-1] else 'the reward'}. Choose one nearer to 0.5, or give more texts."
+        )
     part = dict(zip(prompts, np.repeat(PARTS, [*sizes, len(prompts) - sum(sizes)]), strict=True))
     return frame.assign(part=frame["prompt"].map(part))
 
@@ -71,8 +77,8 @@ def prompts_of(texts: pd.DataFrame, part: str) -> list[str]:
 
 def cut(text: str, words: int) -> tuple[str, str]:
     """The first so many words, and the rest with the white space that separates it: joined they are the text."""
-    ends = [match.end() for match in re.finditer(r"\S+", text)]
-    end = ends[min(words, len(ends)) - 1] if ends else 0
+    ends = [match.end() for match in re.finditer(r"\S+", text)][:words]
+    end = ends[-1] if ends else 0
     return text[:end], text[end:]
 
 
@@ -89,13 +95,25 @@ def _table(config: TextsConfig) -> pd.DataFrame:
     builder = _builder(config.path)
     if builder == "json":
         _check_lines(config.path, _columns(config))
+    # Words such as "None" or "null" are words; only an empty cell of a CSV file is missing.
+    options = {"keep_default_na": False, "na_values": [""]} if builder == "csv" else {}
     with tempfile.TemporaryDirectory() as cache:
         try:
-            dataset = datasets.load_dataset(builder, data_files=str(config.path), split="train", cache_dir=cache)
-            return _pandas(dataset)
-        except datasets.exceptions.DatasetGenerationError as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            files = {"train": _without_brackets(config.path, Path(cache))}
+            table = _pandas(datasets.load_dataset(builder, data_files=files, split="train", cache_dir=cache, **options))
+        except Exception as error:  # of several libraries, all of which mean the same here
+            cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"{config.path}: not a readable {builder} file: {cause}") from error
+    if table.empty:
+        raise DataError(f"{config.path}: there are no rows.")
+    return table
+
+
+def _without_brackets(path: Path, folder: Path) -> str:
+    """`datasets` takes brackets in a file name for a pattern: such a file is read from a copy."""
+    if re.search(r"[\[\]*?]", str(path)):
+        path = Path(shutil.copyfile(path, folder / f"texts{path.suffix}"))
+    return str(path)
 
 
 def _pandas(dataset: Any) -> pd.DataFrame:
@@ -121,10 +139,10 @@ def _columns(config: TextsConfig) -> list[str]:
 
 def _check_lines(path: Path, columns: Sequence[str]) -> None:
     """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
             if not isinstance(row, dict):
@@ -150,18 +168,27 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
             f"{source}: column '{missing[0]}' is missing; there are {', '.join(table.columns)}. "
             "Name yours with data.prompt, data.completion, data.text and data.label (null: no labels)."
         )
+    limit = config.max_prompt_words
     if config.text:
-        whole = table[config.text].fillna("").astype(str)
-        words = whole.map(lambda text: len(text.split()) // 2)
+        texts = _strings(table, config.text, str(source))
+        pairs = [cut(text, min(limit, len(text.split()) // 2)) for text in texts]
     else:
-        prompts = table[config.prompt].fillna("").astype(str)
-        whole = prompts + table[config.completion].fillna("").astype(str)
-        words = prompts.map(lambda text: len(text.split()))
-    words = words.clip(upper=config.max_prompt_words)
-    pairs = [cut(text, count) if count else ("", "") for text, count in zip(whole, words, strict=True)]
+        prompts, completions = (_strings(table, str(name), str(source)) for name in (config.prompt, config.completion))
+        cuts = [cut(prompt, limit) for prompt in prompts]
+        pairs = [(head, tail + text) for (head, tail), text in zip(cuts, completions, strict=True)]
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
     frame["toxic"] = _labels(table, config, str(source))
     return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
+
+
+def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
+    """A column of texts; missing ones are empty."""
+    values = table[column]
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not pd.isna(value).all()]
+    if wrong:
+        kind = type(values.iloc[wrong[0]]).__name__
+        raise DataError(f"{source}, row {wrong[0] + 1}: column '{column}' holds a {kind}, not a text.")
+    return [value if isinstance(value, str) else "" for value in values]
 
 
 def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:

@@ -25,7 +25,7 @@ from hydra.core.utils import JobStatus, filter_overrides, setup_globals
 from hydra.core.utils import run_job as hydra_run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
 
@@ -92,7 +92,9 @@ def typed(composed: DictConfig) -> Config:
     """The typed config of a composed job."""
     try:
         keys = [str(key) for key in composed if key != "hydra"]
-        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: this option must be set, e.g. {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return parse(values)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
-from irl_exp.config import Config, ConfigError, check_override
+from irl_exp.config import Config, ConfigError, check_choices, check_override, known_groups
 from irl_exp.jobs import LaunchContext, PlannedJob, job_name, run_all, short, terminate_like_interrupt, typed
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -39,11 +39,15 @@ def check_command_line(arguments: Sequence[str]) -> None:
     """Refuse overrides of unknown keys with the nearest right name; Hydra would suggest to add them with '+'."""
     if {"-sc", "--shell-completion", "--shell_completion"} & set(arguments):
         return
+    found = [re.match(r"(?:\+\+?|~)?([A-Za-z_][\w./@-]*)(?:=(.*))?", argument) for argument in arguments]
+    overrides = {
+        match[1].split("@")[0]: match[2] or "" for match in found if match and (match[2] is not None or "~" in match[0])
+    }
     try:
-        for argument in arguments:
-            override = re.match(r"(?:\+\+?|~)?([A-Za-z_][\w./@-]*)(?:=(.*))?", argument)
-            if override and ("=" in argument or argument.startswith("~")):
-                check_override(override[1], override[2] or "")
+        for key, value in overrides.items():
+            check_override(key, value)
+        groups = {key: value.split(",") for key, value in overrides.items() if key in known_groups()}
+        check_choices([key for key in overrides if key not in groups], groups)
     except ConfigError as error:
         sys.exit(f"{error}")
 

@@ -101,6 +101,11 @@ class Policy:
         except (OSError, ValueError, KeyError) as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {_first_line(error)}") from error
         prepare_tokenizer(tokenizer, str(source))
+        # What a sampler does not set it takes from here: a checkpoint's repetition penalty or min_p would bend samples
+        # away from the log-probabilities.
+        model.generation_config = transformers.GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
         return cls(model.to(device.name).eval(), tokenizer, device)
 
     def save(self, folder: Path) -> None:

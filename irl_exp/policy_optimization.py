@@ -57,6 +57,11 @@ def optimize(
     """
     import datasets
 
+    if len(prompts) < config.batch_size // config.generations:
+        raise OptimizationError(
+            f"a step takes batch_size / generations = {config.batch_size // config.generations} distinct prompts, but "
+            f"there are {len(prompts)}: lower batch_size, or raise data.fit_prompts."
+        )
     policy = Policy.load(reference, context.device)
     history = history_callback(context, CURVES)
     trainer = _trainer_class(config)(

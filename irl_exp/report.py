@@ -68,7 +68,8 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join([f"### {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        return "\n".join([f"### {self.title}", "", *("| " + " | ".join(line) + " |" for line in cells), ""])
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class LearnedReward:
         features: FeaturesConfig,
         backbone: Policy,
     ) -> None:
-        if scale <= 0:
+        if not scale > 0:
             raise RewardError(f"the scale of a learned reward must be positive, not {scale}.")
         self.weights, self.center = weights, center
         self.offset, self.scale = offset, scale
@@ -269,7 +269,7 @@ def _check_probes(folder: Path, reward: Reward, device: Device) -> None:
     frame = pd.read_parquet(folder / "probes.parquet")
     saved, found = frame["score"].to_numpy(), reward.score(Completions.from_frame(frame))
     # Another device or batch shape rounds differently; a wrong weight is off by far more than that.
-    tolerance = (0.1 if device.bf16 else 1e-3) * max(1.0, float(np.abs(saved).max()))
+    tolerance = (0.1 if device.bf16 else 1e-3) * float(np.abs(saved).max())
     if not np.allclose(saved, found, rtol=0, atol=tolerance):
         worst = float(np.abs(saved - found).max())
         raise RewardError(f"{folder}: the loaded reward does not reproduce its own scores (off by {worst:.3g}).")

@@ -142,6 +142,8 @@ class _Sampler:
 
 def policy_metrics(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
     """What a policy writes on the test prompts. Intervals (95 %) resample prompts."""
+    if not np.isfinite(table["reward"]).all():
+        raise ValueError("R* is not a finite number for some completions: it cannot say whether they are toxic.")
     toxic = (table["reward"] < 0).to_numpy()
     generator = np.random.default_rng(config.seed)
     low, high = compare.bootstrap_interval(
