@@ -10,6 +10,7 @@ A text belongs to the part of its prompt, so no prompt is ever in two parts:
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -181,10 +182,14 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
     return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
 
 
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
 def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
     """A column of texts; missing ones are empty."""
     values = table[column]
-    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not pd.isna(value).all()]
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not _missing(value)]
     if wrong:
         kind = type(values.iloc[wrong[0]]).__name__
         raise DataError(f"{source}, row {wrong[0] + 1}: column '{column}' holds a {kind}, not a text.")

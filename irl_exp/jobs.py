@@ -102,8 +102,9 @@ def typed(composed: DictConfig) -> Config:
 
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
-    elsewhere = re.compile(r"\+*(tracking|workers|threads|device|store|name|seeds)\b")
-    return ",".join(item for item in filter_overrides(overrides) if not elsewhere.match(item)) or "default"
+    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds)\b")
+    own = [item.lstrip("+") for item in filter_overrides(overrides)]
+    return ",".join(item for item in own if not elsewhere.match(item)) or "default"
 
 
 def run_all(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> Iterator[Outcome]:

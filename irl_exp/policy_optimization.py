@@ -123,7 +123,10 @@ def _arguments(config: PolicyOptimizationConfig, context: Context) -> Any:
         "activation_checkpointing": False,
         **trainer_arguments(context, seed=config.seed),
     }
-    return trl.RLOOConfig(**common) if config.algorithm == "rloo" else trl.GRPOConfig(**common)
+    if config.algorithm == "rloo":
+        return trl.RLOOConfig(**common)
+    # Advantages divided by the sd of their group would leave beta without a scale (arXiv 2503.20783).
+    return trl.GRPOConfig(**common, scale_rewards="none")
 
 
 def _check_start(rows: list[dict[str, float]], reference: Path, context: Context) -> None:

@@ -88,7 +88,7 @@ class Outcome:
     @property
     def cell(self) -> str:
         """The name without its seeds: jobs of one cell differ in seeds only."""
-        return re.sub(r"\b(\w+\.)*seed=\d+,?", "", self.name).strip(", ") or "default"
+        return re.sub(r"(^|,)\+*(\w+\.)*seed=\d+", "", self.name).strip(", ") or "default"
 
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:

@@ -81,7 +81,8 @@ def best_threshold(scores: Floats, positive: Bools, *, balanced: bool = False) -
         return float(values[0])
     if best == len(values):
         return float(np.nextafter(values[-1], np.inf))
-    return float((values[best - 1] + values[best]) / 2)
+    middle = (values[best - 1] + values[best]) / 2
+    return float(middle if middle > values[best - 1] else values[best])  # the middle of neighbours rounds down
 
 
 def correlations(scores: Floats, truth: Floats) -> dict[str, float]:

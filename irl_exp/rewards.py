@@ -148,7 +148,8 @@ class SequenceClassifierReward:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         # From now on it lives here, whatever becomes of the place that it came from.
-        config = self.config.model_copy(update={"path": None, "revision": None})
+        source = str(self.config.path or self.config.hub)
+        config = self.config.model_copy(update={"path": None, "hub": source, "revision": None})
         (folder / "sequence_classifier.json").write_text(config.model_dump_json(), encoding="utf-8")
 
     @classmethod

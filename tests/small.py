@@ -16,6 +16,7 @@ import tokenizers
 import torch
 import transformers
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from irl_exp.config import Config, ModelConfig, SequenceClassifierConfig
 from irl_exp.policies import Completions, Policy, new_policy, prepare_tokenizer
@@ -40,12 +41,15 @@ def context(folder: Path, rows: list[Mapping[str, float]] | None = None) -> Cont
 def compose(*overrides: str) -> Config:
     """The typed config of one job of seconds."""
     import hydra
+    from omegaconf import OmegaConf
 
     from irl_exp import config, planner
 
     config.register()
     with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):
-        return planner.typed(hydra.compose("config", ["scale=tiny", "tracking=none", "device=cpu", *overrides]))
+        composed = hydra.compose("config", ["scale=tiny", "tracking=none", "device=cpu", *overrides])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    return config.parse(values)
 
 
 @cache
@@ -78,6 +82,16 @@ def one_by_one(model: Policy, completions: Completions) -> tuple[list[NDArray[An
         logits.append(output.logits[0].double().numpy())
         states.append([layer[0].numpy() for layer in output.hidden_states])
     return logits, states
+
+
+def slow_log_probabilities(model: Policy, completions: Completions) -> NDArray[np.float64]:
+    """Token by token, one sequence at a time, from all logits: (n,)."""
+    totals = []
+    for row, logits in enumerate(one_by_one(model, completions)[0]):
+        log_p = log_softmax(logits, axis=-1)
+        start = len(completions.prompt_ids[row]) - 1
+        totals.append(sum(log_p[start + step, token] for step, token in enumerate(completions.completion_ids[row])))
+    return np.array(totals)
 
 
 def all_completions(model: Policy, prompt: str, *, max_new_tokens: int) -> Completions:

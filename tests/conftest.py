@@ -1,0 +1,230 @@
+"""Fixtures for all tests: a folder and environment of their own, launches, a computed store, small models and texts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300
+
+# huggingface_hub reads these once, when it is imported: here is early enough, a fixture is too late.
+_hub = tempfile.TemporaryDirectory(prefix="irl-exp-tests-")
+os.environ |= {"HF_HOME": _hub.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def _is_settled_elsewhere(variable: str) -> bool:
+    """Whether a variable of this machine could change what a test sees."""
+    return variable.startswith(("WANDB_", "HYDRA_", "IRL_EXP_"))
+
+
+def _homes(folder: Path) -> dict[str, str]:
+    """An empty home beside the folder of a test: what lies in the folder is then the test's own."""
+    home = str(folder.with_name(f"{folder.name}-home"))
+    return dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), home)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine in a test, and nothing of a test in the repository or in the next test."""
+    from irl_exp import tracking
+
+    monkeypatch.chdir(tmp_path)
+    for variable in filter(_is_settled_elsewhere, list(os.environ)):
+        monkeypatch.delenv(variable)
+    for variable, value in _homes(tmp_path).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(tracking, "_decided", None)
+
+
+# ------------------------------------------------------------------------------------------------- launches
+
+
+class Launched(subprocess.CompletedProcess[str]):
+    """A launch that has ended: `returncode`, `stdout`, `stderr`, and the folders that it wrote into.
+
+    `cwd` is where it was started, `folder` is its own multirun/<study>/<time of launch>.
+    """
+
+    cwd: Path
+
+    @property
+    def folder(self) -> Path:
+        found = re.findall(r"^runs +(\S+)/ ", self.stdout, re.MULTILINE)
+        assert len(found) == 1, self.stdout + self.stderr
+        return self.cwd / found[0]
+
+    def text(self, job: int = 0) -> bytes:
+        """metrics.json of a job, as it is."""
+        return (self.folder / str(job) / "metrics.json").read_bytes()
+
+    def metrics(self, job: int = 0) -> dict[str, float]:
+        found: dict[str, float] = json.loads(self.text(job))
+        return found
+
+    def runs(self) -> list[dict[str, str]]:
+        """runs.csv."""
+        with (self.folder / "runs.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def states(self) -> dict[str, str]:
+        """Of a launch of one job: what the console said of each stage, 'computed' or 'reused'."""
+        return dict(re.findall(r"^(\w+) +(computed|reused) ", self.stdout, re.MULTILINE))
+
+
+class Launcher:
+    """Runs launch.py as a user would, in a process and process group of its own; on the CPU, unless `env` says more."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def __call__(
+        self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None, check: bool = True
+    ) -> Launched:
+        return self.end(self.start(cwd, *overrides, env=env), cwd, check=check)
+
+    def start(self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        cwd.mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *overrides],
+            cwd=cwd,
+            env=kept | _homes(cwd) | {"CUDA_VISIBLE_DEVICES": ""} | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def end(self, process: subprocess.Popen[str], cwd: Path, *, check: bool = True) -> Launched:
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+        done = Launched(process.args, process.returncode, stdout, stderr)
+        done.cwd = cwd
+        if check:
+            assert done.returncode == 0, f"{process.args} ended with {done.returncode}\n{stdout}\n{stderr}"
+        return done
+
+    def stop(self) -> None:
+        """Kill what a failed test has left running."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """`launcher(folder, *overrides)`: for fixtures that share a launch; a test uses `launch`."""
+    running = Launcher()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def launch(launcher: Launcher, tmp_path: Path) -> Callable[..., Launched]:
+    """`launch(*overrides, env=None, check=True)` runs launch.py in the folder of the test."""
+
+    def run(*overrides: str, env: Mapping[str, str] | None = None, check: bool = True) -> Launched:
+        return launcher(tmp_path, *overrides, env=env, check=check)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def first_launch(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """The whole chain, once, in an empty folder."""
+    return launcher(tmp_path_factory.mktemp("first"), "scale=tiny", "tracking=none")
+
+
+@pytest.fixture(scope="session")
+def warm_store(first_launch: Launched) -> Path:
+    """A store that holds every stage of `scale=tiny tracking=none`. To be read or copied, not written to."""
+    return first_launch.cwd / "multirun" / "store"
+
+
+# --------------------------------------------------------------------------------------- models and texts
+
+
+@pytest.fixture(scope="session")
+def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that AutoModelForCausalLM opens: a random GPT-NeoX with a byte-level tokenizer."""
+    import small
+
+    folder = tmp_path_factory.mktemp("policy")
+    small.policy("neox").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Roberta whose labels are 'neutral' and 'toxic'."""
+    import small
+
+    folder = tmp_path_factory.mktemp("classifier")
+    small.sequence_classifier(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the same comments in every form that data=... reads; <option>.jsonl has that option's columns.
+
+    real_toxicity_prompts.jsonl (some toxicities are null), jigsaw.jsonl, file.jsonl, file.csv, file.parquet, and
+    jigsaw_original.csv with whole texts, to be read with data.text=comment_text data.label=toxic.
+    """
+    import pandas as pd
+
+    from irl_exp.comments import write_comments
+
+    folder = tmp_path_factory.mktemp("texts")
+    comments = write_comments(600, seed=3)
+    rows: list[dict[str, Any]] = [
+        {"prompt": comment.prompt, "completion": comment.completion, "label": int(comment.toxic)}
+        for comment in comments
+    ]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(folder / "file.csv", index=False)
+    frame.to_parquet(folder / "file.parquet")
+    _write_lines(folder / "file.jsonl", rows)
+    _write_lines(
+        folder / "jigsaw.jsonl",
+        [{"prompt": row["prompt"], "original_output": row["completion"]} for row in rows],
+    )
+    _write_lines(
+        folder / "real_toxicity_prompts.jsonl",
+        [_real_toxicity_prompt(number, row) for number, row in enumerate(rows)],
+    )
+    original = [
+        {"id": f"{number:016x}", "comment_text": row["prompt"] + row["completion"], "toxic": row["label"]}
+        for number, row in enumerate(rows)
+    ]
+    pd.DataFrame(original).to_csv(folder / "jigsaw_original.csv", index=False)
+    return folder
+
+
+def _real_toxicity_prompt(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    toxicity = None if number % 10 == 0 else abs(row["label"] - 0.1)
+    return {
+        "filename": f"{number}.txt",
+        "challenging": False,
+        "prompt": {"text": row["prompt"], "toxicity": 0.1},
+        "continuation": {"text": row["completion"], "toxicity": toxicity},
+    }
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Every option of every config group runs at scale=tiny: few launches, each with options of many groups."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import Launched, Launcher
+from safetensors.numpy import load_file
+from wandb_files import read_run
+
+from irl_exp.config import CONF
+
+TINY = ("scale=tiny", "workers=1")
+EVERYTHING = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml")}
+OPTIONS = {option for option in EVERYTHING if not option.startswith("local/")}  # a developer's own, not in git
+
+
+@pytest.fixture(scope="module")
+def models(launcher: Launcher, small_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """The whole chain for every Pythia, with a small model in its place."""
+    return launcher(
+        tmp_path_factory.mktemp("models"),
+        *TINY,
+        "model=pythia_70m,pythia_160m,pythia_410m,pythia_1b,pythia_1_4b",
+        f"model.path={small_policy}",
+        *("data.count=600", "rlhf=grpo", "refinetune=rloo", "irl/loss=hinge", "irl/features=last_token"),
+        "tracking=none",
+    )
+
+
+@pytest.fixture(scope="module")
+def data(
+    launcher: Launcher,
+    texts: Path,
+    small_policy: Path,
+    small_classifier: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Launched:
+    """The whole chain for every source of texts, with R* = a small classifier in Roberta's place."""
+    return launcher(
+        tmp_path_factory.mktemp("data"),
+        *TINY,
+        "data=file,jigsaw,real_toxicity_prompts",
+        # "++": Hydra composes the launch itself with the default data, which has no path.
+        "++data.path=${oc.env:TEXTS}/${data.name}.jsonl",
+        *("reward=roberta_toxicity", f"reward.path={small_classifier}", f"model.path={small_policy}"),
+        *("rlhf=rloo", "refinetune=grpo", "irl/loss=bradley_terry", "irl/features=hidden_state"),
+        "tracking=offline",
+        env={"TEXTS": str(texts)},
+    )
+
+
+@pytest.fixture(scope="module")
+def formats(
+    launcher: Launcher,
+    texts: Path,
+    small_policy: Path,
+    small_classifier: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Launched:
+    """The other two file formats, ten seeds each, which share everything."""
+    return launcher(
+        tmp_path_factory.mktemp("formats"),
+        *TINY,
+        *("data=file", f"data.path={texts}/file.csv,{texts}/file.parquet"),
+        *("reward=sequence_classifier", f"reward.path={small_classifier}", f"model.path={small_policy}"),
+        *("until=sft", "seeds=ten", "tracking=none"),
+    )
+
+
+@pytest.fixture(scope="module")
+def original(launcher: Launcher, texts: Path, small_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Jigsaw as it is published, for a user without a W&B account."""
+    return launcher(
+        tmp_path_factory.mktemp("original"),
+        *TINY,
+        *("data=jigsaw", f"data.path={texts}/jigsaw_original.csv", "data.text=comment_text", "data.label=toxic"),
+        *(f"model.path={small_policy}", "until=sft", "tracking=wandb"),
+    )
+
+
+@pytest.fixture(scope="module")
+def fifty(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Fifty seeds at the default scale, with the sizes of scale=tiny said one by one."""
+    folder = tmp_path_factory.mktemp("fifty")
+    shutil.copytree(warm_store, folder / "multirun" / "store")
+    sizes = yaml.safe_load((CONF / "scale" / "tiny.yaml").read_text())
+    said = [f"{key}={'null' if value is None else value}" for key, value in leaves(sizes)]
+    return launcher(folder, "scale=default", *said, "seeds=fifty", "until=sft", "tracking=none", "workers=1")
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def config(launched: Launched, job: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((launched.folder / str(job) / "config.json").read_text())
+    return found
+
+
+def artifact(launched: Launched, job: int, stage: str) -> Path:
+    return launched.cwd / "multirun" / "store" / stage / config(launched, job)["artifacts"][stage]
+
+
+def options_that_ran(launched: Launched) -> set[str]:
+    """<group>/<option> of the completed jobs, as Hydra has recorded them; of a stage, if the job had that stage."""
+    ran: set[str] = set()
+    for row in launched.runs():
+        if row["status"] == "completed":
+            record = yaml.safe_load((launched.folder / row["job"] / ".hydra" / "hydra.yaml").read_text())
+            stages = config(launched, int(row["job"]))["artifacts"]
+            for group, option in record["hydra"]["runtime"]["choices"].items():
+                stage = group.split("/")[0]
+                if stage not in ("rlhf", "irl", "refinetune") or stage in stages:
+                    ran.add(f"{group}/{option}")
+    return ran
+
+
+def test_every_option_of_every_group_has_run(
+    models: Launched, data: Launched, formats: Launched, original: Launched, fifty: Launched, first_launch: Launched
+) -> None:
+    ran = set().union(*map(options_that_ran, (models, data, formats, original, fifty, first_launch)))
+    assert OPTIONS - ran == set()
+
+
+def test_every_model_goes_through_the_whole_chain(models: Launched, small_policy: Path) -> None:
+    given = load_file(small_policy / "model.safetensors")
+    tuned = {}
+    for job in range(5):
+        metrics, composed = models.metrics(job), config(models, job)
+        assert {"reference/kl", "expert/kl", "refinetuned/kl", "irl/auroc"} <= metrics.keys()
+        assert (composed["rlhf"]["algorithm"], composed["refinetune"]["algorithm"]) == ("grpo", "rloo")
+        reference = load_file(artifact(models, job, "sft") / "model.safetensors")
+        unchanged = all((reference[name] == weights).all() for name, weights in given.items())
+        tuned[composed["model"]["name"]] = unchanged
+    # The paper's two are taken as they are, the others are trained first.
+    assert tuned == {
+        "pythia_70m": True,
+        "pythia_160m": False,
+        "pythia_410m": True,
+        "pythia_1b": False,
+        "pythia_1_4b": False,
+    }
+
+
+def test_every_source_gives_the_same_texts_and_its_own_labels(data: Launched, formats: Launched) -> None:
+    read = [pd.read_parquet(artifact(data, job, "data") / "texts.parquet") for job in range(3)]
+    read += [pd.read_parquet(artifact(formats, job, "data") / "texts.parquet") for job in (0, 10)]
+    for frame in read[1:]:
+        pd.testing.assert_frame_equal(frame.drop(columns="toxic"), read[0].drop(columns="toxic"))
+    file, jigsaw, toxicity, csv, parquet = (frame["toxic"] for frame in read)
+    assert csv.equals(file)
+    assert parquet.equals(file)
+    assert jigsaw.isna().all()
+    assert 0 < toxicity.isna().sum() < len(toxicity) / 5
+    assert (toxicity.dropna() == file[toxicity.notna()]).all()
+
+
+def test_every_source_goes_through_the_whole_chain(data: Launched) -> None:
+    for job in range(3):
+        assert {"reference/kl", "expert/kl", "refinetuned/kl", "irl/spearman"} <= data.metrics(job).keys()
+        (run,) = (data.folder / str(job)).glob("wandb/offline-run-*")
+        assert read_run(run)["exit_code"] == 0
+    assert not (data.cwd / "multirun" / "store" / "reward" / "classifier.json").exists()
+
+
+def test_a_published_file_is_read_by_naming_its_columns(original: Launched, texts: Path) -> None:
+    read = pd.read_parquet(artifact(original, 0, "data") / "texts.parquet")
+    published = pd.read_csv(texts / "jigsaw_original.csv")
+    assert (read["prompt"] + read["completion"]).tolist() == published["comment_text"].tolist()
+    assert read["toxic"].astype(int).tolist() == published["toxic"].tolist()
+
+
+def test_without_an_account_one_word_is_said_and_the_run_is_kept(original: Launched) -> None:
+    assert original.stderr.count("no W&B account here") == 1
+    (run,) = (original.folder / "0").glob("wandb/offline-run-*")
+    assert read_run(run)["summary"]["n_prompts"] == 16
+
+
+def test_fifty_seeds_are_fifty_jobs_and_the_sizes_are_those_of_tiny(fifty: Launched) -> None:
+    assert [(row["job"], row["status"]) for row in fifty.runs()] == [(str(job), "completed") for job in range(50)]
+    assert [config(fifty, job)["irl"]["seed"] for job in range(50)] == list(range(50))
+    assert len(list(fifty.cwd.glob("multirun/store/sft/[!.]*"))) == 1  # that of the warm store
