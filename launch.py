@@ -16,4 +16,7 @@ def main(config: DictConfig) -> dict[str, float]:
 
 if __name__ == "__main__":
     planner.check_command_line(sys.argv[1:])
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

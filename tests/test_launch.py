@@ -84,6 +84,8 @@ def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched)
     assert first_launch.states() == dict.fromkeys(STAGES, "computed")
     words = (*POLICIES, *POLICY_COLUMNS.values(), *REWARD_ROWS.values())
     assert [word for word in words if word not in first_launch.stdout] == []
+    shown = {*REWARD_ROWS, *(f"{policy}/{key}" for policy in POLICIES for key in POLICY_COLUMNS)}
+    assert shown - set(first_launch.metrics()) == set()
     assert "Traceback" not in first_launch.stderr
 
 
@@ -482,10 +484,8 @@ def test_a_developer_sees_the_traceback(launch: Launch) -> None:
 # ------------------------------------------------------------------------------------- what answers at once
 
 
-def test_help_is_quick_and_tells_every_group(launch: Launch) -> None:
-    start = time.monotonic()
+def test_help_tells_every_group(launch: Launch) -> None:
     text = launch("--help").stdout
-    assert time.monotonic() - start < 3
     assert [group for group in known_groups() if f"  {group}=" not in text] == []
     assert "irl.loss.target_margin=1.0" in text
     assert not Path("multirun").exists()

@@ -758,6 +758,12 @@ def test_a_completion_that_could_not_be_judged_is_never_taken_for_civil() -> Non
         evaluate_stage.policy_metrics(table, evaluation())
 
 
+def test_what_is_not_defined_is_left_out_of_the_metrics(tmp_path: Path) -> None:
+    metrics = {"irl/auroc": float("nan"), "irl/kendall": float("inf"), "irl/accuracy": 0.5}
+    evaluate_stage._write(tmp_path, metrics, {"reference": policy_table()})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"irl/accuracy": 0.5}
+
+
 UNTIL = {
     "sft": {"reference"},
     "rlhf": {"reference", "expert"},
