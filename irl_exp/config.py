@@ -507,6 +507,12 @@ def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> N
     Raises:
         ConfigError: names the option and the choices that have it.
     """
+    files = [
+        CONF / "local" / "default.yaml",
+        *(CONF / group / f"{name}.yaml" for group in chosen for name in chosen[group]),
+    ]
+    if any("override /" in path.read_text(encoding="utf-8") for path in files if path.exists()):
+        return  # such a file chooses for other groups: only Hydra knows what
     for group in known_groups():
         prefix = group.replace("/", ".") + "."
         nodes = {path.stem: _node_of_option(path) for path in (CONF / group).glob("*.yaml")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -186,6 +187,14 @@ def test_the_options_of_a_choice_pass_with_it(path: Path) -> None:
     model = BASE_NODES[based_on(path)]
     plain = [name for name, field in model.model_fields.items() if not schema.node_of(field) and name != "name"]
     planner.check_command_line([choice(path), *(f"{group}.{name}=1" for name in plain)])
+
+
+def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    (tmp_path / "conf" / "local").mkdir(exist_ok=True)
+    local = "# @package _global_\ndefaults:\n  - override /data: file\ndata: {path: mine.csv}\n"
+    (tmp_path / "conf" / "local" / "default.yaml").write_text(local)
+    planner.check_command_line(["data.path=other.csv"])
 
 
 def test_completion_is_not_checked_while_the_user_types() -> None:

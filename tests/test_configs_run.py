@@ -188,6 +188,13 @@ def test_without_an_account_one_word_is_said_and_the_run_is_kept(original: Launc
     assert read_run(run)["summary"]["n_prompts"] == 16
 
 
+def test_ten_seeds_are_ten_jobs_for_each_value_that_is_swept(formats: Launched) -> None:
+    assert sorted(int(path.name) for path in formats.folder.iterdir() if path.is_dir()) == list(range(20))
+    jobs = {(config(formats, job)["irl"]["seed"], config(formats, job)["data"]["path"][-4:]) for job in range(20)}
+    assert jobs == {(seed, ending) for seed in range(10) for ending in (".csv", "quet")}
+    assert len({row["cell"] for row in formats.runs()}) == 2
+
+
 def test_fifty_seeds_are_fifty_jobs_and_the_sizes_are_those_of_tiny(fifty: Launched) -> None:
     assert [(row["job"], row["status"]) for row in fifty.runs()] == [(str(job), "completed") for job in range(50)]
     assert [config(fifty, job)["irl"]["seed"] for job in range(50)] == list(range(50))

@@ -86,7 +86,7 @@ def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched)
     assert [word for word in words if word not in first_launch.stdout] == []
     shown = {*REWARD_ROWS, *(f"{policy}/{key}" for policy in POLICIES for key in POLICY_COLUMNS)}
     assert shown - set(first_launch.metrics()) == set()
-    assert "Traceback" not in first_launch.stderr
+    assert first_launch.stderr == ""  # nobody reads warnings that are always there
 
 
 def test_metrics_are_flat_finite_and_complete(first_launch: Launched) -> None:
@@ -216,14 +216,6 @@ def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
     assert not any("learned_reward" in key for key in done.metrics(2))
 
 
-def test_ten_seeds_are_ten_jobs(store: Path, launch: Launch) -> None:
-    done = launch(*WARM, "seeds=ten", "until=sft")
-    assert sorted(int(path.name) for path in done.folder.iterdir() if path.is_dir()) == list(range(10))
-    configs = [json.loads((done.folder / str(job) / "config.json").read_text()) for job in range(10)]
-    assert [config["irl"]["seed"] for config in configs] == list(range(10))
-    assert len(done.runs()) == 10
-
-
 # ---------------------------------------------------------------------------------------- what may go wrong
 
 
@@ -322,7 +314,7 @@ def stop(launcher: Launcher, folder: Path, send: Callable[[int], None], *overrid
 def stopped(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stopped]:
     """The same command, three times ended from outside, then left alone."""
     folder = tmp_path_factory.mktemp("stopped")
-    command = (*TINY, "until=sft", "sft.steps=60", "tracking=offline")
+    command = (*TINY, "until=sft", "sft.steps=80", "sft.batch_size=4", "tracking=offline")
     return {
         "Ctrl-C": stop(launcher, folder, lambda pid: os.killpg(pid, signal.SIGINT), *command),
         "SIGTERM": stop(launcher, folder, lambda pid: os.kill(pid, signal.SIGTERM), *command),
