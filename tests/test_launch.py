@@ -6,7 +6,6 @@ Launches share fixtures: each costs seconds. `TINY` is the smallest chain; the w
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re

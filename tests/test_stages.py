@@ -575,6 +575,9 @@ def test_completions_of_reference_and_expert_are_the_demonstrations_on_test(worl
         assert (mine["tokens"] == theirs["completion_ids"].map(len)).all()
         assert (mine["tokens"] - mine["length"] == theirs["ended"].astype(int)).all(), "EOS does not count"
         assert theirs["ended"].any(), "a world in which completions end"
+        learned = LearnedReward.load(world.of("irl"), small.DEVICE)
+        scores = learned.standardised(learned.score(Completions.from_frame(theirs)))
+        np.testing.assert_allclose(mine["learned_reward"], scores, atol=1e-3)
 
 
 def test_completions_of_the_refinetuned_policy_carry_their_scores(world: World) -> None:
