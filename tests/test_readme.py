@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 LAUNCHES = [line for line in COMMANDS if "launch.py" in line]
-IN_TABLES = re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE)
+CELLS = re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE)
+IN_TABLES = [cell for cell in CELLS if "=" in cell and "launch.py" not in cell]
 
 
 def overrides_of(command: str) -> list[str]:
