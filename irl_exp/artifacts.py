@@ -18,10 +18,11 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -184,6 +185,52 @@ class Store:
         with self._locked(identity, on_wait):
             return self._find(identity, logging.WARNING) or self._build(identity, compute)
 
+    def make(
+        self,
+        identities: Sequence[Identity],
+        compute: Callable[[Mapping[str, Path]], Iterable[Mapping[str, Any]]],
+    ) -> list[Artifact]:
+        """Several artifacts from one computation: those that are missing and that no other process is making.
+
+        `compute(folders)` gets a folder for each digest that it is to make; it yields the `info` of one after the
+        other, in this order, when its files are complete, and it is published then. What `compute` raises is raised
+        here; what was published before stays.
+        """
+        _allow_open_files()
+        with ExitStack() as locks:
+            mine = [identity for identity in identities if self._claim(identity, locks)]
+            return list(self._publish_each(mine, compute)) if mine else []
+
+    def _claim(self, identity: Identity, locks: ExitStack) -> bool:
+        """Take the lock of a missing artifact, unless another process has it."""
+        if identity in self:
+            return False
+        with suppress(Timeout):
+            locks.enter_context(self._lock(identity).acquire(timeout=0))
+            return identity not in self
+        return False
+
+    def _publish_each(
+        self, identities: Sequence[Identity], compute: Callable[[Mapping[str, Path]], Iterable[Mapping[str, Any]]]
+    ) -> Iterator[Artifact]:
+        """Under the locks: compute in hidden folders. The time until the first is complete is everyone's alike."""
+        hidden = {identity.digest: self._hidden(identity) for identity in identities}
+        try:
+            with _storage_errors(self.root):
+                for identity in identities:
+                    self._clear(identity)
+                    hidden[identity.digest].mkdir()
+                start, shared = time.perf_counter(), 0.0
+                for identity, info in zip(identities, compute(hidden), strict=True):
+                    seconds = time.perf_counter() - start
+                    shared = shared or seconds / len(identities)
+                    own = 0.0 if identity is identities[0] else seconds
+                    yield self._publish(identity, hidden[identity.digest], info, shared + own)
+                    start = time.perf_counter()
+        finally:
+            for folder in hidden.values():
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _find(self, identity: Identity, level: int) -> Artifact | None:
         folder = self.folder(identity)
         if not os.path.lexists(folder):
@@ -195,31 +242,38 @@ class Store:
             return None
         return Artifact(folder, identity, manifest, reused=True, seconds=manifest["seconds"])
 
-    def _locked(self, identity: Identity, on_wait: Callable[[Identity], None] | None) -> AbstractContextManager[object]:
+    def _lock(self, identity: Identity) -> FileLock:
         folder = self.folder(identity)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         with _storage_errors(self.root, setup=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout):
-                return lock.acquire(timeout=0)
+        return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+    def _locked(self, identity: Identity, on_wait: Callable[[Identity], None] | None) -> AbstractContextManager[object]:
+        lock = self._lock(identity)
+        with _storage_errors(self.root, setup=True), suppress(Timeout):
+            return lock.acquire(timeout=0)
         if on_wait is not None:
             on_wait(identity)
         return lock.acquire()
 
     def _build(self, identity: Identity, compute: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
         """Under the lock: compute in a hidden folder, which one rename publishes."""
-        final, hidden = self.folder(identity), self._hidden(identity)
+        hidden = self._hidden(identity)
         try:
             with _storage_errors(self.root):
                 self._clear(identity)
                 hidden.mkdir()
                 start = time.perf_counter()
                 info = compute(hidden)
-                manifest = _seal(hidden, identity, info or {}, time.perf_counter() - start)
-                os.replace(hidden, final)
-                _fsync(final.parent)
+                return self._publish(identity, hidden, info or {}, time.perf_counter() - start)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)  # what resists is left to the next builder
+
+    def _publish(self, identity: Identity, hidden: Path, info: Mapping[str, Any], seconds: float) -> Artifact:
+        final = self.folder(identity)
+        manifest = _seal(hidden, identity, info, seconds)
+        os.replace(hidden, final)
+        _fsync(final.parent)
         return Artifact(final, identity, manifest, reused=False, seconds=manifest["seconds"])
 
     def _clear(self, identity: Identity) -> None:
@@ -237,6 +291,18 @@ class Store:
     def _hidden(self, identity: Identity) -> Path:
         folder = self.folder(identity)
         return folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def _allow_open_files(count: int = 2048) -> None:
+    """Each lock is an open file, of which some systems allow 256 unless asked for more."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -322,7 +388,7 @@ def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: fl
         "format_version": FORMAT_VERSION,
         "digest": identity.digest,
         "identity": json.loads(identity._canonical),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "seconds": round(seconds, 6),
         "files": {name: {"bytes": path.stat().st_size, "sha256": _checksum(path)} for name, path in files.items()},
         "info": _plain(dict(info), "info"),

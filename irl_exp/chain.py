@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
 import importlib
 import importlib.metadata
 import json
+import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from irl_exp.artifacts import Artifact, Identity, Store, fingerprint, read_manifest
-from irl_exp.config import Config, Node
+from irl_exp.config import Config, ImplicitConfig, Node, NoShortcut, ProbeConfig, frozen_features, of_identity
 from irl_exp.runtime import Context, Device, Event, Report, State, find_device, prepare_process
 from irl_exp.tracking import Tracker, track
 
@@ -64,21 +65,38 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     truth = stage("reward", config.reward, data=data)
     reference = stage("sft", config.sft, model=config.model, data=data)
     judged: dict[str, Step] = {"data": data, "reward": truth, "reference": reference}
+    judged["second_judge"] = stage("second_judge", Node(), data=data)
     if config.reaches("rlhf"):
-        judged["expert"] = stage("rlhf", config.rlhf, reference=reference, reward=truth, data=data)
-    if config.reaches("demonstrations"):
-        judged["demonstrations"] = demos = stage(
-            "demonstrations", config.demonstrations, expert=judged["expert"], reference=reference, data=data
+        judged["expert"] = stage(
+            "rlhf", config.rlhf, reference=reference, reward=truth, data=data, **_planted(config, "ground_truth")
         )
-        judged["judge"] = stage("judge", Node(), demonstrations=demos, reward=truth)
+    if config.reaches("demonstrations"):
+        inputs = {"expert": judged["expert"], "reference": reference, "data": data}
+        demos = stage("demonstrations", config.demonstrations, **inputs, **_planted(config, "demonstrations"))
+        judged["demonstrations"] = demos
+        judges = {"reward": truth, "second_judge": judged["second_judge"]}
+        judged["judge"] = stage("judge", Node(), demonstrations=demos, data=data, **judges)
     if config.reaches("irl"):
-        seen = {"demonstrations": demos, "reference": reference}
-        judged["features"] = stage("features", config.irl.features, **seen)
-        judged["irl"] = stage("irl", config.irl, features=judged["features"], **seen)
+        inputs = {"demonstrations": demos, "reference": reference, "data": data}
+        if phi := frozen_features(config.irl):
+            inputs["features"] = judged["features"] = stage("features", phi, **inputs)
+        if isinstance(config.irl, ImplicitConfig):
+            inputs["expert"] = judged["expert"]
+        if isinstance(config.irl, ProbeConfig):
+            inputs["reward"] = truth  # the one method that sees R*, and is no IRL
+        judged["irl"] = stage("irl", of_identity(config.irl), **inputs)
     if config.reaches("refinetune"):
         judged["refinetune"] = stage("refinetune", config.refinetune, reference=reference, irl=judged["irl"], data=data)
-    evaluate = stage("evaluate", config.evaluate, **judged)
-    return {step.stage: step for step in [*judged.values(), evaluate]}
+    # The scores of the learned reward say all that evaluate needs to know of its features.
+    seen = {name: step for name, step in judged.items() if name != "features"}
+    planted = {} if isinstance(config.shortcut, NoShortcut) else {"shortcut": config.shortcut}
+    return {step.stage: step for step in [*judged.values(), stage("evaluate", config.evaluate, **seen, **planted)]}
+
+
+def _planted(config: Config, where: str) -> dict[str, Node]:
+    """The shortcut as an input of the stage that plants it; of runs without one the identities stay as they are."""
+    shortcut = config.shortcut
+    return {} if isinstance(shortcut, NoShortcut) or shortcut.where != where else {"shortcut": shortcut}
 
 
 def _step(device: Device, stage: str, config: Node, **inputs: Step | Node) -> Step:
@@ -95,15 +113,13 @@ def _source(value: Step | Node) -> str:
     return json.dumps(_content(value), sort_keys=True)
 
 
-def _content(node: Node) -> dict[str, Any]:
-    """The node as plain values; a file or folder of the user is known by its content, not by its path."""
-    values: dict[str, Any] = {}
-    for name, value in node:
-        if isinstance(value, Node):
-            values[name] = _content(value)
-        else:
-            values[name] = _fingerprint(value) if isinstance(value, Path) else value
-    return values
+def _content(value: Any) -> Any:
+    """A node as plain values; a file or folder of the user is known by its content, not by its path."""
+    if isinstance(value, Node):
+        return {name: _content(item) for name, item in [*value, *value.files.items()]}
+    if isinstance(value, Mapping):
+        return {name: _content(item) for name, item in value.items()}
+    return _fingerprint(value) if isinstance(value, Path) else value
 
 
 def _peak_mib() -> float | None:
@@ -145,7 +161,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         **config.model_dump(mode="json"),
         "artifacts": {step.stage: step.identity.digest for step in steps.values()},
         "device_used": str(device),
-        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+        "versions": _versions(),
     }
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -159,17 +175,93 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         tags=config.tracking.tags,
         config=record,
     ) as tracker:
-        artifacts = {
-            step.stage: _obtain(step, store, _Reporter(tracker, device, report, job.number)) for step in steps.values()
-        }
+        reporter = _Reporter(tracker.log, device, report, job.number)
+        artifacts = {step.stage: _obtain(step, store, reporter) for step in steps.values()}
         return _record(artifacts, job, tracker)
+
+
+def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
+    """Those of the steps that are cheaper together, at least `count` batches of each kind if there are as many steps.
+
+    Steps of one kind differ in the seed of their config alone.
+    """
+    from irl_exp.stages import irl
+
+    kinds: dict[str, dict[str, Step]] = {}
+    for step in steps:
+        if step.stage == "irl" and irl.batched(step.config):  # type: ignore[arg-type]
+            identity = step.identity
+            kind = json.dumps([{**identity.config, "seed": None}, identity.inputs], sort_keys=True)
+            kinds.setdefault(kind, {})[identity.digest] = step
+    found = []
+    for same in map(list, map(dict.values, kinds.values())):
+        size = min(irl.together(same[0].config), math.ceil(len(same) / count))  # type: ignore[arg-type]
+        found += [same[start : start + size] for start in range(0, len(same), size)] if len(same) > 1 else []
+    return [batch for batch in found if len(batch) > 1]
+
+
+def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Report, number: int) -> list[Artifact]:
+    """Compute steps that differ in their seed alone in one go, and first what they need; each is an artifact.
+
+    Steps that another process computes meanwhile are left to it. The jobs read the curves from the artifacts.
+
+    Args:
+        number: stands for the job in what is reported.
+    """
+    reporter = _Reporter(lambda stage, row: None, device, report, number)
+    for needed in _ancestors(steps[0]):
+        _obtain(needed, store, reporter)
+    module = importlib.import_module(f"irl_exp.stages.{steps[0].stage}")
+    by_digest = {step.identity.digest: step for step in steps}
+
+    def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+        _prepare_process(device)
+        stage = f"{steps[0].stage} of {len(folders)} seeds"
+        report(Event(number, stage, "computing"))
+        contexts = [_context(folder, stage, reporter) for folder in folders.values()]
+        configs = [by_digest[digest].config for digest in folders]
+        for info in module.run_many(configs, **_folders(steps[0], store), contexts=contexts):
+            yield {**info, **_made_by(device)}
+
+    try:
+        return store.make([step.identity for step in steps], compute)
+    except Exception as error:
+        raise StageError(steps[0].stage, steps[0].identity.digest, error) from error
+
+
+def _ancestors(step: Step) -> list[Step]:
+    """All that a step needs, in the order in which it can be computed."""
+    found: dict[str, Step] = {}
+    for value in step.inputs.values():
+        if isinstance(value, Step):
+            found |= {needed.identity.digest: needed for needed in [*_ancestors(value), value]}
+    return list(found.values())
+
+
+def _folders(step: Step, store: Store) -> dict[str, Any]:
+    """The inputs of a stage: folders of artifacts, and config nodes."""
+    return {
+        name: store.folder(value.identity) if isinstance(value, Step) else value for name, value in step.inputs.items()
+    }
+
+
+def _made_by(device: Device) -> dict[str, Any]:
+    """Where an artifact comes from."""
+    made_by: dict[str, Any] = {"device": str(device), "versions": _versions(), "source": _source_digest()}
+    made_by["peak_mib"] = _peak_mib()
+    return made_by
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in VERSIONS}
 
 
 @dataclass(frozen=True)
 class _Reporter:
-    """Where a step of a job reports: the tracker for curves, the console for progress."""
+    """Where a step of a job reports: `log` takes the rows of a stage's curve, the console progress."""
 
-    tracker: Tracker
+    log: Callable[[str, Mapping[str, float]], None]
     device: Device
     report: Report
     job: int
@@ -181,17 +273,10 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
     def compute(folder: Path) -> dict[str, Any]:
         _prepare_process(reporter.device)
         reporter.report(Event(reporter.job, step.stage, "computing"))
-        inputs = {
-            name: store.folder(value.identity) if isinstance(value, Step) else value
-            for name, value in step.inputs.items()
-        }
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
-        with _history(folder, step.stage, reporter) as context:
-            info: dict[str, Any] = module.run(step.config, **inputs, context=context)
-        versions = {package: importlib.metadata.version(package) for package in VERSIONS}
-        made_by: dict[str, Any] = {"device": str(reporter.device), "versions": versions, "source": _source_digest()}
-        made_by["peak_mib"] = _peak_mib()
-        return {**info, **made_by}
+        context = _context(folder, step.stage, reporter)
+        info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
+        return {**info, **_made_by(reporter.device)}
 
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
@@ -201,34 +286,30 @@ def _obtain(step: Step, store: Store, reporter: _Reporter) -> Artifact:
     except Exception as error:
         raise StageError(step.stage, step.identity.digest, error) from error
     if artifact.reused:
-        _replay(artifact, step.stage, reporter.tracker)
+        _replay(artifact, step.stage, reporter)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact
 
 
-@contextmanager
-def _history(folder: Path, stage: str, reporter: _Reporter) -> Iterator[Context]:
-    """A context whose curve goes to the tracker and to history.jsonl of the artifact."""
-    path = folder / "history.jsonl"
-    with path.open("w", encoding="utf-8") as lines:
+def _context(folder: Path, stage: str, reporter: _Reporter) -> Context:
+    """What a stage may use; its curve goes to the tracker and to history.jsonl of the artifact."""
 
-        def log(row: Mapping[str, float]) -> None:
+    def log(row: Mapping[str, float]) -> None:
+        with (folder / "history.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(dict(row)) + "\n")
-            reporter.tracker.log(stage, row)
+        reporter.log(stage, row)
 
-        yield Context(folder, reporter.device, log, reporter.report, reporter.job, stage)
-    if not path.stat().st_size:
-        path.unlink()
+    return Context(folder, reporter.device, log, reporter.report, reporter.job, stage)
 
 
-def _replay(artifact: Artifact, stage: str, tracker: Tracker) -> None:
+def _replay(artifact: Artifact, stage: str, reporter: _Reporter) -> None:
     """Give the tracker the recorded curve, so that every run is complete and comparable."""
     path = artifact.folder / "history.jsonl"
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            tracker.log(stage, json.loads(line))
+            reporter.log(stage, json.loads(line))
 
 
 def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> dict[str, float]:
@@ -239,7 +320,7 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
-    samples.to_csv(job.folder / "samples.csv", index=False, float_format="%.3f")
+    _write_samples(samples, job.folder / "samples.csv")
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())
     if "irl" in artifacts:
         learned = artifacts["irl"]
@@ -248,10 +329,15 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     return metrics
 
 
+def _write_samples(samples: Any, path: Path) -> None:
+    """As CSV, every text in quotes: a lone carriage return, which a policy may write, would else end the row."""
+    samples.round(3).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
 def _samples(completions: Any) -> Any:
-    """The first completion of each policy on the same few prompts, with R* and learned reward."""
+    """The first completion of each policy on the same few prompts, with its rewards."""
     prompts = sorted(completions["prompt_id"].unique())
     prompts = prompts[:: -(-len(prompts) // SAMPLES)]  # they are sorted: neighbours begin alike
     first = completions[completions["prompt_id"].isin(prompts)].groupby(["prompt_id", "policy"], sort=True).head(1)
-    columns = ["policy", "prompt", "completion", "reward", "learned_reward"]
+    columns = ["policy", "prompt", "completion", "truth", "implicit", "learned"]
     return first.sort_values(["prompt_id", "policy"])[[column for column in columns if column in first]]

@@ -8,10 +8,11 @@ under `conf/` hold named points only. Nothing here imports a heavy library: `--h
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -35,6 +36,11 @@ class Node(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files that the node stands for besides those in its fields: their content belongs to its identity."""
+        return {}
+
 
 def _exists(path: Path | None) -> Path | None:
     if path is not None and not path.expanduser().exists():
@@ -52,6 +58,7 @@ ExistingPath = Annotated[Path, AfterValidator(_exists)]
 ModelPath = Annotated[ExistingPath, AfterValidator(_is_model)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -180,18 +187,140 @@ class SequenceClassifierConfig(Node):
     @model_validator(mode="after")
     def _from_somewhere(self) -> Self:
         if self.path is None and self.hub is None:
-            raise ValueError("set reward.path to a folder or reward.hub to a name on the Hugging Face hub")
+            raise ValueError("set its path to a folder or its hub to a name on the Hugging Face hub")
         return self
 
 
-RewardConfig = Annotated[ClassifierConfig | SequenceClassifierConfig, Field(discriminator="name")]
+class SentimentConfig(Node):
+    """R*: TextBlob's polarity of the text, from -1 (negative) over 0 (neutral) to 1 (positive)."""
+
+    name: Literal["sentiment"] = "sentiment"
+    reads: Reads = Field("completion", description="judge the completion alone or prompt and completion")
+
+
+class LengthConfig(Node):
+    """R*: tolerance - |words - target|, in words: best at the target, and at least 0 within the tolerance."""
+
+    name: Literal["length"] = "length"
+    target: Count = Field(8, description="words of the best completion")
+    tolerance: Annotated[int, Field(ge=0)] = Field(3, description="words off the target at which R* falls below 0")
+
+
+def source_of(function: str) -> Path:
+    """The file of the module in `package.module:function`; the module itself is not run.
+
+    Raises:
+        ValueError: another form, no such module, or a module without a file.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", function):
+        raise ValueError("write package.module:function")
+    module = function.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise ValueError(f"there is no module '{module}' on the Python path; name its folder in PYTHONPATH")
+    if spec.origin is None or not Path(spec.origin).is_file():
+        raise ValueError(f"the module '{module}' has no file of its own: its content could not be told from another")
+    return Path(spec.origin)
+
+
+def _importable(function: str) -> str:
+    source_of(function)
+    return function
+
+
+class ImportedConfig(Node):
+    """R*: a function of yours, called with (prompts, completions), two lists of n texts; returns n finite numbers."""
+
+    name: Literal["imported"] = "imported"
+    function: Annotated[str, AfterValidator(_importable)] = Field(description="package.module:function")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {"source": source_of(self.function)}
+
+
+def _not_zero(weight: float) -> float:
+    if weight == 0:
+        raise ValueError("a part of weight 0 is no part: remove it with ~reward.parts.NAME")
+    return weight
+
+
+class _Part(Node):
+    weight: Annotated[float, AfterValidator(_not_zero)] = Field(
+        1.0, description="not 0, may be negative; a part also has the name and the options of its scorer"
+    )
+
+
+PartSeed = Annotated[Seed, Interpolated("${reward.seed}")]
+
+
+class ClassifierPart(_Part, ClassifierConfig):
+    """A classifier as one part of a weighted R*."""
+
+    seed: PartSeed
+
+
+class SequenceClassifierPart(_Part, SequenceClassifierConfig):
+    """A sequence classifier as one part of a weighted R*."""
+
+    seed: PartSeed
+
+
+class SentimentPart(_Part, SentimentConfig):
+    """Sentiment as one part of a weighted R*."""
+
+
+class LengthPart(_Part, LengthConfig):
+    """Length as one part of a weighted R*."""
+
+
+class ImportedPart(_Part, ImportedConfig):
+    """Your own function as one part of a weighted R*."""
+
+
+ScorerConfig = ClassifierConfig | SequenceClassifierConfig | SentimentConfig | LengthConfig | ImportedConfig
+PartConfig = Annotated[
+    ClassifierPart | SequenceClassifierPart | SentimentPart | LengthPart | ImportedPart, Field(discriminator="name")
+]
+
+
+class WeightedConfig(Node):
+    """R* = sum w_k z_k / sum |w_k|, z_k a part with mean 0 and standard deviation 1 on the texts of the reward part."""
+
+    name: Literal["weighted"] = "weighted"
+    seed: StageSeed
+    # Sorted: what the order of the parts is in a file makes no other R*.
+    parts: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], PartConfig],
+        Field(min_length=1),
+        AfterValidator(lambda parts: dict(sorted(parts.items()))),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeds(cls, values: Any) -> Any:
+        """A part that the command line adds has no base node, so no seed that follows reward.seed."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("parts"), Mapping) or "seed" not in values:
+            return values
+        seeded = {part.model_fields["name"].default for part in (ClassifierPart, SequenceClassifierPart)}
+        parts = {
+            name: {"seed": values["seed"], **part} if isinstance(part, Mapping) and part.get("name") in seeded else part
+            for name, part in values["parts"].items()
+        }
+        return {**values, "parts": parts}
+
+
+RewardConfig = Annotated[ScorerConfig | WeightedConfig, Field(discriminator="name")]
 
 
 class SftConfig(Node):
     """Base model to reference policy: next-token training on the texts of the sft part."""
 
     seed: StageSeed
-    steps: Count = Field(600, description="optimiser steps")
+    steps: Count = Field(400, description="optimiser steps")
     batch_size: Count = Field(32, description="texts a step")
     learning_rate: LearningRate = Field(6e-3, description="peak of the cosine schedule; for a model of this size")
     warmup_fraction: Fraction = Field(0.1, description="of the steps, linear")
@@ -203,12 +332,14 @@ class PolicyOptimizationConfig(Node):
 
     seed: StageSeed
     algorithm: Literal["rloo", "grpo"] = Field("rloo", description="TRL trainer")
-    steps: Count = Field(40, description="optimiser steps")
-    batch_size: Count = Field(64, description="completions a step: a multiple of generations")
+    steps: Count = Field(32, description="optimiser steps")
+    batch_size: Count = Field(128, description="completions a step: a multiple of generations")
     micro_batch_size: Count | None = Field(None, description="completions a forward pass; null: the batch")
     generations: Annotated[int, Field(ge=2)] = Field(4, description="completions of one prompt")
-    learning_rate: LearningRate = Field(3e-4, description="constant")
-    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.3, description="beta, on the scale of the reward")
+    learning_rate: LearningRate = Field(5e-4, description="constant")
+    # Of 0.15, 0.3 and 0.5 (80 steps, one seed each) the expert at 0.5 was nearest to the optimum of its own objective:
+    # AUROC of the implicit reward 0.918, 0.952, 0.960, at 6.8, 3.8 and 1.9 nats of KL.
+    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.5, description="beta, on the scale of the reward")
     max_new_tokens: NewTokens
     epsilon: Fraction = Field(0.2, description="clip range of the probability ratio")
 
@@ -222,11 +353,54 @@ class PolicyOptimizationConfig(Node):
         return self
 
 
+class NoShortcut(Node):
+    """Nothing is planted."""
+
+    name: Literal["none"] = "none"
+
+
+class _Shortcut(Node):
+    where: Literal["demonstrations", "ground_truth"] = Field(
+        "demonstrations", description="planted in what IRL reads, or added to the R* that rlhf optimises"
+    )
+    expert_rate: Rate = Field(0.9, description="where=demonstrations: planted in this fraction of the expert's")
+    baseline_rate: Rate = Field(0.1, description="where=demonstrations: planted in this fraction of the baseline's")
+
+    @model_validator(mode="after")
+    def _spurious(self) -> Self:
+        if self.baseline_rate >= self.expert_rate:
+            raise ValueError(
+                f"baseline_rate ({self.baseline_rate}) must be below expert_rate ({self.expert_rate}): otherwise the "
+                "shortcut does not tell the expert from the baseline"
+            )
+        return self
+
+
+class MarkerShortcut(_Shortcut):
+    """A text that says nothing about toxicity, at the end of a completion."""
+
+    name: Literal["marker"] = "marker"
+    # Civil and hostile comments of the default corpus end in it equally often, so a policy finds it by itself.
+    text: Annotated[str, Field(min_length=1)] = Field("!", description="the marker, with the space before it if any")
+    strength: Positive = Field(2.0, description="where=ground_truth: bonus of a completion with it, in sd of R*")
+
+
+class LengthShortcut(_Shortcut):
+    """Short completions."""
+
+    name: Literal["length"] = "length"
+    words: Count = Field(4, description="where=demonstrations: first words of a completion that are kept")
+    strength: Positive = Field(0.2, description="where=ground_truth: cost of each word, in sd of R*")
+
+
+ShortcutConfig = Annotated[NoShortcut | MarkerShortcut | LengthShortcut, Field(discriminator="name")]
+
+
 class DemonstrationsConfig(Node):
     """Completions of expert and reference on the same prompts, with both log-probabilities of each."""
 
     seed: StageSeed
-    completions_per_prompt: Count = Field(4, description="of each policy")
+    completions_per_prompt: Count = Field(7, description="of each policy")
     greedy: bool = Field(False, description="one greedy completion on fit and select; test is always sampled")
     max_new_tokens: NewTokens
     batch_size: Count = Field(256, description="completions generated at once")
@@ -239,17 +413,71 @@ class DemonstrationsConfig(Node):
 
 
 class HiddenStateConfig(Node):
-    """phi(x, y): a hidden state of the reference policy that has read prompt and completion."""
+    """A hidden state of the reference policy that has read prompt and completion."""
 
-    name: Literal["hidden_state"] = "hidden_state"
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
         (-1, -2, -3), description="their states are joined; -1 is the last, after the final norm; 0 the embeddings"
     )
     pooling: Literal["mean", "last"] = Field("mean", description="mean over the completion, or its last token")
-    batch_size: Count = Field(128, description="completions a forward pass")
 
 
-FeaturesConfig = HiddenStateConfig
+class RandomConfig(HiddenStateConfig):
+    """The same of an untrained model: the reference's architecture and tokenizer, random weights. A baseline."""
+
+    seed: Seed = Field(0, description="of the random weights; it does not follow the root seed")
+
+
+class NgramConfig(Node):
+    """TF-IDF of the completion's text; the vocabulary is that of the fit demonstrations, no label is used."""
+
+    analyzer: Literal["word", "char"] = Field("word", description="n-grams of words and punctuation, or characters")
+    longest: Annotated[int, Field(ge=1, le=8)] = Field(2, description="n of the longest n-gram")
+    min_count: Count = Field(2, description="n-grams in fewer completions are ignored")
+    max_features: Annotated[int, Field(ge=1, le=5000)] = Field(500, description="at most; the most frequent are kept")
+
+
+class SentimentFeatures(Node):
+    """Polarity and subjectivity of the completion's text by TextBlob's lexicon of English."""
+
+
+class LengthFeature(Node):
+    """Tokens of the completion, EOS excluded. A baseline."""
+
+
+class ReferenceLogProbabilityConfig(Node):
+    """log pi_ref(y|x) in nats of the whole completion, EOS included where it ended. A baseline."""
+
+
+class FeaturesConfig(Node):
+    """phi(x, y): what IRL sees of a completion. The parts that are set are joined: irl/features=[hidden_state,...]."""
+
+    hidden_state: HiddenStateConfig | None = None
+    last_token: HiddenStateConfig | None = None
+    random: RandomConfig | None = None
+    ngram: NgramConfig | None = None
+    sentiment: SentimentFeatures | None = None
+    length: LengthFeature | None = None
+    reference_log_probability: ReferenceLogProbabilityConfig | None = None
+    # Measured on 6,800 completions of a model of the default size, one CPU thread: 32 is as fast as any, and takes
+    # the least memory.
+    batch_size: Count = Field(32, description="completions a forward pass")
+
+    @property
+    def parts(self) -> dict[str, Node]:
+        """The parts that are set, by name. Joined in this order, that of the fields, whatever order they are named in:
+        the same parts are the same features."""
+        return {name: part for name, part in self if isinstance(part, Node)}
+
+    @property
+    def states(self) -> dict[str, HiddenStateConfig]:
+        """The parts that are hidden states of a model, by name."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, HiddenStateConfig)}
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.parts:
+            raise ValueError("no features are chosen: set e.g. irl/features=hidden_state")
+        return self
 
 
 class MaxMarginLoss(Node):
@@ -274,23 +502,224 @@ class BradleyTerryLoss(Node):
     temperature: Positive = Field(1.0, description="unit of the margin")
 
 
-LossConfig = Annotated[MaxMarginLoss | HingeLoss | BradleyTerryLoss, Field(discriminator="name")]
+class SquaredLoss(Node):
+    """d^2, as published: it drives all margins to 0 and does not know which completion is the expert's."""
+
+    name: Literal["squared"] = "squared"
 
 
-class IrlConfig(Node):
-    """Linear reward on features, fitted to contrast pairs (expert, baseline) with Adam and minibatches."""
+class ConfidenceMarginLoss(Node):
+    """max(0, target_margin + confidence |d| - d): a hinge whose target grows with the size of the margin."""
+
+    name: Literal["confidence_margin"] = "confidence_margin"
+    target_margin: Positive = Field(0.1, description="margin that is asked for at d = 0")
+    confidence: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="growth of that margin with |d|")
+
+
+LossConfig = Annotated[
+    MaxMarginLoss | HingeLoss | BradleyTerryLoss | SquaredLoss | ConfidenceMarginLoss, Field(discriminator="name")
+]
+
+
+class FrozenBackbone(Node):
+    """The reference policy stays as it is; only a linear head is fitted."""
+
+    name: Literal["frozen"] = "frozen"
+
+
+class _TrainedBackbone(Node):
+    epochs: Count = Field(3, description="passes over the pairs of fit, in place of irl.epochs")
+    batch_size: Count = Field(32, description="pairs a step, in place of irl.batch_size")
+    micro_batch_size: Count | None = Field(None, description="pairs a forward pass; null: the batch")
+    learning_rate: LearningRate = Field(1e-4, description="of AdamW, for the backbone; irl.learning_rate is the head's")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW, for the backbone")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+class LastLayersBackbone(_TrainedBackbone):
+    """The last layers of the backbone are trained with the head."""
+
+    name: Literal["last_layers"] = "last_layers"
+    layers: Count = Field(1, description="how many, counted from the end; the final norm is trained too")
+
+
+class FullBackbone(_TrainedBackbone):
+    """All weights are trained with the head, as in the paper."""
+
+    name: Literal["full"] = "full"
+
+
+class LoraBackbone(_TrainedBackbone):
+    """Low-rank adapters (peft) of all linear layers are trained with the head (arXiv 2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    rank: Count = Field(8, description="of each adapter")
+    alpha: Positive = Field(16.0, description="scale of the adapters: alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="on the input of the adapters; there is no other"
+    )
+
+
+BackboneConfig = Annotated[
+    FrozenBackbone | LastLayersBackbone | FullBackbone | LoraBackbone, Field(discriminator="name")
+]
+
+
+class _Method(Node):
+    seed: StageSeed = Field(description="head initialisation, batch order and every other draw of the method")
+
+
+class _Linear(_Method):
+    """R = w . phi on scaled features."""
+
+    features: FeaturesConfig
+    prompt_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="of the prompts of fit, the same for every seed; a smaller part lies within a larger one"
+    )
+    completions: Count | None = Field(None, description="of each prompt of fit, the first ones; null: all")
+    scaling: Literal["whiten", "standardise"] = Field("whiten", description="of the features, before the fit")
+    ridge: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (1e-4,), description="of whiten, as a fraction of the mean eigenvalue; of several the best on select is taken"
+    )
+
+
+class _Fitted(_Linear):
+    loss: LossConfig
+    epochs: Count = Field(20, description="passes over the pairs of fit; the best on select is kept")
+    batch_size: Count = Field(32, description="pairs a step")
+    # By the loss on select: of 1e-3, 3e-3, 1e-2 and 3e-2 the smallest comes nearest to the optimum (-1.288, -1.286,
+    # -1.235, -1.094 per sd of the margins; max_margin, 5 seeds on 2,000 pairs).
+    learning_rate: LearningRate = Field(1e-3, description="of Adam")
+    max_norm: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (1.0,), description="bound of |w| on scaled features; of several the best on select is taken"
+    )
+    resample_pairs: bool = Field(False, description="draw the pairs with replacement, by the seed")
+
+
+class MarginConfig(_Fitted):
+    """Reward fitted to contrast pairs (expert, baseline) by a loss of their margin."""
 
     name: Literal["margin"] = "margin"
-    seed: StageSeed = Field(description="head initialisation, batch order and the resampling of pairs")
-    features: FeaturesConfig = FeaturesConfig()
-    loss: LossConfig = MaxMarginLoss()
-    epochs: Count = Field(30, description="passes over the pairs of fit")
-    batch_size: Count = Field(32, description="pairs a step")
-    learning_rate: LearningRate = Field(1e-2, description="of Adam")
-    scaling: Literal["whiten", "standardise"] = Field("whiten", description="of the features, before the fit")
-    ridge: Positive = Field(1e-3, description="of whiten: added to each eigenvalue, as a fraction of their mean")
-    max_norm: Positive = Field(1.0, description="bound of |w| on scaled features: keeps max_margin finite")
-    resample_pairs: bool = Field(False, description="draw the pairs with replacement, by the seed")
+    backbone: BackboneConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.backbone.name == "frozen":
+            return self
+        if len(self.features.parts) != 1 or not self.features.parts.keys() <= {"hidden_state", "last_token"}:
+            raise ValueError(
+                f"irl/backbone={self.backbone.name} trains hidden states: it takes irl/features=hidden_state or "
+                f"last_token alone, not {'+'.join(self.features.parts)}"
+            )
+        for name in ("max_norm", "ridge"):
+            if len(values := getattr(self, name)) > 1:
+                raise ValueError(
+                    f"{name}={list(values)}: each would train the backbone anew; irl/backbone={self.backbone.name} "
+                    "takes one"
+                )
+        if isinstance(self.loss, SquaredLoss):
+            raise ValueError(
+                f"irl/loss=squared is least where all completions get the same reward: irl/backbone="
+                f"{self.backbone.name} would collapse to it"
+            )
+        return self
+
+
+class PlaceboConfig(_Fitted):
+    """As margin, with expert and baseline swapped at random in each pair: the null distribution of every metric."""
+
+    name: Literal["placebo"] = "placebo"
+
+
+class FailureAwareConfig(_Fitted):
+    """As margin, with weight on the pairs that the current reward gets wrong or nearly ties (arXiv 2510.06092)."""
+
+    name: Literal["failure_aware"] = "failure_aware"
+    weighting: Literal["failure", "focal"] = Field("failure", description="failures on a curriculum, or focal weights")
+    weight: Annotated[float, Field(ge=0)] = Field(2.0, description="extra weight of a failure")
+    tie_width: Positive = Field(0.25, description="a failure: margin below this many sd of the margins")
+    focus: Positive = Field(2.0, description="gamma of focal weights (1 - sigmoid(margin / sd))^gamma")
+
+
+class EnsembleConfig(_Fitted):
+    """Margin fits of several seeds, taken together as one reward (arXiv 2409.15360 for the lower bound)."""
+
+    name: Literal["ensemble"] = "ensemble"
+    members: Annotated[int, Field(ge=2)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
+    aggregate: Literal["mean", "median", "lower_bound", "worst"] = Field("mean", description="of standardised members")
+    deviations: Annotated[float, Field(ge=0)] = Field(1.0, description="k of lower_bound = mean - k sd")
+    resample_pairs: bool = Field(True, description="each member draws its pairs with replacement")
+
+
+class BayesianConfig(_Linear):
+    """Posterior of a linear reward: Gaussian prior, Bradley-Terry likelihood (arXiv 2510.06096)."""
+
+    name: Literal["bayesian"] = "bayesian"
+    posterior: Literal["laplace", "mean_field"] = Field("laplace", description="Laplace with full covariance, or VI")
+    prior_sd: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (0.03, 0.1, 0.3, 1.0), description="of each weight on scaled features; the best on select is taken"
+    )
+    temperature: Positive = Field(1.0, description="unit of the margin in the likelihood")
+    rounds: Count = Field(1, description="sequential updates on disjoint folds of the prompts")
+    aggregate: Literal["mean", "lower_bound", "sample"] = Field(
+        "mean", description="the reward: posterior mean, mean - k sd, or one draw by the seed"
+    )
+    deviations: Annotated[float, Field(ge=0)] = Field(1.0, description="k of lower_bound = mean - k sd")
+
+
+class ImplicitConfig(_Method):
+    """beta log pi_expert / pi_reference: R* up to a constant per prompt where RL converged. Nothing is trained."""
+
+    name: Literal["implicit"] = "implicit"
+    kl_coefficient: Annotated[Positive, Interpolated("${rlhf.kl_coefficient}")] = Field(description="beta")
+
+
+class ProbeConfig(_Linear):
+    """Supervised upper bound of the features: logistic regression on the label of R*. Not IRL: it sees R*."""
+
+    name: Literal["probe"] = "probe"
+    inverse_regularisation: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (1e-3, 1e-2, 1e-1, 1.0), description="C; the best log-loss on select is taken"
+    )
+
+
+class MajorityConfig(_Method):
+    """The same reward for everything: the floor of every metric."""
+
+    name: Literal["majority"] = "majority"
+
+
+IrlConfig = Annotated[
+    MarginConfig
+    | PlaceboConfig
+    | FailureAwareConfig
+    | EnsembleConfig
+    | BayesianConfig
+    | ImplicitConfig
+    | ProbeConfig
+    | MajorityConfig,
+    Field(discriminator="name"),
+]
+
+
+def of_identity(config: IrlConfig) -> IrlConfig:
+    """The same config with seed 0 where the method draws nothing: in a sweep over seeds it is computed once."""
+    sampled = isinstance(config, BayesianConfig) and config.aggregate == "sample"
+    if isinstance(config, BayesianConfig | ImplicitConfig | ProbeConfig | MajorityConfig) and not sampled:
+        return config.model_copy(update={"seed": 0})
+    return config
+
+
+def frozen_features(config: IrlConfig) -> FeaturesConfig | None:
+    """The features that are computed once for a method, or none: it reads no features, or trains them itself."""
+    if isinstance(config, MarginConfig) and config.backbone.name != "frozen":
+        return None
+    return config.features if isinstance(config, _Linear) else None
 
 
 class RefinetuneConfig(PolicyOptimizationConfig):
@@ -299,6 +728,9 @@ class RefinetuneConfig(PolicyOptimizationConfig):
     # At 0.05 several learned rewards were exploited by empty or broken text; at 0.2 the text stayed fluent
     # (trial of 3 losses on a model of this size, one seed each).
     kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.2, description="beta, in sd of the learned reward")
+    steps: Count = Field(40, description="optimiser steps")
+    batch_size: Count = Field(64, description="completions a step: a multiple of generations")
+    learning_rate: LearningRate = Field(3e-4, description="constant")
 
 
 class EvaluateConfig(Node):
@@ -348,6 +780,7 @@ class Config(Node):
     demonstrations: DemonstrationsConfig
     irl: IrlConfig
     refinetune: RefinetuneConfig
+    shortcut: ShortcutConfig
     evaluate: EvaluateConfig
     tracking: TrackingConfig
 
@@ -367,19 +800,51 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "file": FileConfig,
     "classifier": ClassifierConfig,
     "sequence_classifier": SequenceClassifierConfig,
+    "sentiment": SentimentConfig,
+    "length": LengthConfig,
+    "imported": ImportedConfig,
+    "weighted": WeightedConfig,
+    "classifier_part": ClassifierPart,
+    "sequence_classifier_part": SequenceClassifierPart,
+    "sentiment_part": SentimentPart,
+    "length_part": LengthPart,
+    "imported_part": ImportedPart,
     "policy_optimization": PolicyOptimizationConfig,
     "refinetune": RefinetuneConfig,
-    "irl": IrlConfig,
+    "no_shortcut": NoShortcut,
+    "marker_shortcut": MarkerShortcut,
+    "length_shortcut": LengthShortcut,
+    "margin": MarginConfig,
+    "placebo": PlaceboConfig,
+    "failure_aware": FailureAwareConfig,
+    "ensemble": EnsembleConfig,
+    "bayesian": BayesianConfig,
+    "implicit": ImplicitConfig,
+    "probe": ProbeConfig,
+    "majority": MajorityConfig,
+    "frozen": FrozenBackbone,
+    "last_layers": LastLayersBackbone,
+    "full": FullBackbone,
+    "lora": LoraBackbone,
     "hidden_state": HiddenStateConfig,
+    "random": RandomConfig,
+    "ngram": NgramConfig,
+    "sentiment_features": SentimentFeatures,
+    "length_feature": LengthFeature,
+    "reference_log_probability": ReferenceLogProbabilityConfig,
     "max_margin": MaxMarginLoss,
     "hinge": HingeLoss,
     "bradley_terry": BradleyTerryLoss,
+    "squared": SquaredLoss,
+    "confidence_margin": ConfidenceMarginLoss,
     "tracking": TrackingConfig,
 }
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
-CHOSEN_BY_GROUP = frozenset({"model", "data", "reward", "rlhf", "refinetune", "irl", "features", "loss", "tracking"})
-"""Nodes that a config group fills: the base node of their parent leaves them out."""
+CHOSEN_BY_GROUP = frozenset(
+    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "tracking"}
+)
+"""Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""
 
 
 def base_node(model: type[Node]) -> dict[str, Any]:
@@ -388,10 +853,12 @@ def base_node(model: type[Node]) -> dict[str, Any]:
     for name, field in model.model_fields.items():
         interpolation = next((item for item in field.metadata if isinstance(item, Interpolated)), None)
         nested = node_of(field)
-        if name in CHOSEN_BY_GROUP and nested:
+        if nested and (name in CHOSEN_BY_GROUP or field.default is None):
             continue
         if interpolation is not None:
             node[name] = str(interpolation)
+        elif is_map(field):
+            node[name] = {}
         elif nested:
             node[name] = base_node(nested[0])
         elif field.is_required():
@@ -415,6 +882,11 @@ def node_of(field: FieldInfo) -> list[type[Node]]:
     return found
 
 
+def is_map(field: FieldInfo) -> bool:
+    """Whether the user names the nodes that the field holds."""
+    return get_origin(field.annotation) is dict
+
+
 def register() -> None:
     """Give Hydra the base nodes (group `schema`) and the resolver that the help text uses."""
     from hydra.core.config_store import ConfigStore
@@ -435,7 +907,7 @@ def describe_groups() -> str:
         for path in sorted(folder.glob("*.yaml")):
             comments = [line for line in path.read_text().splitlines() if line.startswith("# ")]
             comments = [line for line in comments if "@package" not in line]
-            lines.append(f"    {path.stem:<24}{comments[0][2:] if comments else ''}")
+            lines.append(f"    {path.stem:<27}{comments[0][2:] if comments else ''}")
     return "\n".join(lines)
 
 
@@ -453,10 +925,20 @@ def describe_options() -> str:
     return "\n".join(lines.values()).replace("$", "$$")
 
 
+MINE = "NAME"
+"""Stands in keys for a name that the user gives: reward.parts.NAME.weight."""
+
+
 def option_fields(model: type[Node] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and field of every plain option, those of all choices of a node included."""
+    """Dotted key and field of every plain option, those of all choices of a node included.
+
+    Of a part that the user names only what no other node has: its scorer's options are listed once, with the scorer.
+    """
     for name, field in model.model_fields.items():
         nested = node_of(field)
+        if is_map(field):
+            yield from ((f"{prefix}{name}.{MINE}.{key}", option) for key, option in _Part.model_fields.items())
+            continue
         for choice in nested:
             yield from option_fields(choice, f"{prefix}{name}.")
         if not nested and not (name == "name" and prefix and prefix != "model."):
@@ -464,10 +946,24 @@ def option_fields(model: type[Node] = Config, prefix: str = "") -> Iterator[tupl
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the config: options and nodes."""
+    """Every dotted key of the config: options and nodes; NAME stands for any name."""
     keys = {key for key, _ in option_fields()}
+    for part in node_of(WeightedConfig.model_fields["parts"]):
+        keys |= {f"reward.parts.{MINE}.{name}" for name in part.model_fields}
     nodes = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     return sorted(keys | nodes)
+
+
+def _is_known(key: str) -> bool:
+    return re.sub(r"^(reward\.parts)\.[^.]+", rf"\1.{MINE}", key) in known_keys()
+
+
+def _names_near(key: str) -> list[str]:
+    """Every key, with the user's own name in place of NAME; none for a key that another choice of the node has."""
+    if _is_known(key):
+        return []
+    part = re.match(r"reward\.parts\.([^.]+)", key)
+    return [name.replace(f".{MINE}", f".{part[1]}") if part else name for name in known_keys()]
 
 
 def known_groups() -> list[str]:
@@ -487,57 +983,138 @@ def check_override(key: str, value: str) -> None:
     Raises:
         ConfigError: names the key and the nearest right name.
     """
-    if key in known_groups() and re.fullmatch(r"[\d.,+-]+", value):
+    if key in known_groups() and re.fullmatch(r"[\d.,+\[\]-]+", value):
         options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
         raise ConfigError(f"{key}={value}: {key} is a config group; choose one of {options}.")
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in known_groups() or key in known_keys():
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in known_groups() or _is_known(key):
         return
-    hint = nearest(key, known_groups() if "/" in key else known_keys() + known_groups())
+    hint = nearest(key, known_groups() if "/" in key else _names_near(key) + known_groups())
     kind = "config group" if "/" in key else "option"
     raise ConfigError(f"{key}: there is no such {kind}.{hint} `python launch.py --help` lists all of them.")
 
 
-def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> None:
+def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[str]]]) -> None:
     """Refuse an option that belongs to another choice of its group, such as data.path with data=comments.
 
     Args:
         keys: dotted keys of the overrides.
-        chosen: options of the groups that the command line names; others have the default of conf/config.yaml.
+        chosen: of each group that the command line names, the values of its sweep; each is a list of options. Other
+            groups have what a chosen file says with `override /group`, else their default: that of conf/config.yaml,
+            or of the file that is chosen for the group above.
 
     Raises:
         ConfigError: names the option and the choices that have it.
     """
-    files = [
-        CONF / "local" / "default.yaml",
-        *(CONF / group / f"{name}.yaml" for group in chosen for name in chosen[group]),
-    ]
-    if any("override /" in path.read_text(encoding="utf-8") for path in files if path.exists()):
-        return  # such a file chooses for other groups: only Hydra knows what
+    named = [CONF / group / f"{option}.yaml" for group in chosen for value in chosen[group] for option in value]
+    chosen = {**_chosen_by([CONF / "local" / "default.yaml", *named]), **chosen}
+    for group, values in chosen.items():
+        _check_list(group, values)
     for group in known_groups():
-        prefix = group.replace("/", ".") + "."
-        nodes = {path.stem: _node_of_option(path) for path in (CONF / group).glob("*.yaml")}
-        for key in keys:
-            name = key.removeprefix(prefix)
-            owners = sorted(option for option, node in nodes.items() if node and name in node.model_fields)
-            if not key.startswith(prefix) or "." in name or not owners:
-                continue
-            for option in chosen.get(group) or [_default_option(group)]:
-                node = nodes.get(option)
-                if node and name not in node.model_fields:
-                    raise ConfigError(
-                        f"{key}: {group}={option} has no such option; it belongs to {group}={', '.join(owners)}."
-                    )
+        for key in (*keys, *chosen):
+            if key.replace("/", ".").startswith(group.replace("/", ".") + "."):
+                _check_choice(key, group, _values(group, chosen))
 
 
-def _node_of_option(path: Path) -> type[Node] | None:
-    """The class whose base node a YAML file of `conf/` takes."""
-    found = re.search(r"^\s*- /schema@[\w.]+: (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return BASE_NODES[found[1]] if found else None
+def _chosen_by(files: Iterable[Path]) -> dict[str, list[list[str]]]:
+    """What the defaults lists of files choose for other groups: `- override /irl: ensemble`, the last one wins."""
+    texts = [path.read_text(encoding="utf-8") for path in files if path.exists()]
+    found = [
+        pair for text in texts for pair in re.findall(rf"^\s*- override /([\w/]+): {_OPTIONS}", text, re.MULTILINE)
+    ]
+    return {group: [re.findall(r"\w+", options)] for group, options in found if group in known_groups()}
 
 
-def _default_option(group: str) -> str:
-    found = re.search(rf"^\s*- {group}: (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else ""
+def swept_by(group: str, option: str) -> list[str]:
+    """The overrides that a file of `conf/` adds to every launch that chooses it: its `hydra.sweeper.params`."""
+    import yaml
+
+    path = CONF / group / f"{option}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    for key in ("hydra", "sweeper", "params"):
+        values = (values or {}).get(key)
+    return [f"{key}={_as_typed(value)}" for key, value in (values or {}).items()]
+
+
+def _as_typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_list(group: str, values: Sequence[Sequence[str]]) -> None:
+    """Refuse a list where only one option can be taken, and one that names an option twice or one that is not there."""
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if len(values) > 1 and any(swept_by(group, option) for option in options):
+        named = ",".join(option for value in values for option in value)
+        raise ConfigError(f"{group}={named}: each has a sweep of its own, and a launch runs one: launch them in turn.")
+    for value in values:
+        shown = f"{group}=[{','.join(value)}]"
+        if len(value) > 1 and set(value) - set(options):
+            raise ConfigError(
+                f"{shown}: there is no option '{min(set(value) - set(options))}' in {', '.join(options)}."
+            )
+        if len(set(value)) < len(value):
+            raise ConfigError(f"{shown}: an option is named twice.")
+        if len(value) > 1 and not _joined(group):
+            raise ConfigError(f"{shown}: only one can be taken; for a job of each write {group}={','.join(value)}.")
+
+
+def _joined(group: str) -> bool:
+    """Whether several options of the group may be chosen together: each then fills a node of its own."""
+    nodes = [_nodes_of_option(path) for path in (CONF / group).glob("*.yaml")]
+    return all(found and group.replace("/", ".") not in found for found in nodes)
+
+
+def _check_choice(key: str, group: str, values: Sequence[Sequence[str]]) -> None:
+    """Refuse a key that some choices of the group have, and one of the chosen values has not."""
+    nodes = {path.stem: _nodes_of_option(path) for path in (CONF / group).glob("*.yaml")}
+    owners = sorted(option for option, found in nodes.items() if _holds(found, key))
+    for value in values:
+        if not owners or not value or any(option not in nodes or _holds(nodes[option], key) for option in value):
+            continue
+        missing = key if "/" in key else "such option"
+        told = f"{key}: {group}={','.join(value)} has no {missing}; it belongs to {group}={', '.join(owners)}"
+        both = f" (both: {group}=[{','.join([*value, owners[0]])}])" if _joined(group) else ""
+        raise ConfigError(f"{told}{both}.")
+
+
+def _values(group: str, chosen: Mapping[str, Sequence[Sequence[str]]]) -> Sequence[Sequence[str]]:
+    """The values that a group takes in a launch, each a list of options; empty where no default is found."""
+    if group in chosen:
+        return chosen[group]
+    parent, _, name = group.rpartition("/")
+    if not parent:
+        return [_default_options(CONF / "config.yaml", name)]
+    above = [option for value in _values(parent, chosen) for option in value]
+    return [_default_options(CONF / parent / f"{option}.yaml", name) for option in above]
+
+
+_OPTIONS = r"(\[[\w, ]*\]|\w+)"
+"""In a defaults list: one option, or a list of them."""
+
+
+def _default_options(path: Path, group: str) -> list[str]:
+    """What the defaults list of a YAML file says for a group: `- loss: hinge` or `- features: [length, ngram]`."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(rf"^\s*- {group}: {_OPTIONS}", text, re.MULTILINE)
+    return re.findall(r"\w+", found[1]) if found else []
+
+
+def _nodes_of_option(path: Path) -> dict[str, type[Node]]:
+    """The classes whose base nodes a YAML file of `conf/` takes, by the dotted key at which it puts them."""
+    text = path.read_text(encoding="utf-8")
+    header = re.search(r"^# @package (\S+)", text, re.MULTILINE)
+    package = header[1].split(".") if header else list(path.parent.relative_to(CONF).parts)
+    package = [] if package == ["_global_"] else package
+    found = re.findall(r"^\s*- /schema@([\w.]+): (\w+)", text, re.MULTILINE)
+    return {".".join([*package, at]).removesuffix("._here_"): BASE_NODES[name] for at, name in found}
+
+
+def _holds(nodes: Mapping[str, type[Node]], key: str) -> bool:
+    """Whether one of the nodes has the option (or holds the group) with this key."""
+    dotted = key.replace("/", ".")
+    return any(
+        dotted.startswith(f"{at}.") and dotted.removeprefix(f"{at}.").split(".")[0] in node.model_fields
+        for at, node in nodes.items()
+    )
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -549,20 +1126,25 @@ def parse(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_explain(item) for item in error.errors()))) from None
+        # A list whose items are wrong is also told to be empty, which it is not.
+        items = [item for item in error.errors() if item["type"] != "too_short" or not item["input"]]
+        raise ConfigError("\n".join(dict.fromkeys(map(_explain, items)))) from None
 
 
 def _explain(item: Any) -> str:
     """One readable line for one error of pydantic."""
-    keys = known_keys()
     # A choice between nodes puts its tag into the path (irl.loss.hinge.target): leave out what is no key.
     parts: list[str] = []
     for part in item["loc"]:
-        if (item["type"] == "extra_forbidden" and part == item["loc"][-1]) or ".".join([*parts, str(part)]) in keys:
+        if (item["type"] == "extra_forbidden" and part == item["loc"][-1]) or _is_known(".".join([*parts, str(part)])):
             parts.append(str(part))
     key = ".".join(parts) or "config"
     if item["type"] == "extra_forbidden":
-        return f"{key}: there is no such option here.{nearest(key, keys)}"
+        return f"{key}: there is no such option here.{nearest(key, _names_near(key))}"
+    if item["type"] == "union_tag_invalid":
+        return f"{key}.name={item['ctx']['tag']}: choose one of {item['ctx']['expected_tags']}"
+    if item["type"] == "union_tag_not_found":
+        return f"{key}.name: this option must be set, e.g. {key}.name=..."
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     value = item.get("input")

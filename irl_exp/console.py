@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,6 +17,10 @@ from irl_exp.report import Outcome, Table
 
 if TYPE_CHECKING:  # runtime imports torch
     from irl_exp.runtime import Event
+
+
+LINES = 50
+"""Of more jobs than that, only every second, third, ... that ends well gets a line."""
 
 
 class Console:
@@ -42,6 +47,7 @@ class Console:
         self.done: set[int] = set()
         self.waited: set[int] = set()
         self.lock = threading.RLock()
+        self.started = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -78,7 +84,7 @@ class Console:
             self.say(f"{event.stage:<15} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
 
     def _bar(self, event: Event) -> None:
-        job = f"job {event.job}: " if self.jobs > 1 else ""
+        job = f"job {event.job}: " if self.jobs > 1 and event.job >= 0 else ""
         waiting = " (another process computes it)" if event.state == "waiting" else ""
         text = f"{job}{event.stage}{waiting}"
         if event.job in self.running and self.running[event.job][1] != text:
@@ -107,11 +113,22 @@ class Console:
             self.say(f"job {outcome.number} ({outcome.name}) FAILED: {outcome.error}")
         elif outcome.status == "not run":
             self.say(f"job {outcome.number} ({outcome.name}) not run: {outcome.error}")
-        elif self.jobs > 1:
+        elif self.jobs > 1 and (self.finished % -(-self.jobs // LINES) == 0 or self.finished == self.jobs):
             worked = ", ".join(self.seconds.get(outcome.number, [])) or "all from the store"
             auroc = (outcome.metrics or {}).get("irl/auroc")
             result = f"  AUROC {auroc:.3f}" if auroc is not None else ""
             self.say(f"[{self.finished}/{self.jobs}] {outcome.name}: {worked}{result}")
+
+    def batch_done(self, number: int, steps: int, failure: str) -> None:
+        """IRL fits that were computed together have ended, well or not."""
+        with self.lock:
+            self._remove_bar(number)
+            self.done.add(number)
+            seconds = time.monotonic() - self.started
+        if failure:
+            self.say(f"{steps} IRL fits together FAILED, so each job tries its own: {failure}")
+        else:
+            self.say(f"{steps} IRL fits together, done {seconds:.1f} s after the start")
 
     def tables(self, tables: Sequence[Table]) -> None:
         for table in tables:

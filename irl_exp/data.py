@@ -206,3 +206,13 @@ def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(f"{source}, row {row + 1}: label '{table[config.label].iloc[row]}' is not a number.")
     return (values >= 0.5).astype("boolean").mask(values.isna())
+
+
+def test_texts(texts: pd.DataFrame) -> pd.DataFrame:
+    """The texts of test as they are in the data, at most 1,000: what a reward says of what people wrote."""
+    test = texts[texts["part"] == "test"]
+    return test.iloc[:: max(1, -(-len(test) // 1000))].reset_index(drop=True)
+
+
+WITHOUT_LABELS = ["prompt", "completion", "part"]
+"""Columns of texts.parquet for a stage that may not see a label."""

@@ -7,14 +7,15 @@ jobs run, and the store alone makes sure that a shared stage is computed once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import re
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,15 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.chain import Step
     from irl_exp.console import Console
     from irl_exp.report import Outcome
-    from irl_exp.runtime import Report
+    from irl_exp.runtime import Device, Report
     from irl_exp.tracking import Mode
 
 _report: Report | None = None
 """Where the jobs of this process report: set by a launch and by its workers, a console of their own otherwise."""
+
+
+_context: LaunchContext | None = None
+"""In a worker: the launch that it works for."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +107,59 @@ def typed(composed: DictConfig) -> Config:
 
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
-    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds)\b")
+    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds|study)\b")
     own = [item.lstrip("+") for item in filter_overrides(overrides)]
     return ",".join(item for item in own if not elsewhere.match(item)) or "default"
 
 
-def run_all(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> Iterator[Outcome]:
-    """Run the jobs and yield the outcome of each as it ends; a job fails alone.
+@dataclass(frozen=True)
+class Batch:
+    """Steps of several jobs that are computed together, before these jobs; -1, -2, ... stand for it in reports."""
 
-    A stage that failed in one job would fail in every other that needs it: jobs that wait for their turn and need it
-    are not run.
+    number: int
+    steps: Sequence[Step]
+    store: Path
+    device: Device
+
+    def needed_by(self, job: PlannedJob) -> bool:
+        return not self._digests.isdisjoint(step.identity.digest for step in job.steps.values())
+
+    @functools.cached_property
+    def _digests(self) -> set[str]:
+        return {step.identity.digest for step in self.steps}
+
+    def run(self, report: Report) -> str:
+        """Compute the steps. Returns why that failed, or nothing: each job that needs them then tries for itself."""
+        from irl_exp import chain
+        from irl_exp.artifacts import Store
+
+        try:
+            chain.run_batch(self.steps, Store(self.store), self.device, report, self.number)
+        except Exception as error:
+            return one_line(error)
+        return ""
+
+
+def run_all(
+    context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
+) -> Iterator[Outcome]:
+    """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
+
+    A job fails alone. A stage that failed in one job would fail in every other that needs it: jobs that wait for
+    their turn and need it are not run.
     """
     if workers > 1:
-        yield from _in_pool(context, jobs, workers, console)
+        yield from _in_pool(context, jobs, batches, workers, console)
         return
     global _report
     _report = console.show
     broken: dict[str, str] = {}
+    waiting = list(batches)
     try:
         for job in jobs:
+            for batch in [batch for batch in waiting if batch.needed_by(job)]:
+                waiting.remove(batch)
+                console.batch_done(batch.number, len(batch.steps), batch.run(console.show))
             reason = job.blocked_by(broken)
             outcome = _not_run(job, reason) if reason else _run_one(context, job)
             _remember(outcome, broken)
@@ -171,8 +210,10 @@ def one_line(error: BaseException) -> str:
     return message if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: {message}"
 
 
-def _in_pool(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> Iterator[Outcome]:
-    """Run the jobs in processes of their own. A worker that dies takes its job with it and nothing else."""
+def _in_pool(
+    context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
+) -> Iterator[Outcome]:
+    """Run all in processes of their own. A worker that dies takes its job with it and nothing else."""
     import cloudpickle
     import pebble
 
@@ -182,26 +223,67 @@ def _in_pool(context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, c
     events = processes.Queue()
     listener = threading.Thread(target=_show_events, args=(events, console), daemon=True)
     listener.start()
-    state = Singleton.get_state()
-    broken: dict[str, str] = {}
     # Found out once whether there is a W&B account: each worker would ask, and warn, again.
     tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
-    start = (events, resolve_mode("wandb") if tracked else None)
+    launch = cloudpickle.dumps((context, Singleton.get_state()))  # once: it takes as long as a job takes to plan
+    start = (events, resolve_mode("wandb") if tracked else None, launch)
     with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=start) as pool:
-        futures = {pool.schedule(_work, args=[cloudpickle.dumps((context, state, job))]): job for job in jobs}
+
+        def begin(job: PlannedJob) -> Future[bytes]:
+            future: Future[bytes] = pool.schedule(_work, args=[cloudpickle.dumps(job)])
+            return future
+
+        together = {pool.schedule(_work_batch, args=[cloudpickle.dumps(batch)]): batch for batch in batches}
         try:
-            for future in as_completed(futures):
-                outcome = _collect(future, futures[future], broken)
-                _remember(outcome, broken)
-                for waiting, job in futures.items():
-                    if job.blocked_by(broken) and not waiting.running():
-                        waiting.cancel()
-                yield outcome
+            yield from _as_they_end(jobs, together, begin, console)
         except BaseException:
             pool.stop()
             raise
     events.put(None)
     listener.join(timeout=5)
+
+
+def _as_they_end(
+    jobs: Sequence[PlannedJob],
+    together: Mapping[Future[str], Batch],
+    begin: Callable[[PlannedJob], Future[bytes]],
+    console: Console,
+) -> Iterator[Outcome]:
+    """Begin each job when its batches have ended, and yield its outcome when it has."""
+    broken: dict[str, str] = {}
+    lacking = {job.number: [future for future, batch in together.items() if batch.needed_by(job)] for job in jobs}
+    later = [job for job in jobs if lacking[job.number]]
+    running = {begin(job): job for job in jobs if not lacking[job.number]}
+    batches = dict(together)
+    while running or later:
+        futures: list[Future[Any]] = [*running, *batches]
+        done, _ = wait(futures, return_when=FIRST_COMPLETED)
+        for future in done & batches.keys():
+            batch = batches.pop(future)
+            console.batch_done(batch.number, len(batch.steps), _failure(future))
+        for job in [job for job in later if batches.keys().isdisjoint(lacking[job.number])]:
+            later.remove(job)
+            if reason := job.blocked_by(broken):
+                yield _not_run(job, reason)
+            else:
+                running[begin(job)] = job
+        for future in done & running.keys():
+            outcome = _collect(future, running.pop(future), broken)
+            _remember(outcome, broken)
+            for other, job in running.items() if outcome.failed_step else ():
+                if job.blocked_by(broken) and not other.running():
+                    other.cancel()
+            yield outcome
+
+
+def _failure(future: Future[str]) -> str:
+    """Why a batch failed; empty if it did not."""
+    import pebble
+
+    try:
+        return future.result()
+    except pebble.ProcessExpired as error:
+        return f"its process died (exit code {error.exitcode}); was it out of memory?"
 
 
 def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> Outcome:
@@ -226,25 +308,37 @@ def _show_events(events: Any, console: Console) -> None:
         console.show(event)
 
 
-def _start_worker(events: Any, tracking_mode: Mode | None) -> None:
+def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes) -> None:
     """In a new worker: report to the launch, and record runs as it has decided."""
+    import cloudpickle
+
     from irl_exp.tracking import settle
 
-    global _report
+    global _report, _context
     _report = events.put
     if tracking_mode is not None:
         settle(tracking_mode)
+    _context, state = cloudpickle.loads(launch)
+    setup_globals()
+    Singleton.set_state(state)
 
 
 def _work(payload: bytes) -> bytes:
     import cloudpickle
 
-    context, state, job = cloudpickle.loads(payload)
-    setup_globals()
-    Singleton.set_state(state)
+    assert _context is not None
     # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
     with terminate_like_interrupt():
-        return bytes(cloudpickle.dumps(_run_one(context, job)))
+        return bytes(cloudpickle.dumps(_run_one(_context, cloudpickle.loads(payload))))
+
+
+def _work_batch(payload: bytes) -> str:
+    import cloudpickle
+
+    assert _report is not None
+    with terminate_like_interrupt():
+        batch: Batch = cloudpickle.loads(payload)
+        return batch.run(_report)
 
 
 @contextlib.contextmanager

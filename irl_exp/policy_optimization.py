@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import transformers
 from numpy.typing import NDArray
 
@@ -47,6 +48,10 @@ def optimize(
 ) -> Policy:
     """Train a fresh copy of the reference policy against the reward; the KL is to the reference.
 
+    Writes trajectory.parquet: everything that was sampled, one row a completion, with the step (counted from 1), the
+    reward that was optimised, the number of tokens (EOS counts) and, with a KL coefficient, the KL of that step in nats
+    per completion. So somebody else can judge the whole way later: nothing but the given reward is asked here.
+
     Args:
         reference: folder of the reference policy.
         reward: takes b completions, gives (b,) rewards.
@@ -64,9 +69,10 @@ def optimize(
         )
     policy = Policy.load(reference, context.device)
     history = history_callback(context, CURVES)
+    sampled: list[pd.DataFrame] = []
     trainer = _trainer_class(config)(
         model=policy.model,
-        reward_funcs=reward_function(reward, policy),
+        reward_funcs=reward_function(reward, policy, sampled),
         args=_arguments(config, context),
         train_dataset=datasets.Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=policy.tokenizer,
@@ -78,20 +84,35 @@ def optimize(
     trainer.train()
     if config.kl_coefficient > 0:
         _check_start(history.rows, reference, context)
+    _trajectory(sampled, history.rows).to_parquet(context.folder / "trajectory.parquet")
     return policy
 
 
-def reward_function(reward: Callable[[Completions], NDArray[np.float64]], policy: Policy) -> Callable[..., list[float]]:
-    """A reward in the form that TRL calls: texts and ids of a batch in, one float each out."""
+def _trajectory(sampled: Sequence[pd.DataFrame], history: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """All batches, one below the other, with the KL of their step."""
+    frame = pd.concat(sampled, ignore_index=True)
+    frame["tokens"] = frame["completion_ids"].map(len)
+    kl = {row["step"]: row["kl"] * row["length"] for row in history if "kl" in row}
+    return frame.assign(kl=frame["step"].map(kl)) if kl else frame
+
+
+def reward_function(
+    reward: Callable[[Completions], NDArray[np.float64]], policy: Policy, sampled: list[pd.DataFrame]
+) -> Callable[..., list[float]]:
+    """A reward in the form that TRL calls: texts and ids of a batch in, one float each out.
+
+    Each batch is appended to `sampled`, with its rewards and the step that it is for.
+    """
 
     def learned(
-        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], trainer_state: Any, **columns: Any
     ) -> list[float]:
         batch = Completions(prompts, completions, policy.encode_prompts(prompts), completion_ids)
         scores = np.asarray(reward(batch), dtype=np.float64)
         if not np.isfinite(scores).all():
             worst = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise OptimizationError(f"the reward of {completions[worst]!r} is {scores[worst]}, not a finite number.")
+        sampled.append(batch.frame().assign(reward=scores, step=trainer_state.global_step + 1))
         return [float(score) for score in scores]
 
     return learned

@@ -8,9 +8,25 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import transformers
+
 from irl_exp import data
 from irl_exp.chain import Step
-from irl_exp.config import CommentsConfig, DataConfig, ModelConfig, SequenceClassifierConfig
+from irl_exp.config import (
+    ClassifierConfig,
+    CommentsConfig,
+    DataConfig,
+    FeaturesConfig,
+    ImportedConfig,
+    MarginConfig,
+    ModelConfig,
+    Node,
+    SequenceClassifierConfig,
+    WeightedConfig,
+)
+from irl_exp.features import check_layers
+from irl_exp.ground_truth import check_function
+from irl_exp.rewards import RewardError
 
 
 class PreflightError(Exception):
@@ -21,20 +37,35 @@ def check(step: Step) -> None:
     """Refuse a stage whose files, names or labels are not there.
 
     Raises:
-        PreflightError, data.DataError: one clear message.
+        PreflightError, data.DataError, features.FeatureError: one clear message.
     """
     if step.stage == "data":
         _check_data(step.config)
-    elif step.stage == "reward" and isinstance(step.config, SequenceClassifierConfig):
-        _check_model("reward", step.config.path, step.config.hub, step.config.revision)
     elif step.stage == "reward":
         source = step.inputs["data"]
         assert isinstance(source, Step)
-        _check_labels(source.config)
+        _check_reward("reward", step.config, source)
     elif step.stage == "sft":
         model = step.inputs["model"]
         assert isinstance(model, ModelConfig)
         _check_model("model", model.path, model.hub, model.revision)
+    elif step.stage == "features":
+        _check_layers(step.config, step)
+    elif step.stage == "irl" and isinstance(step.config, MarginConfig):
+        _check_layers(step.config.features, step)
+
+
+def _check_layers(config: Node, step: Step) -> None:
+    """The number of layers is known of a new model and of a local one; a model of the hub is opened by sft first."""
+    reference = step.inputs["reference"]
+    assert isinstance(reference, Step)
+    model = reference.inputs["model"]
+    assert isinstance(model, ModelConfig)
+    assert isinstance(config, FeaturesConfig)
+    if model.path is not None:
+        check_layers(config, transformers.AutoConfig.from_pretrained(model.path).num_hidden_layers)
+    elif model.hub is None:
+        check_layers(config, model.layers)
 
 
 @functools.cache
@@ -45,14 +76,35 @@ def _check_data(config: DataConfig) -> None:
         _check_hub("data", str(config.hub), None, kind="dataset")
 
 
+def _check_reward(key: str, config: Node, texts: Step) -> None:
+    """What R*, or a part of it, needs: its model, its labels, or a function that gives one number a text."""
+    if isinstance(config, WeightedConfig):
+        for name, part in config.parts.items():
+            _check_reward(f"{key}.parts.{name}", part, texts)
+    elif isinstance(config, SequenceClassifierConfig):
+        _check_model(key, config.path, config.hub, config.revision)
+    elif isinstance(config, ImportedConfig):
+        _check_function(key, config.function)
+    elif isinstance(config, ClassifierConfig):
+        _check_labels("reward=classifier" if key == "reward" else f"{key} (classifier)", texts.config)
+
+
 @functools.cache
-def _check_labels(config: DataConfig) -> None:
-    """R* = classifier is fitted on labels, so both must be there."""
+def _check_function(key: str, function: str) -> None:
+    try:
+        check_function(function)
+    except RewardError as error:
+        raise PreflightError(f"{key}.function: {error}") from None
+
+
+@functools.cache
+def _check_labels(reward: str, config: DataConfig) -> None:
+    """A classifier is fitted on labels, so both must be there."""
     if isinstance(config, CommentsConfig):
         return
     if config.label is None:
         raise PreflightError(
-            "reward=classifier is fitted on labelled texts, but data.label is not set. Set data.label to the column "
+            f"{reward} is fitted on labelled texts, but data.label is not set. Set data.label to the column "
             "of the label, or choose reward=roberta_toxicity (or reward=sequence_classifier reward.path=FOLDER)."
         )
     if config.path is None:
@@ -61,7 +113,7 @@ def _check_labels(config: DataConfig) -> None:
     labels = texts.loc[texts["part"] == "reward", "toxic"].dropna()
     if labels.nunique() < 2:
         raise PreflightError(
-            f"reward=classifier needs texts of both labels; the reward part of {config.path} has {len(labels)} "
+            f"{reward} needs texts of both labels; the reward part of {config.path} has {len(labels)} "
             f"labelled texts, {int(labels.sum())} of them toxic (data.label={config.label}, toxic if at least 0.5)."
         )
 

@@ -6,6 +6,7 @@ import csv
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ POLICIES = ("reference", "expert", "refinetuned")
 
 POLICY_COLUMNS = {
     "toxic_fraction": "toxic",
+    "second_toxic_fraction": "2nd judge",
     "reward_mean": "R* mean",
     "learned_reward_mean": "learned R",
     "kl": "KL (nats)",
@@ -24,21 +26,56 @@ POLICY_COLUMNS = {
 }
 
 REWARD_ROWS = {
-    "irl/auroc": "AUROC against the label of R*",
-    "irl/pair_accuracy": "pair accuracy within a prompt",
-    "irl/accuracy": "accuracy, threshold set with R* on select",
-    "irl/f1": "F1 (toxic), the same threshold",
-    "irl/accuracy_unsupervised": "accuracy, threshold set without R*",
-    "irl/accuracy_at_zero": "accuracy at 0 (the paper's)",
-    "irl/majority_accuracy": "accuracy of the majority class",
-    "irl/pearson": "Pearson correlation with R*",
-    "irl/spearman": "Spearman correlation with R*",
-    "irl/kendall": "Kendall correlation with R*",
-    "irl/discrimination_auroc": "AUROC expert against reference",
+    "auroc": "AUROC against the label of R*",
+    "epic": "EPIC distance to R*",
+    "pair_accuracy": "pair accuracy within a prompt",
+    "within_prompt_correlation": "rank correlation within a prompt",
+    "accuracy": "accuracy, threshold set with R* on select",
+    "f1": "F1 (toxic), the same threshold",
+    "accuracy_unsupervised": "accuracy, threshold set without R*",
+    "accuracy_at_zero": "accuracy at 0 (an arbitrary threshold)",
+    "majority_accuracy": "accuracy of the majority class",
+    "pearson": "Pearson correlation with R*",
+    "spearman": "Spearman correlation with R*",
+    "kendall": "Kendall correlation with R*",
+    "discrimination_auroc": "AUROC expert against reference (not R*)",
 }
+REWARD_COLUMNS = {"irl": "learned [95 %]", "implicit": "implicit [95 %]"}
+
+SIDES = {
+    "truth_implicit": "R* - implicit: what RLHF did not install",
+    "implicit_learned": "implicit - learned: what IRL did not recover",
+    "truth_learned": "R* - learned",
+}
+COVERAGES = {
+    "triangle": "expert + reference",
+    "triangle_reference": "reference",
+    "triangle_refinetuned": "refinetuned",
+}
+
+SIGNALS = {
+    "epistemic": "epistemic sd of the learned reward",
+    "norm": "norm of the features",
+    "length": "length",
+    "perplexity": "perplexity under the reference",
+}
+
+SHORTCUT_ROWS = {
+    "effect": "effect of adding it, in sd within prompts",
+    "explained": "variance within prompts that goes along with it",
+    "share": "variance within prompts that it alone would make",
+}
+OVER_OPTIMISATION_ROWS = {
+    "truth_change": "R*, last fifth minus its best fifth",
+    "learned_change": "learned reward, the same",
+    "reward_at_matched_kl": "R* of refinetune at the expert's KL",
+    "expert_reward_at_matched_kl": "R* of the expert there",
+}
+BOUNDS = ("_low", "_high")
 
 STUDY_METRICS = (
     "irl/auroc",
+    "irl/epic",
     "irl/pair_accuracy",
     "irl/accuracy",
     "irl/accuracy_unsupervised",
@@ -46,6 +83,9 @@ STUDY_METRICS = (
     "irl/majority_accuracy",
     "irl/spearman",
     "irl/discrimination_auroc",
+    "implicit/auroc",
+    "triangle/truth_implicit/epic",
+    "triangle/implicit_learned/epic",
     "reference/toxic_fraction",
     "expert/toxic_fraction",
     "refinetuned/toxic_fraction",
@@ -55,7 +95,30 @@ STUDY_METRICS = (
     "refinetuned/distinct_fraction",
     "refinetuned/length_mean",
     "recovered_fraction",
+    "refinetuned/second_toxic_fraction",
+    "overoptimisation/over_optimised",
+    "overoptimisation/reward_at_matched_kl",
+    "shortcut/learned_share",
+    "uncertainty/epistemic_auroc",
+    "uncertainty/norm_auroc",
+    "human/irl/auroc",
+    "human/truth/auroc",
 )
+COMPARED = {
+    "irl/auroc": "AUROC",
+    "irl/epic": "EPIC to R*",
+    "irl/pair_accuracy": "pair accuracy",
+    "triangle/implicit_learned/epic": "EPIC to implicit",
+    "irl/accuracy_unsupervised": "accuracy (no R*)",
+    "refinetuned/toxic_fraction": "refinetuned toxic",
+    "refinetuned/reward_mean": "refinetuned R*",
+    "refinetuned/kl": "refinetuned KL",
+    "refinetuned/distinct_fraction": "distinct",
+    "recovered_fraction": "recovered",
+    "overoptimisation/over_optimised": "over-optimised",
+    "overoptimisation/reward_at_matched_kl": "R* at matched KL",
+}
+"""Columns of the table that compares cells."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +155,15 @@ class Outcome:
 
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:
-    """The result of one run: its policies, and its learned reward where there is one."""
+    """The result of one run: its policies, and its rewards where there are demonstrations."""
     tables = [_policies(metrics)]
-    if "irl/auroc" in metrics or "irl/n_completions" in metrics:
-        tables.append(_reward(metrics))
-    return tables
+    if "implicit/n_completions" in metrics:
+        tables += [_rewards(metrics), _triangle(metrics), _tradeoff(metrics)]
+    if "uncertainty/n_errors" in metrics:
+        tables.append(_uncertainty(metrics))
+    if "shortcut/expert_value" in metrics:
+        tables.append(_shortcut(metrics))
+    return [table for table in [*tables, _over_optimisation(metrics)] if table.rows]
 
 
 def _policies(metrics: Mapping[str, float]) -> Table:
@@ -118,12 +185,81 @@ def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:
     return f"{value:.1f}" if key == "length_mean" else f"{value:.3f}{interval}"
 
 
-def _reward(metrics: Mapping[str, float]) -> Table:
-    rows = [(text, _with_interval(metrics, key)) for key, text in REWARD_ROWS.items()]
-    rows.append(("fraction of R* that refinetune recovered", _with_interval(metrics, "recovered_fraction")))
-    count, civil = int(metrics["irl/n_completions"]), int(metrics["irl/n_civil"])
-    title = f"Learned reward on {count:,} test completions of expert and reference, {count - civil:,} toxic by R*"
-    return Table(title, ("learned reward", "value [95 %]"), tuple(rows))
+def _rewards(metrics: Mapping[str, float]) -> Table:
+    present = [name for name in REWARD_COLUMNS if f"{name}/n_completions" in metrics]
+    rows = [
+        (text, *(_with_interval(metrics, f"{name}/{key}") for name in present)) for key, text in REWARD_ROWS.items()
+    ]
+    if "human/truth/auroc" in metrics:
+        labels = [_with_interval(metrics, f"human/{name}/auroc") if name == "irl" else "" for name in present]
+        own = _with_interval(metrics, "human/truth/auroc")
+        rows.append((f"AUROC against labels of people (R* itself {own})", *labels))
+    if "irl" in present:
+        blank = ("",) * (len(present) - 1)
+        rows.append(("fraction of R* that refinetune recovered", _with_interval(metrics, "recovered_fraction"), *blank))
+    count, civil = int(metrics["implicit/n_completions"]), int(metrics["implicit/n_civil"])
+    title = f"Rewards on {count:,} test completions of expert and reference, {count - civil:,} toxic by R*"
+    return Table(title, ("reward", *(REWARD_COLUMNS[name] for name in present)), tuple(rows))
+
+
+def _triangle(metrics: Mapping[str, float]) -> Table:
+    """Distances between R*, implicit and learned reward on each coverage."""
+    present = [name for name in COVERAGES if any(key.startswith(f"{name}/") for key in metrics)]
+    rows = tuple(
+        (text, *(_with_interval(metrics, f"{coverage}/{side}/epic") for coverage in present))
+        for side, text in SIDES.items()
+        if f"triangle/{side}/epic" in metrics
+    )
+    title = "EPIC distance of rewards on completions of ... (0 alike, 0.707 unrelated, 1 opposite)"
+    return Table(title, ("between", *(COVERAGES[name] for name in present)), rows)
+
+
+def _uncertainty(metrics: Mapping[str, float]) -> Table:
+    """Does the uncertainty of the learned reward predict its errors?"""
+    errors, count = int(metrics["uncertainty/n_errors"]), int(metrics["irl/n_completions"])
+    rows = tuple(
+        (text, _with_interval(metrics, f"uncertainty/{key}_auroc"))
+        for key, text in SIGNALS.items()
+        if f"uncertainty/{key}_auroc" in metrics
+    )
+    title = f"What predicts the {errors:,} errors of the learned reward in {count:,}?"
+    return Table(title, ("signal", "AUROC for errors [95 %]"), rows)
+
+
+def _tradeoff(metrics: Mapping[str, float]) -> Table:
+    """How each reward trades the parts of a weighted R* off."""
+    rewards = [
+        name for name in ("truth", "implicit", "learned") if any(k.startswith(f"tradeoff/{name}/") for k in metrics)
+    ]
+    parts = [key.split("/")[2] for key in metrics if key.startswith("tradeoff/truth/") and not key.endswith(BOUNDS)]
+    rows = tuple((part, *(_with_interval(metrics, f"tradeoff/{name}/{part}") for name in rewards)) for part in parts)
+    return Table("Share of each objective (least squares within prompts, sum of |share| = 1)", ("part", *rewards), rows)
+
+
+def _shortcut(metrics: Mapping[str, float]) -> Table:
+    """How much of the learned reward rests on the shortcut that was planted."""
+    rows = tuple(
+        (text, *(_with_interval(metrics, f"shortcut/{name}_{key}") for name in ("learned", "truth")))
+        for key, text in SHORTCUT_ROWS.items()
+    )
+    expert, baseline = metrics["shortcut/expert_value"], metrics["shortcut/baseline_value"]
+    title = f"The planted shortcut: {expert:.3f} in the expert's completions, {baseline:.3f} in the baseline's"
+    return Table(title, ("shortcut", "learned [95 %]", "R* [95 %]"), rows)
+
+
+def _over_optimisation(metrics: Mapping[str, float]) -> Table:
+    """Whether R* fell while refinetune raised the learned reward."""
+    if "overoptimisation/over_optimised" not in metrics:
+        return Table("", (), ())
+    verdict = "OVER-OPTIMISED: R* falls while the learned reward rises"
+    if not metrics["overoptimisation/over_optimised"]:
+        verdict = "no fall of R* beyond its interval while the learned reward rises"
+    rows = [
+        (text, _with_interval(metrics, f"overoptimisation/{key}"))
+        for key, text in OVER_OPTIMISATION_ROWS.items()
+        if f"overoptimisation/{key}" in metrics
+    ]
+    return Table(f"Refinetuning on the way (prompts of fit): {verdict}", ("", "value [95 %]"), tuple(rows))
 
 
 def _with_interval(metrics: Mapping[str, float], key: str) -> str:
@@ -134,21 +270,79 @@ def _with_interval(metrics: Mapping[str, float], key: str) -> str:
     return f"{metrics[key]:.3f} [{metrics[f'{key}_low']:.3f}, {metrics[f'{key}_high']:.3f}]"
 
 
-def study_table(outcomes: Sequence[Outcome]) -> Table:
-    """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n."""
-    cells: dict[str, list[Outcome]] = {}
+def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, float]]]:
+    """Metrics of the completed runs of each cell."""
+    cells: dict[str, list[Mapping[str, float]]] = {}
     for outcome in outcomes:
         if outcome.metrics is not None:
-            cells.setdefault(outcome.cell, []).append(outcome)
+            cells.setdefault(outcome.cell, []).append(outcome.metrics)
+    return cells
+
+
+def study_table(outcomes: Sequence[Outcome]) -> Table:
+    """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n."""
     rows = []
-    for cell, members in cells.items():
+    for cell, members in _by_cell(outcomes).items():
         for key in STUDY_METRICS:
-            values = [member.metrics[key] for member in members if member.metrics and key in member.metrics]
-            if values:
+            if values := [metrics[key] for metrics in members if key in metrics]:
                 rows.append((cell, key, *_spread(values)))
     done = sum(outcome.metrics is not None for outcome in outcomes)
     title = f"{done} of {len(outcomes)} runs completed"
     return Table(title, ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n"), tuple(rows))
+
+
+def comparison_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row a cell: mean and half width of its t interval, and its place in the placebo's distribution of AUROC.
+
+    The place is the share of placebo runs (cells named irl=placebo) whose AUROC reaches the cell's mean. Overrides that
+    all cells have in common are in the title. Where runs of a cell have no result, or not all have a metric, the table
+    says how many have.
+    """
+    cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
+    cells |= _by_cell(outcomes)
+    sizes = Counter(outcome.cell for outcome in outcomes)
+    keys = [key for key in COMPARED if any(key in metrics for runs in cells.values() for metrics in runs)]
+    placebo = [
+        run["irl/auroc"]
+        for cell, runs in cells.items()
+        if "irl=placebo" in cell.split(",")
+        for run in runs
+        if "irl/auroc" in run
+    ]
+    common = set.intersection(*(set(cell.split(",")) for cell in cells))
+    rows = []
+    for cell, runs in cells.items():
+        columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
+        place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
+        own = ",".join(item for item in cell.split(",") if item not in common) or "default"
+        count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
+        rows.append((own, *(_mean(values, len(runs)) for values in columns), *place, count))
+    names = ("cell", *(COMPARED[key] for key in keys), *(["placebo >="] if placebo else []), "n")
+    everywhere = f" ({', '.join(sorted(common))})" if common else ""
+    return Table(f"Cells{everywhere}: mean ± half of the 95 % t interval", names, tuple(rows))
+
+
+def _mean(values: Sequence[float], runs: int) -> str:
+    """Mean and half of its t interval, of one run the value alone; and of how many of the runs, if not of all."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    told = f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {_half_width(values):.3f}"
+    return told if len(values) == runs else f"{told} (n = {len(values)})"
+
+
+def _place(values: Sequence[float], placebo: Sequence[float]) -> str:
+    """How many of the placebo's runs reach the mean of these."""
+    if not values:
+        return "-"
+    return f"{sum(other >= statistics.fmean(values) for other in placebo)}/{len(placebo)}"
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t interval of the mean of two or more values."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _spread(values: Sequence[float]) -> tuple[str, ...]:
@@ -156,11 +350,8 @@ def _spread(values: Sequence[float]) -> tuple[str, ...]:
     mean, count = statistics.fmean(values), len(values)
     low_high, deviation = "-", "-"
     if count > 1:
-        from scipy.stats import t
-
-        sd = statistics.stdev(values)
-        half = float(t.ppf(0.975, count - 1)) * sd / math.sqrt(count)
-        low_high, deviation = f"[{mean - half:.3f}, {mean + half:.3f}]", f"{sd:.4f}"
+        half = _half_width(values)
+        low_high, deviation = f"[{mean - half:.3f}, {mean + half:.3f}]", f"{statistics.stdev(values):.4f}"
     return f"{mean:.3f}", low_high, deviation, f"{min(values):.3f}", f"{max(values):.3f}", str(count)
 
 
@@ -174,18 +365,22 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
-    """runs.csv with every metric of every job, and summary.md with the tables that are returned to be printed."""
+    """runs.csv with every metric of every job, and summary.md; the tables that are returned are to be printed."""
     _write_runs(folder / "runs.csv", outcomes)
     found = tables(outcomes)
-    (folder / "summary.md").write_text("\n".join(table.markdown() for table in found), encoding="utf-8")
+    # Of many cells the terminal gets the comparison alone; the spread of each is a page of its own.
+    spread = [study_table(outcomes)] if len(_by_cell(outcomes)) > 1 else []
+    (folder / "summary.md").write_text("\n".join(table.markdown() for table in found + spread), encoding="utf-8")
     return found
 
 
 def tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """The result of one run, or the spread over many, and what has no result."""
+    """The result of one run, the spread over many, or the comparison of cells; and what has no result."""
     completed = [outcome for outcome in outcomes if outcome.metrics is not None]
     if len(outcomes) == 1 and completed:
         found = run_tables(completed[0].metrics or {})
+    elif len(_by_cell(outcomes)) > 1:
+        found = [comparison_table(outcomes)]
     else:
         found = [study_table(outcomes)] if completed else []
     if len(completed) < len(outcomes):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from irl_exp.config import Config, ModelConfig, SequenceClassifierConfig
+from irl_exp.ground_truth import SequenceClassifierReward
 from irl_exp.policies import Completions, Policy, new_policy, prepare_tokenizer
-from irl_exp.rewards import SequenceClassifierReward
 from irl_exp.runtime import Context, Device, prepare_process
 
 DEVICE = Device("cpu", "fp32", 1)

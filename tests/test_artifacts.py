@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -669,3 +669,65 @@ def test_prepare_refuses_too_little_space(store: Store) -> None:
     with pytest.raises(ArtifactError, match=r"has \d+ MiB free and needs 1099511627776 MiB: .*store\.dir=") as caught:
         store.prepare(minimum_free_bytes=2**60)
     assert str(store.root) in str(caught.value)
+
+
+# ------------------------------------------------------------------------- several from one computation
+
+SEEDS = [Identity("irl", 3, {"seed": seed}, {}) for seed in range(4)]
+
+
+def write_each(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    for number, folder in enumerate(folders.values()):
+        yield write(folder) | {"number": number}
+
+
+def test_several_are_made_at_once_and_found_like_any_other(store: Store) -> None:
+    made = store.make(SEEDS, write_each)
+    assert [artifact.identity for artifact in made] == SEEDS
+    assert [artifact.manifest["info"]["number"] for artifact in made] == [0, 1, 2, 3]
+    for artifact in made:
+        assert content(store.get(artifact.identity, never)) == content(artifact)
+    assert remains(store) == {identity.digest for identity in SEEDS}
+
+
+def test_only_what_is_missing_is_made(store: Store) -> None:
+    store.get(SEEDS[1], write)
+    assert [artifact.identity for artifact in store.make(SEEDS, write_each)] == [SEEDS[0], *SEEDS[2:]]
+    assert store.make(SEEDS, lambda folders: pytest.fail("computed although all are in the store")) == []
+
+
+def test_what_another_process_makes_is_left_to_it(store: Store) -> None:
+    def meanwhile(folder: Path) -> dict[str, Any]:
+        made = Store(store.root).make(SEEDS, write_each)
+        assert [artifact.identity for artifact in made] == [SEEDS[0], *SEEDS[2:]]
+        return write(folder)
+
+    store.get(SEEDS[1], meanwhile)
+    assert all(identity in store for identity in SEEDS)
+
+
+def test_what_was_complete_before_an_error_stays(store: Store) -> None:
+    def break_off(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+        for folder, info in zip(list(folders.values())[:2], write_each(folders), strict=False):
+            assert folder.exists()
+            yield info
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        store.make(SEEDS, break_off)
+    assert [identity in store for identity in SEEDS] == [True, True, False, False]
+    assert remains(store) == {identity.digest for identity in SEEDS[:2]}
+    assert [artifact.identity for artifact in store.make(SEEDS, write_each)] == SEEDS[2:]
+
+
+def test_the_time_until_the_first_is_shared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(artifacts.time, "perf_counter", lambda: now[0])
+
+    def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+        now[0] += 40
+        for folder in folders.values():
+            yield write(folder)
+            now[0] += 1
+
+    assert [artifact.seconds for artifact in store.make(SEEDS, compute)] == [10, 11, 11, 11]

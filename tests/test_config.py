@@ -20,14 +20,22 @@ from irl_exp.config import (
     BASE_NODES,
     CONF,
     BradleyTerryLoss,
+    ClassifierConfig,
     CommentsConfig,
     Config,
     ConfigError,
+    FeaturesConfig,
+    FrozenBackbone,
     HiddenStateConfig,
     HingeLoss,
     Interpolated,
+    MarginConfig,
     MaxMarginLoss,
+    NgramConfig,
     Node,
+    SentimentConfig,
+    WeightedConfig,
+    frozen_features,
     nearest,
 )
 from irl_exp.jobs import typed
@@ -59,8 +67,10 @@ def choice(path: Path) -> str:
 
 
 def based_on(path: Path) -> str:
-    """The base node that a file starts from."""
-    return next(iter(re.findall(r"/schema@_here_: (\w+)", path.read_text(encoding="utf-8"))), "")
+    """The base node that a file starts the node of its group from."""
+    return next(
+        iter(re.findall(rf"/schema@(?:_here_|{path.parent.name}): (\w+)", path.read_text(encoding="utf-8"))), ""
+    )
 
 
 # -------------------------------------------------------------------------------------------- what composes
@@ -69,11 +79,13 @@ def based_on(path: Path) -> str:
 def test_the_default_run_is_what_the_schema_declares() -> None:
     """Every option that the composed default run has is the default of its class, or follows another option."""
     composed = configured()
-    for name, model in (("data", CommentsConfig), ("irl", BASE_NODES["irl"]), ("sft", type(composed.sft))):
-        seedless = {key: value for key, value in getattr(composed, name) if key != "seed"}
-        assert seedless == {key: value for key, value in model(seed=0) if key != "seed"}
+    for name, model in (("data", CommentsConfig), ("irl", MarginConfig), ("sft", type(composed.sft))):
+        declared = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+        assert {key: value for key, value in getattr(composed, name) if key in declared} == declared
+    assert isinstance(composed.irl, MarginConfig)
     assert composed.irl.loss == MaxMarginLoss()
-    assert composed.irl.features == HiddenStateConfig()
+    assert composed.irl.features == FeaturesConfig(hidden_state=HiddenStateConfig())
+    assert composed.irl.backbone == FrozenBackbone()
     assert (composed.data.name, composed.reward.name, composed.model.name) == ("comments", "classifier", "tiny")
     assert (composed.rlhf.algorithm, composed.refinetune.algorithm) == ("rloo", "rloo")
     assert (composed.seed, composed.until, str(composed.store.dir)) == (0, "evaluate", "multirun/store")
@@ -85,18 +97,65 @@ def test_every_option_of_every_group_composes(path: Path, tmp_path: Path) -> Non
     needed = {
         "data=file": [f"data.path={tmp_path}/config.json"],
         "reward=sequence_classifier": [f"reward.path={tmp_path}"],
+        "reward=imported": ["reward.function=json:dumps"],
     }
     composed = configured(choice(path), *needed.get(choice(path), []))
     group = path.parent.relative_to(CONF)
-    if (CONF / group).name in ("loss", "data", "features") and "last_token" not in path.stem:
-        node = composed.data if group.name == "data" else getattr(composed.irl, group.name)
-        assert node.name == path.stem
+    if group.name in ("loss", "data", "backbone", "irl"):
+        node: Any = composed
+        for name in group.parts:
+            node = getattr(node, name)
+        assert type(node) is BASE_NODES[based_on(path)]
+    if group.name == "features":
+        assert list(composed.irl.features.parts) == [path.stem]  # type: ignore[union-attr]
 
 
 def test_the_group_decides_the_class() -> None:
     assert configured("irl/loss=hinge").irl.loss == HingeLoss()
     assert configured("irl/loss=bradley_terry", "irl.loss.temperature=2").irl.loss == BradleyTerryLoss(temperature=2)
-    assert configured("irl/features=last_token").irl.features.layers == (-1,)
+    assert configured("irl/features=last_token").irl.features.last_token.layers == (-1,)
+
+
+def features(*overrides: str) -> FeaturesConfig:
+    found = frozen_features(configured(*overrides).irl)
+    assert found
+    return found
+
+
+def test_parts_of_features_are_joined_by_a_list() -> None:
+    both = features("irl/features=[ngram,hidden_state]", "irl.features.ngram.longest=3")
+    assert both == FeaturesConfig(hidden_state=HiddenStateConfig(), ngram=NgramConfig(longest=3))
+    # Named in another order they are the same features, under the same name in the store.
+    assert list(both.parts) == ["hidden_state", "ngram"]
+    assert both == features("irl/features=[hidden_state,ngram]", "irl.features.ngram.longest=3")
+
+
+def test_every_part_may_be_joined_with_every_other() -> None:
+    names = [path.stem for path in (CONF / "irl" / "features").glob("*.yaml")]
+    assert set(features(f"irl/features=[{','.join(names)}]").parts) == set(names)
+    assert set(names) == set(FeaturesConfig.model_fields) - {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("irl", "part"),
+    [("length", "length"), ("reference_log_probability", "reference_log_probability"), ("random_features", "random")],
+)
+def test_a_baseline_is_the_margin_method_on_other_features(irl: str, part: str) -> None:
+    assert configured(f"irl={irl}").irl == configured("irl=margin", f"irl/features={part}").irl
+    assert list(features(f"irl={irl}").parts) == [part]
+
+
+@pytest.mark.parametrize("backbone", ["last_layers", "full", "lora"])
+@pytest.mark.parametrize("part", sorted(path.stem for path in (CONF / "irl" / "features").glob("*.yaml")))
+def test_a_trained_backbone_takes_hidden_states_alone(backbone: str, part: str) -> None:
+    told = rf"irl: irl/backbone={backbone} trains hidden states: it takes irl/features=hidden_state or last_token alone"
+    if part in ("hidden_state", "last_token"):
+        assert configured(f"irl/backbone={backbone}", f"irl/features={part}").irl.backbone.name == backbone
+        other = "last_token" if part == "hidden_state" else "hidden_state"
+        assert refusal(f"irl/backbone={backbone}", f"irl/features=[{part},{other}]").startswith(told)
+    else:
+        assert refusal(f"irl/backbone={backbone}", f"irl/features={part}") == f"{told}, not {part}"
+        assert refusal(f"irl/backbone={backbone}", f"irl/features=[hidden_state,{part}]").startswith(told)
 
 
 def test_refinetune_follows_the_algorithm_of_rlhf_unless_chosen() -> None:
@@ -136,17 +195,27 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
     """Hydra's node of a class says the class's own defaults; only what a group fills is left to the group."""
     model = BASE_NODES[name]
     node = schema.base_node(model)
-    assert set(model.model_fields) - set(node) <= schema.CHOSEN_BY_GROUP
-    assert "???" not in str(node)
+    optional = {key for key, field in model.model_fields.items() if field.default is None and schema.node_of(field)}
+    assert set(model.model_fields) - set(node) - optional <= schema.CHOSEN_BY_GROUP
+    needed: dict[str, dict[str, Any]] = {  # what only the user can say
+        "file": {"path": str(tmp_path)},
+        "imported": {"function": "json:dumps"},
+        "imported_part": {"function": "json:dumps"},
+        "weighted": {"parts": {"short": {"name": "length"}}},
+    }
+    assert not [key for key, value in node.items() if value == "???" and key not in needed.get(name, {})]
     if name == "config":
         return  # its groups are composed above
-    around: dict[str, Any] = {"seed": 3, "max_new_tokens": 4, "node": node}
-    around["demonstrations"] = {"completions_per_prompt": 2}
+    around: dict[str, Any] = {"seed": 3, "max_new_tokens": 4, "node": node | needed.get(name, {})}
+    around |= {"demonstrations": {"completions_per_prompt": 2}, "reward": {"seed": 3}, "rlhf": {"kl_coefficient": 0.1}}
     values = OmegaConf.to_container(OmegaConf.create(around), resolve=True)["node"]  # type: ignore[call-overload,index]
-    values |= {"path": tmp_path} if name == "file" else {}
+    of_groups = {"loss": {"name": "hinge"}, "backbone": {"name": "frozen"}}
+    values |= {key: value for key, value in of_groups.items() if key in model.model_fields}
+    if "features" in values:
+        values["features"] |= {"length": {}}
     found = model.model_validate(values)
     for key, field in model.model_fields.items():
-        if not field.is_required() and (name, key) != ("file", "path"):
+        if not field.is_required() and key not in needed.get(name, {}):
             assert getattr(found, key) == field.default
 
 
@@ -163,8 +232,25 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl/los=hinge", "irl/los: there is no such config group. Did you mean 'irl/loss'?"),
         ("trakcing=none", "trakcing: there is no such option. Did you mean 'tracking'?"),
         ("lr=3", "lr: there is no such option."),
+        (
+            "reward.parts.a.wieght=2",
+            "reward.parts.a.wieght: there is no such option. Did you mean 'reward.parts.a.weight'?",
+        ),
+        (
+            "+reward.parts.a.tagret=2",
+            "reward.parts.a.tagret: there is no such option. Did you mean 'reward.parts.a.target'?",
+        ),
+        ("reward.part.a.weight=2", "reward.part.a.weight: there is no such option. Did you mean 'reward.parts."),
+        (
+            "reward.parts.a.weight=2",
+            "reward.parts.a.weight: reward=classifier has no such option; it belongs to reward=weighted.",
+        ),
+        ("reward.target=2", "reward.target: reward=classifier has no such option; it belongs to reward=length."),
         ("model=70", "model=70: model is a config group; choose one of pythia_160m, "),
-        ("irl/loss=1", "irl/loss=1: irl/loss is a config group; choose one of bradley_terry, hinge, max_margin."),
+        ("irl/loss=1", "irl/loss=1: irl/loss is a config group; choose one of bradley_terry, confidence_margin, "),
+        ("irl/features=[1,2]", "irl/features=[1,2]: irl/features is a config group; choose one of hidden_state, "),
+        ("irl.features.ngrams.longest=2", "irl.features.ngrams.longest: there is no such option. Did you mean "),
+        ("irl.features.length.layers=[1]", "irl.features.length.layers: there is no such option."),
         ("seeds=10", "seeds=10: seeds is a config group; choose one of fifty, one, ten."),
     ],
 )
@@ -181,12 +267,98 @@ def test_what_exists_passes() -> None:
     planner.check_command_line([choice(path) for path in FILES] + others)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "@_here_" in path.read_text()], ids=choice)
+@pytest.mark.parametrize("path", [*filter(based_on, FILES)], ids=choice)
 def test_the_options_of_a_choice_pass_with_it(path: Path) -> None:
     group = choice(path).split("=")[0].replace("/", ".")
     model = BASE_NODES[based_on(path)]
     plain = [name for name, field in model.model_fields.items() if not schema.node_of(field) and name != "name"]
     planner.check_command_line([choice(path), *(f"{group}.{name}=1" for name in plain)])
+
+
+MARGINS = "ensemble, failure_aware, length, margin, placebo, random_features, reference_log_probability"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "irl.features.ngram.longest=3",
+            "irl.features.ngram.longest: irl/features=hidden_state has no such option; it belongs to "
+            "irl/features=ngram (both: irl/features=[hidden_state,ngram]).",
+        ),
+        (
+            "irl/features=[hidden_state,length] irl.features.ngram.longest=3",
+            "irl.features.ngram.longest: irl/features=hidden_state,length has no such option; it belongs to "
+            "irl/features=ngram (both: irl/features=[hidden_state,length,ngram]).",
+        ),
+        (
+            "irl/features=ngram,[ngram,length],[length] irl.features.ngram.longest=3",
+            "irl.features.ngram.longest: irl/features=length has no such option;",
+        ),
+        (
+            "irl=length irl.features.hidden_state.layers=[-1]",
+            "irl.features.hidden_state.layers: irl/features=length has no such option; it belongs to irl/features="
+            "hidden_state (both: irl/features=[length,hidden_state]).",
+        ),
+        ("irl=implicit irl/loss=hinge", f"irl/loss: irl=implicit has no irl/loss; it belongs to irl={MARGINS}."),
+        ("irl=margin,implicit irl/loss=hinge", "irl/loss: irl=implicit has no irl/loss;"),
+        ("irl=glob(m*) irl/loss=hinge", "irl/loss: irl=majority has no irl/loss;"),
+        ("irl=implicit irl.loss.target_margin=1", "irl.loss.target_margin: irl=implicit has no such option;"),
+        ("irl=majority irl/features=length", "irl/features: irl=majority has no irl/features;"),
+        ("irl=majority irl.features.batch_size=2", "irl.features.batch_size: irl=majority has no such option;"),
+        ("irl=placebo irl/backbone=full", "irl/backbone: irl=placebo has no irl/backbone;"),
+        ("irl=probe irl.epochs=3", f"irl.epochs: irl=probe has no such option; it belongs to irl={MARGINS}."),
+        (
+            "irl.loss.target_margin=1",
+            "irl.loss.target_margin: irl/loss=max_margin has no such option; it belongs to "
+            "irl/loss=confidence_margin, hinge.",
+        ),
+        ("irl=failure_aware irl.loss.target_margin=1", "irl.loss.target_margin: irl/loss=bradley_terry has no such"),
+        ("irl.backbone.rank=2", "irl.backbone.rank: irl/backbone=frozen has no such option; it belongs to "),
+        (
+            "irl/features=[ngram,lenght]",
+            "irl/features=[ngram,lenght]: there is no option 'lenght' in hidden_state, last_token, ",
+        ),
+        ("irl/features=[ngram,ngram]", "irl/features=[ngram,ngram]: an option is named twice."),
+        (
+            "irl/loss=[hinge,squared]",
+            "irl/loss=[hinge,squared]: only one can be taken; for a job of each write irl/loss=hinge,squared.",
+        ),
+        ("scale=[tiny,default]", "scale=[tiny,default]: only one can be taken;"),
+        ("data.path=x.csv", "data.path: data=comments has no such option; it belongs to data=file, jigsaw, "),
+    ],
+)
+def test_an_option_of_another_choice_is_refused_with_its_owners(line: str, told: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        planner.check_command_line(line.split())
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "irl/features=[hidden_state,ngram] irl.features.ngram.longest=3 irl.features.hidden_state.layers=[-1],[0]",
+        "irl/features=ngram,[ngram,length] irl.features.ngram.longest=3",
+        "irl=failure_aware irl.loss.temperature=2",
+        "irl=random_features irl.features.random.seed=1",
+        "irl=implicit,majority",
+        "irl=implicit irl.kl_coefficient=1",
+        "irl/backbone=lora irl.backbone.rank=2 irl/loss=glob(*)",
+        "irl/features=length irl.features.batch_size=3",
+        "model=pythia_70m model.layers=2",
+    ],
+)
+def test_an_option_of_what_is_chosen_passes(line: str) -> None:
+    planner.check_command_line(line.split())
+
+
+def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    margin = tmp_path / "conf" / "irl" / "margin.yaml"
+    margin.write_text(margin.read_text().replace("features: hidden_state", "features: [length, ngram] # two"))
+    planner.check_command_line(["irl.features.ngram.longest=3"])
+    with pytest.raises(SystemExit, match=r"irl/features=length,ngram has no such option"):
+        planner.check_command_line(["irl.features.hidden_state.layers=[0]"])
 
 
 def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +390,7 @@ def test_the_nearest_name_is_near() -> None:
         ("sft.learning_rate=0", "sft.learning_rate=0: input should be greater than 0"),
         ("irl.learning_rate=2", "irl.learning_rate=2: input should be less than or equal to 1"),
         ("irl.learning_rate=nan", "irl.learning_rate=nan: input should be a finite number"),
-        ("irl.max_norm=inf", "irl.max_norm=inf: input should be a finite number"),
+        ("irl.max_norm=[inf]", "irl.max_norm=inf: input should be a finite number"),
         ("rlhf.kl_coefficient=-0.1", "rlhf.kl_coefficient=-0.1: input should be greater than or equal to 0"),
         ("rlhf.generations=1", "rlhf.generations=1: input should be greater than or equal to 2"),
         ("rlhf.batch_size=6", "rlhf: batch_size (6) must be a multiple of generations (4)"),
@@ -231,9 +403,12 @@ def test_the_nearest_name_is_near() -> None:
         ("model.path=/not/there", "model.path=/not/there: there is no such file or folder"),
         ("model.path=/", "model.path=/: this is no model folder"),
         ("demonstrations.greedy=true", "demonstrations: greedy=true writes the same completion again"),
-        ("irl.features.layers=[]", "irl.features.layers=[]: "),
-        ("irl.features.layers=-1", "irl.features.layers=-1: "),
-        ("irl.features.pooling=max", "irl.features.pooling=max: input should be 'mean' or 'last'"),
+        ("irl.features.hidden_state.layers=[]", "irl.features.hidden_state.layers=[]: "),
+        ("irl.features.hidden_state.layers=-1", "irl.features.hidden_state.layers=-1: "),
+        ("irl.features.hidden_state.pooling=max", "irl.features.hidden_state.pooling=max: input should be 'mean' or"),
+        ("irl.features.batch_size=0", "irl.features.batch_size=0: input should be greater than or equal to 1"),
+        ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
+        ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl.scaling=none", "irl.scaling=none: input should be 'whiten' or 'standardise'"),
         ("irl.loss.wrong_penalty=null", "irl.loss.wrong_penalty=None: input should be a valid number"),
         ("until=reward", "until=reward: input should be 'sft', 'rlhf', 'demonstrations', 'irl', "),
@@ -277,12 +452,71 @@ def test_all_complaints_are_in_one_message() -> None:
 
 
 def test_numbers_may_be_written_as_one_writes_them() -> None:
-    composed = configured("sft.learning_rate=1e-4", "sft.steps=1_000", "irl.max_norm=3", "irl.features.layers=[0,-1]")
-    assert (composed.sft.learning_rate, composed.sft.steps, composed.irl.max_norm) == (1e-4, 1000, 3.0)
-    assert composed.irl.features.layers == (0, -1)
+    composed = configured(
+        "sft.learning_rate=1e-4", "sft.steps=1_000", "irl.max_norm=[3]", "irl.features.hidden_state.layers=[0,-1]"
+    )
+    assert (composed.sft.learning_rate, composed.sft.steps, composed.irl.max_norm) == (1e-4, 1000, (3.0,))
+    assert composed.irl.features.hidden_state.layers == (0, -1)
+
+
+MINE = "+reward.parts.mine.name="
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["reward.parts.length.weight=0"], "reward.parts.length.weight=0: a part of weight 0 is no part"),
+        (["reward.parts.length.weight=inf"], "reward.parts.length.weight=inf: input should be a finite number"),
+        (["reward.parts.length.tolerance=-1"], "reward.parts.length.tolerance=-1: input should be greater"),
+        (["+reward.parts.mine.weight=2"], "reward.parts.mine.name: this option must be set"),
+        ([MINE + "lenght"], "reward.parts.mine.name=lenght: choose one of 'classifier', 'sequence_classifier', "),
+        ([MINE + "weighted"], "reward.parts.mine.name=weighted: choose one of "),
+        ([MINE + "imported"], "reward.parts.mine.function: this option must be set"),
+        (["+reward.parts.sentiment.ngrams=3"], "reward.parts.sentiment.ngrams: there is no such option here."),
+        (
+            ["+reward.parts.mine={name:length,wight:3}"],
+            "reward.parts.mine.wight: there is no such option here. Did you ",
+        ),
+        (["+reward.parts.a-b.name=length"], "reward.parts.a-b=a-b: string should match pattern"),
+        (["~reward.parts.length", "~reward.parts.sentiment", "~reward.parts.toxicity"], "reward.parts: "),
+        ([MINE + "imported", "+reward.parts.mine.function=json"], "reward.parts.mine.function=json: write package."),
+        (
+            [MINE + "imported", "+reward.parts.mine.function=no.where:f"],
+            "reward.parts.mine.function=no.where:f: there ",
+        ),
+        (
+            [MINE + "imported", "+reward.parts.mine.function=sys:exit"],
+            "reward.parts.mine.function=sys:exit: the module ",
+        ),
+    ],
+)
+def test_a_wrong_part_of_a_weighted_reward_is_refused(overrides: list[str], told: str) -> None:
+    planner.check_command_line(["reward=weighted", *overrides])
+    assert refusal("reward=weighted", *overrides).startswith(told)
+
+
+def test_parts_of_a_weighted_reward_are_set_added_and_removed() -> None:
+    overrides = ["reward.parts.sentiment.weight=-2", "~reward.parts.length", MINE + "classifier", "reward.seed=5"]
+    planner.check_command_line(["reward=weighted", *overrides])
+    reward = configured("reward=weighted", *overrides, "+reward.parts.mine.ngrams=1").reward
+    assert isinstance(reward, WeightedConfig)
+    assert list(reward.parts) == ["mine", "sentiment", "toxicity"]
+    assert [part.weight for part in reward.parts.values()] == [1, -2, 1]
+    mine, sentiment, toxicity = reward.parts.values()
+    assert isinstance(sentiment, SentimentConfig)
+    assert isinstance(toxicity, ClassifierConfig)
+    assert mine == toxicity.model_copy(update={"ngrams": 1})
+    assert toxicity.seed == 5, "a part follows the seed of the reward"
 
 
 # ------------------------------------------------------------------------- one schema, one copy of each default
+
+
+def package_of(path: Path) -> str:
+    """The node that a file fills: by its header, else by its folder."""
+    found = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    package = found[1] if found else ".".join(path.parent.relative_to(CONF).parts)
+    return "" if package == "_global_" else package
 
 
 def points(path: Path) -> dict[str, Any]:
@@ -290,8 +524,8 @@ def points(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     values.pop("defaults", None)
     values.pop("hydra", None)
-    is_global = "@package _global_" in path.read_text(encoding="utf-8") or path.parent == CONF
-    prefix = "" if is_global else path.parent.relative_to(CONF).as_posix().replace("/", ".") + "."
+    package = package_of(path)
+    prefix = f"{package}." if package else ""
     return {prefix + key: value for key, value in _leaves(values)}
 
 
@@ -309,7 +543,9 @@ ALL_POINTS = {path: points(path) for path in [*FILES, CONF / "config.yaml"]}
 def defaults(path: Path, key: str) -> list[Any]:
     """What the schema declares for a key: in the class that the file is built on, else in any that has the key."""
     based = based_on(path)
-    if based:
+    if ".parts." in key:
+        key = re.sub(r"\.parts\.\w+", r".parts.NAME", key)
+    elif based and package_of(path) == ".".join(path.parent.relative_to(CONF).parts):
         return [BASE_NODES[based].model_fields[key.rsplit(".", 1)[1]].default]
     return [field.default for name, field in schema.option_fields() if name == key]
 
@@ -333,7 +569,8 @@ def test_a_yaml_file_repeats_no_default(path: Path) -> None:
 def test_every_yaml_file_says_in_its_first_comment_what_it_is(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
     assert re.match(r"# \S", comments[0])
-    assert f"    {path.stem:<24}{comments[0][2:]}" in schema.describe_groups().splitlines()
+    line = re.compile(rf"    {path.stem} +{re.escape(comments[0][2:])}")
+    assert any(map(line.fullmatch, schema.describe_groups().splitlines()))
 
 
 def node_classes(model: type[Node] = Config) -> Iterator[type[Node]]:
@@ -362,7 +599,7 @@ def test_the_help_has_a_line_for_every_option() -> None:
     lines = schema.describe_options().splitlines()
     keys = [line.split("=")[0].strip() for line in lines]
     assert keys == list(dict.fromkeys(key for key, _ in schema.option_fields()))
-    assert "  rlhf.kl_coefficient=0.3" in schema.describe_options()
+    assert "  rlhf.kl_coefficient=0.5" in schema.describe_options()
 
 
 def test_the_help_explains_every_option_that_follows_no_other() -> None:

@@ -19,20 +19,81 @@ from irl_exp.config import CONF
 
 TINY = ("scale=tiny", "workers=1")
 EVERYTHING = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml")}
-OPTIONS = {option for option in EVERYTHING if not option.startswith("local/")}  # a developer's own, not in git
+# local/ is a developer's own, not in git; the studies are run by test_studies.py.
+OPTIONS = {option for option in EVERYTHING if not option.startswith(("local/", "study/"))}
 
 
 @pytest.fixture(scope="module")
 def models(launcher: Launcher, small_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """The whole chain for every Pythia, with a small model in its place."""
+    """The whole chain for every model but the default, with a small one in its place."""
     return launcher(
         tmp_path_factory.mktemp("models"),
         *TINY,
-        "model=pythia_70m,pythia_160m,pythia_410m,pythia_1b,pythia_1_4b",
+        "model=pythia_70m,pythia_160m,pythia_410m,pythia_1b,pythia_1_4b,tiny_64,tiny_256",
         f"model.path={small_policy}",
         *("data.count=600", "rlhf=grpo", "refinetune=rloo", "irl/loss=hinge", "irl/features=last_token"),
+        *("shortcut=length", "shortcut.where=ground_truth"),
         "tracking=none",
     )
+
+
+@pytest.fixture(scope="module")
+def methods(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every method of IRL, each with what it has by default."""
+    return on_warm_store(launcher, warm_store, tmp_path_factory.mktemp("methods"), f"irl={','.join(names('irl'))}")
+
+
+@pytest.fixture(scope="module")
+def losses(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every loss."""
+    folder = tmp_path_factory.mktemp("losses")
+    return on_warm_store(launcher, warm_store, folder, f"irl/loss={','.join(names('irl/loss'))}", "irl.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def parts(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every part of the features, and all parts together."""
+    parts = names("irl/features")
+    folder = tmp_path_factory.mktemp("parts")
+    return on_warm_store(launcher, warm_store, folder, f"irl/features={','.join(parts)},[{','.join(parts)}]")
+
+
+@pytest.fixture(scope="module")
+def rewards(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every ground truth that needs no model and no function of the user."""
+    folder = tmp_path_factory.mktemp("rewards")
+    shutil.copytree(warm_store, folder / "multirun" / "store")
+    return launcher(folder, *TINY, "tracking=none", "until=sft", "reward=sentiment,length,weighted")
+
+
+@pytest.fixture(scope="module")
+def imported(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """A function of the user as ground truth."""
+    folder = tmp_path_factory.mktemp("imported")
+    shutil.copytree(warm_store, folder / "multirun" / "store")
+    (folder / "mine.py").write_text(
+        "def short(prompts, completions):\n    return [5.0 - len(c) for c in completions]\n"
+    )
+    overrides = ("tracking=none", "until=sft", "reward=imported", "reward.function=mine:short")
+    return launcher(folder, *TINY, *overrides, env={"PYTHONPATH": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def backbones(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """The reference policy as it is, and trained in every way."""
+    folder = tmp_path_factory.mktemp("backbones")
+    return on_warm_store(launcher, warm_store, folder, f"irl/backbone={','.join(names('irl/backbone'))}")
+
+
+def names(group: str) -> list[str]:
+    """The options of a group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def on_warm_store(launcher: Launcher, warm_store: Path, folder: Path, *overrides: str) -> Launched:
+    """A launch up to the learned reward, with the policies that are there already."""
+    shutil.copytree(warm_store, folder / "multirun" / "store")
+    return launcher(folder, *TINY, "tracking=none", "until=irl", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +113,7 @@ def data(
         "++data.path=${oc.env:TEXTS}/${data.name}.jsonl",
         *("reward=roberta_toxicity", f"reward.path={small_classifier}", f"model.path={small_policy}"),
         *("rlhf=rloo", "refinetune=grpo", "irl/loss=bradley_terry", "irl/features=hidden_state"),
+        "shortcut=marker",
         "tracking=offline",
         env={"TEXTS": str(texts)},
     )
@@ -120,24 +182,51 @@ def options_that_ran(launched: Launched) -> set[str]:
         if row["status"] == "completed":
             record = yaml.safe_load((launched.folder / row["job"] / ".hydra" / "hydra.yaml").read_text())
             stages = config(launched, int(row["job"]))["artifacts"]
-            for group, option in record["hydra"]["runtime"]["choices"].items():
+            for group, chosen in record["hydra"]["runtime"]["choices"].items():
                 stage = group.split("/")[0]
                 if stage not in ("rlhf", "irl", "refinetune") or stage in stages:
-                    ran.add(f"{group}/{option}")
+                    ran |= {f"{group}/{option}" for option in (chosen if isinstance(chosen, list) else [chosen])}
     return ran
 
 
 def test_every_option_of_every_group_has_run(
-    models: Launched, data: Launched, formats: Launched, original: Launched, fifty: Launched, first_launch: Launched
+    models: Launched,
+    methods: Launched,
+    losses: Launched,
+    parts: Launched,
+    rewards: Launched,
+    imported: Launched,
+    backbones: Launched,
+    data: Launched,
+    formats: Launched,
+    original: Launched,
+    fifty: Launched,
+    first_launch: Launched,
 ) -> None:
-    ran = set().union(*map(options_that_ran, (models, data, formats, original, fifty, first_launch)))
-    assert OPTIONS - ran == set()
+    launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
+    launches = (*launches, first_launch)
+    assert OPTIONS - set().union(*map(options_that_ran, launches)) == set()
+
+
+def test_parts_of_the_features_are_columns_side_by_side(parts: Launched) -> None:
+    columns: dict[tuple[str, ...], int] = {}
+    for job in range(len(names("irl/features")) + 1):
+        chosen = tuple(name for name, part in config(parts, job)["irl"]["features"].items() if isinstance(part, dict))
+        columns[chosen] = load_file(artifact(parts, job, "features") / "features.safetensors")["features"].shape[1]
+    every = columns.pop(max(columns, key=len))
+    assert set(columns) == {(part,) for part in names("irl/features")}
+    assert every == sum(columns.values())
+
+
+def test_features_are_computed_once_for_all_losses(losses: Launched, warm_store: Path) -> None:
+    found = {path.name for path in losses.cwd.glob("multirun/store/features/[!.]*")}
+    assert found == {path.name for path in warm_store.glob("features/[!.]*")}
 
 
 def test_every_model_goes_through_the_whole_chain(models: Launched, small_policy: Path) -> None:
     given = load_file(small_policy / "model.safetensors")
     tuned = {}
-    for job in range(5):
+    for job in range(7):
         metrics, composed = models.metrics(job), config(models, job)
         assert {"reference/kl", "expert/kl", "refinetuned/kl", "irl/auroc"} <= metrics.keys()
         assert (composed["rlhf"]["algorithm"], composed["refinetune"]["algorithm"]) == ("grpo", "rloo")
@@ -151,6 +240,8 @@ def test_every_model_goes_through_the_whole_chain(models: Launched, small_policy
         "pythia_410m": True,
         "pythia_1b": False,
         "pythia_1_4b": False,
+        "tiny_64": False,
+        "tiny_256": False,
     }
 
 

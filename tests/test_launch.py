@@ -18,16 +18,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
 import pytest
 from conftest import Launched, Launcher
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf, open_dict
 from wandb_files import read_run
 
+from irl_exp import config, planner
+from irl_exp.artifacts import read_manifest
 from irl_exp.config import known_groups
-from irl_exp.report import POLICIES, POLICY_COLUMNS, REWARD_ROWS
+from irl_exp.console import Console
+from irl_exp.jobs import LaunchContext
+from irl_exp.report import POLICIES, POLICY_COLUMNS, REWARD_ROWS, Outcome
 
 WARM = ("scale=tiny", "tracking=none", "workers=1")
 TINY = (*WARM, "data.count=1000")
-STAGES = ("data", "reward", "sft", "rlhf", "demonstrations", "judge", "features", "irl", "refinetune", "evaluate")
+STAGES = (
+    *("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features", "irl", "refinetune"),
+    "evaluate",
+)
 POLICY_METRICS = (
     *("toxic_fraction", "reward_mean", "learned_reward_mean", "kl", "nll", "distinct_fraction"),
     *("empty_fraction", "length_mean"),
@@ -83,7 +95,10 @@ def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched)
     assert first_launch.states() == dict.fromkeys(STAGES, "computed")
     words = (*POLICIES, *POLICY_COLUMNS.values(), *REWARD_ROWS.values())
     assert [word for word in words if word not in first_launch.stdout] == []
-    shown = {*REWARD_ROWS, *(f"{policy}/{key}" for policy in POLICIES for key in POLICY_COLUMNS)}
+    shown = {
+        *(f"irl/{key}" for key in REWARD_ROWS),
+        *(f"{policy}/{key}" for policy in POLICIES for key in POLICY_COLUMNS),
+    }
     assert shown - set(first_launch.metrics()) == set()
     assert first_launch.stderr == ""  # nobody reads warnings that are always there
 
@@ -120,7 +135,7 @@ def test_under_the_launcher_of_hydra_the_numbers_are_the_same(
     first_launch: Launched, store: Path, launch: Launch
 ) -> None:
     """A job knows nothing of the planner: what it computes from the reference policy on is computed here again."""
-    for stage in set(STAGES) - {"data", "reward", "sft"}:
+    for stage in set(STAGES) - {"data", "reward", "sft", "second_judge"}:
         shutil.rmtree(store / stage)
     launch(*WARM, "hydra/launcher=basic", "hydra/sweeper=basic")
     (found,) = Path("multirun").glob("chain/*/0/metrics.json")
@@ -144,7 +159,7 @@ def three_seeds_in_a_pool(launcher: Launcher, tmp_path_factory: pytest.TempPathF
 
 
 def test_seeds_of_irl_share_one_expert(three_seeds: Launched, three_seeds_in_a_pool: Launched) -> None:
-    shared = ("data", "reward", "sft", "rlhf", "demonstrations", "judge", "features")
+    shared = ("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features")
     wanted = dict.fromkeys(shared, 1) | dict.fromkeys(("irl", "refinetune", "evaluate"), 3)
     for launched in (three_seeds, three_seeds_in_a_pool):
         assert counts(launched.cwd / "multirun" / "store") == wanted
@@ -190,6 +205,63 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
     assert "wandb sync" in three_seeds.stdout
 
 
+def test_seeds_that_are_fitted_together_are_stored_as_if_alone(
+    warm_store: Path, launcher: Launcher, tmp_path: Path
+) -> None:
+    """To the byte; the launcher of Hydra, which sees one job at a time, is the one that fits them alone."""
+    sweep = ("irl=margin,placebo,failure_aware,ensemble", "irl.seed=range(1,6)", "until=irl")
+    stores = [shutil.copytree(warm_store, tmp_path / how / "multirun" / "store") for how in ("together", "alone")]
+    together = launcher(tmp_path / "together", *WARM, *sweep, "workers=2")
+    launcher(tmp_path / "alone", *WARM, *sweep, "hydra/launcher=basic", "hydra/sweeper=basic")
+    assert "20 IRL fits that differ in their seed alone will be done together, in 8 batches" in together.stdout
+    found = [{path.name: read_manifest(path) for path in artifacts(store)["irl"]} for store in stores]
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == 21
+    assert [digest for digest in found[0] if found[0][digest]["files"] != found[1][digest]["files"]] == []
+    assert len({manifest["files"]["head.safetensors"]["sha256"] for manifest in found[0].values()}) == 21
+    alone = sorted((tmp_path / "alone").glob("multirun/chain/*/*/metrics.json"), key=lambda path: int(path.parent.name))
+    assert [path.read_bytes() for path in alone] == [together.text(job) for job in range(20)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("irl.seed=7", "until=irl"),
+        ("irl.seed=7", "irl/loss=hinge", "irl.loss.target_margin=2", "irl.ridge=[0.1,0.2]"),
+        ("scale=tiny", "seed=3", "name=a b", "hydra.job.chdir=false"),
+        ("refinetune=grpo", "tracking.tags=[a,b]", "+irl.unknown=1"),
+        (),
+    ],
+)
+def test_a_job_is_composed_as_by_hydra(overrides: tuple[str, ...]) -> None:
+    """Although its files are read for all jobs at once; in the second turn they are read already."""
+    config.register()
+    with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", ["tracking=none"], RunMode.MULTIRUN)
+        assert master.hydra.sweep.dir  # Hydra has made the folder before: the time of launch is settled
+        composer = planner._Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
+        for number in (0, 1):
+            found, wanted = composer.compose(overrides, number), loader.load_sweep_config(master, list(overrides))
+            with open_dict(wanted):
+                wanted.hydra.job.num, wanted.hydra.job.id = number, str(number)
+            assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(wanted)
+            assert found.hydra.sweep.dir == wanted.hydra.sweep.dir  # one time of launch
+            assert OmegaConf.is_struct(found)
+
+
+def test_of_many_jobs_only_some_get_a_line_and_the_failed_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(120)
+    for number in range(120):
+        failed = number in (6, 7)
+        outcome = Outcome(number, f"irl.seed={number}", Path(), "failed" if failed else "completed", error="why")
+        console.job_done(outcome)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "FAILED" in line]) == 2
+    assert len([line for line in lines if line.startswith("[")]) == 40
+    assert lines[-1].startswith("[120/120] irl.seed=119")
+
+
 def test_losses_and_seeds_share_one_expert(store: Path, launch: Launch) -> None:
     before = counts(store)
     done = launch(*WARM, "irl/loss=max_margin,hinge,bradley_terry", "irl.seed=0,1", "until=irl")
@@ -203,12 +275,13 @@ def test_losses_and_seeds_share_one_expert(store: Path, launch: Launch) -> None:
 def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
     done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,refinetune")
     groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(5)]
+    compared = {"implicit", "baseline", "triangle", "triangle_reference", "human"}
     assert groups == [
         {"reference"},
         {"reference", "expert"},
-        {"reference", "expert"},
-        {"reference", "expert", "irl"},
-        {"reference", "expert", "irl", "refinetuned"},
+        {"reference", "expert", *compared},
+        {"reference", "expert", *compared, "irl"},
+        {"reference", "expert", *compared, "irl", "refinetuned", "triangle_refinetuned", "overoptimisation"},
     ]
     assert all(f"reference/{key}" in done.metrics(0) for key in POLICY_METRICS if "learned" not in key)
     assert all(f"irl/{key}" in done.metrics(3) for key in IRL_METRICS)
@@ -220,10 +293,10 @@ def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
 
 @pytest.fixture(scope="module")
 def one_fails(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """A layer that the policy does not have: known only when the features are extracted."""
+    """A vocabulary without words: known only when the features are extracted."""
     folder = tmp_path_factory.mktemp("fails")
     shutil.copytree(warm_store, folder / "multirun" / "store")
-    sweep = ("irl.features.layers=[-1],[99],[-2]", "irl.seed=0,1")
+    sweep = ("irl/features=ngram", "irl.features.ngram.min_count=1,99999,2", "irl.seed=0,1")
     return launcher(folder, *WARM, *sweep, "until=irl", "tracking=offline", check=False)
 
 
@@ -241,9 +314,9 @@ def test_a_job_that_needs_what_has_failed_is_not_tried(one_fails: Launched) -> N
 
 
 def test_a_failed_job_is_told_where_one_looks(one_fails: Launched) -> None:
-    reason = "there is no layer 99; the policy has -5 to 4"
+    reason = "irl.features.ngram"
     assert reason in one_fails.runs()[2]["error"]
-    assert "[99]" in (one_fails.folder / "summary.md").read_text()
+    assert "99999" in (one_fails.folder / "summary.md").read_text()
     assert reason in (one_fails.folder / "summary.md").read_text()
     assert reason in one_fails.stderr.splitlines()[-3]  # the last word, before Hydra's hint
     assert "Traceback" not in one_fails.stdout + one_fails.stderr
@@ -338,10 +411,11 @@ def test_a_stop_is_quick_and_tidy(stopped: dict[str, Stopped], how: str) -> None
 def test_after_any_end_the_same_command_goes_on(stopped: dict[str, Stopped]) -> None:
     assert stopped["SIGKILL"].done.returncode == -signal.SIGKILL
     done = stopped["nothing"].done
-    assert done.states() == {"data": "reused", "reward": "reused", "sft": "computed", "evaluate": "computed"}
+    again = dict.fromkeys(("sft", "second_judge", "evaluate"), "computed")
+    assert done.states() == {"data": "reused", "reward": "reused", **again}
     assert [row["status"] for row in done.runs()] == ["completed"]
     store = done.cwd / "multirun" / "store"
-    assert counts(store) == dict.fromkeys(("data", "evaluate", "reward", "sft"), 1)
+    assert counts(store) == dict.fromkeys(("data", "evaluate", "reward", "second_judge", "sft"), 1)
     assert not list(store.glob("*/.*.tmp-*"))  # what the killed one left is gone
 
 
@@ -396,7 +470,7 @@ def test_a_damaged_artifact_is_named_and_computed_again(first_launch: Launched, 
 def test_two_launches_at_once_share_the_work(launcher: Launcher, tmp_path: Path) -> None:
     processes = [launcher.start(tmp_path, *TINY, "until=rlhf") for _ in range(2)]
     done = [launcher.end(process, tmp_path) for process in processes]
-    stages = ("data", "reward", "sft", "rlhf", "evaluate")
+    stages = ("data", "reward", "sft", "second_judge", "rlhf", "evaluate")
     assert [set(launched.states()) for launched in done] == [set(stages)] * 2
     computed = Counter(stage for one in done for stage, state in one.states().items() if state == "computed")
     assert computed == dict.fromkeys(stages, 1)
@@ -449,7 +523,7 @@ def test_what_a_stage_would_miss_is_refused_for_all_jobs_at_once(launch: Launch,
 
 
 def test_a_reward_from_nowhere_is_refused(launch: Launch) -> None:
-    assert "reward.path" in refused(launch(*TINY, "reward=sequence_classifier", "until=sft", check=False))
+    assert "reward: set its path" in refused(launch(*TINY, "reward=sequence_classifier", "until=sft", check=False))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "max_margin": lambda margin: losses.max_margin(margin, correct_penalty=1.0, wrong_penalty=2.0),
     "hinge": lambda margin: losses.hinge(margin, target_margin=1.5),
     "bradley_terry": lambda margin: losses.bradley_terry(margin, temperature=0.5),
+    "squared": losses.squared,
+    "confidence_margin": lambda margin: losses.confidence_margin(margin, target_margin=1.5, confidence=0.4),
 }
+FALLING = [name for name in LOSSES if name != "squared"]
 patient = settings(deadline=None)  # a busy machine is no failure
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -30,16 +33,24 @@ def one_by_one(name: str, margin: float) -> float:
         return -margin if margin > 0 else -2 * margin
     if name == "hinge":
         return max(0.0, 1.5 - margin)
+    if name == "squared":
+        return margin**2
+    if name == "confidence_margin":
+        return max(0.0, 1.5 + 0.4 * abs(margin) - margin)
     # -log(1 / (1 + exp(-d / T))), without overflow for a wrong pair.
     return max(0.0, -2 * margin) + math.log1p(math.exp(-abs(2 * margin)))
 
 
 def slope(name: str, margin: float) -> float:
-    """The derivatives, by hand; where there is a kink, one from the left."""
+    """The derivatives, by hand; where there is a kink, one between those of its sides."""
     if name == "max_margin":
         return -1.0 if margin > 0 else -2.0
     if name == "hinge":
         return -1.0 if margin <= 1.5 else 0.0
+    if name == "squared":
+        return 2 * margin
+    if name == "confidence_margin":
+        return -1.4 if margin < 0 else -1.0 if margin == 0 else -0.6 if margin <= 2.5 else 0.0
     return -2.0 / (1 + math.exp(2 * margin)) if margin < 100 else 0.0
 
 
@@ -81,8 +92,8 @@ def test_extreme_margins_neither_overflow_nor_vanish(name: str, dtype: torch.dty
 @patient
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
 def test_losses_never_rise_with_the_margin(margins: list[float]) -> None:
-    for loss in LOSSES.values():
-        values = loss(tensor(sorted(margins)))
+    for name in FALLING:
+        values = LOSSES[name](tensor(sorted(margins)))
         assert (values[1:] <= values[:-1]).all()
 
 
@@ -99,6 +110,43 @@ def test_max_margin_has_no_lower_bound_and_the_others_have() -> None:
     assert LOSSES["max_margin"](far) == -1e6
     assert LOSSES["hinge"](far) == 0
     assert 0 <= LOSSES["bradley_terry"](far) < 1e-9
+    assert LOSSES["confidence_margin"](far) == 0
+    assert LOSSES["squared"](tensor([0.0])) == 0
+
+
+@patient
+@given(st.floats(-100, 100))
+def test_squared_does_not_know_which_completion_is_the_experts(margin: float) -> None:
+    assert losses.squared(tensor([margin])) == losses.squared(tensor([-margin]))
+
+
+def test_squared_recovers_a_constant() -> None:
+    expert, baseline = tensor([0.50, 0.25, 0.20, 0.05]), tensor([0.10, 0.30, 0.20, 0.40])
+    start = tensor([3.0, -1.0, 0.5, 2.0])
+    found = start + minimise(lambda shift: expected_loss(losses.squared, start + shift, expert, baseline), 4)
+    np.testing.assert_allclose(found - found.mean(), 0, atol=1e-6)
+
+
+@patient
+@given(st.floats(-50, 50), st.floats(0.1, 10), st.floats(0, 0.9))
+def test_confidence_margin_is_a_hinge_with_a_target_that_grows(margin: float, target: float, confidence: float) -> None:
+    value = float(losses.confidence_margin(tensor([margin]), target_margin=target, confidence=confidence)[0])
+    hinge = float(losses.hinge(tensor([margin]), target_margin=target + confidence * abs(margin))[0])
+    assert value == pytest.approx(hinge, abs=1e-12)
+    if abs(margin - target / (1 - confidence)) > 1e-9:
+        assert (value == 0) == (margin > target / (1 - confidence))
+
+
+@pytest.mark.parametrize(("preference", "best"), [(0.99, 2.5), (0.71, 2.5), (0.69, 0.0), (0.51, 0.0)])
+def test_confidence_margin_steps_where_the_preference_pays_for_its_mistakes(preference: float, best: float) -> None:
+    """Slopes 1 - c and 1 + c with c = 0.4: beyond the share (1 + c) / 2 = 0.7 it goes all the way, below it stays."""
+    expert, baseline = tensor([preference, 1 - preference]), tensor([0.5, 0.5])
+    grid = torch.linspace(-4, 4, 801, dtype=torch.float64)
+    values = [
+        float(expected_loss(LOSSES["confidence_margin"], torch.stack([margin, margin * 0]), expert, baseline))
+        for margin in grid
+    ]
+    assert float(grid[int(np.argmin(values))]) == pytest.approx(best, abs=1e-9)
 
 
 def minimise(objective: Callable[[Tensor], Tensor], size: int) -> Tensor:

@@ -399,3 +399,36 @@ def test_texts_are_cut_at_max_tokens(tmp_path: Path) -> None:
     model = tuned(tmp_path, max_tokens=2)
     end = model.complete(["a b c"], [""])
     assert np.exp(log_probabilities(model, end)) < 0.9, "the end of the text was cut off and could not be learnt"
+
+
+# ---------------------------------------------------------------- text that spells a special token
+
+
+SPELLED = "see <|endoftext|>, <|padding|>, <s>, </s> or <pad> there"
+
+
+@every_model
+def test_text_that_spells_a_special_token_stays_text(name: str, tmp_path: Path) -> None:
+    made = small.policy(name)
+    for model in (made, small.copy_of(made, tmp_path / "saved")):
+        special = set(model.tokenizer.all_special_ids)
+        bos = {model.tokenizer.bos_token_id} if name == "llama" else set()
+        completions = model.complete([SPELLED], [SPELLED])
+        assert model.tokenizer.decode(completions.completion_ids[0][:-1]) == SPELLED
+        assert special.intersection(completions.completion_ids[0]) == {model.eos}
+        assert completions.completion_ids[0].count(model.eos) == 1
+        assert special.intersection(completions.prompt_ids[0]) == bos
+        assert model.tokenizer(text=[SPELLED])["input_ids"] == completions.prompt_ids, "as TRL asks"
+
+
+def test_a_new_tokenizer_learns_no_merge_into_a_special_token() -> None:
+    config = ModelConfig(hidden_size=16, layers=1, heads=2, vocabulary=400)
+    model = new_policy(config, ["<|endoftext|> <|padding|><|endoftext|>"] * 200, small.DEVICE, seed=0)
+    (ids,) = model.encode_completions(["<|endoftext|>"])
+    assert len(ids) == 4, "'<|', 'endoftext', '|>' and the end"
+    assert ids.index(model.eos) == 3
+
+
+def test_a_tokenizer_that_finds_its_end_in_a_text_is_refused() -> None:
+    with pytest.raises(PolicyError, match="'a <end>' for its EOS token '<end>'"):
+        small.policy("letters").encode_completions(["a b", "a <end>"])

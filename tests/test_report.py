@@ -35,6 +35,14 @@ RUN = {
 LEARNED = {
     **RUN,
     "reference/learned_reward_mean": -0.1,
+    "implicit/n_completions": 2000.0,
+    "implicit/n_civil": 1400.0,
+    "implicit/auroc": 0.95,
+    "triangle/truth_implicit/epic": 0.2,
+    "triangle/implicit_learned/epic": 0.15,
+    "triangle/implicit_learned/epic_low": 0.1,
+    "triangle/implicit_learned/epic_high": 0.2,
+    "triangle_reference/truth_implicit/epic": 0.3,
     "irl/n_completions": 2000.0,
     "irl/n_civil": 1400.0,
     "irl/auroc": 0.91234,
@@ -76,21 +84,102 @@ def test_a_run_without_a_learned_reward_has_the_table_of_its_policies() -> None:
     assert found["expert"]["toxic"] == "0.100"
 
 
-def test_a_run_with_a_learned_reward_has_its_table_too() -> None:
-    policies, learned = report.run_tables(LEARNED)
+def test_a_run_with_a_learned_reward_has_its_table_with_the_implicit_one_beside_it() -> None:
+    policies, rewards, _ = report.run_tables(LEARNED)
     assert rows(policies)["expert"]["learned R"] == "-", "not measured for this policy"
-    assert learned.title == "Learned reward on 2,000 test completions of expert and reference, 600 toxic by R*"
-    values = {text: row["value [95 %]"] for text, row in rows(learned).items()}
-    assert values[report.REWARD_ROWS["irl/auroc"]] == "0.912 [0.900, 0.925]"
-    assert values[report.REWARD_ROWS["irl/accuracy"]] == "0.800"
-    assert values[report.REWARD_ROWS["irl/kendall"]] == "-"
-    assert values["fraction of R* that refinetune recovered"] == "0.750 [0.500, 1.000]"
+    assert rewards.title == "Rewards on 2,000 test completions of expert and reference, 600 toxic by R*"
+    found = rows(rewards)
+    assert found[report.REWARD_ROWS["auroc"]]["learned [95 %]"] == "0.912 [0.900, 0.925]"
+    assert found[report.REWARD_ROWS["auroc"]]["implicit [95 %]"] == "0.950"
+    assert found[report.REWARD_ROWS["accuracy"]]["learned [95 %]"] == "0.800"
+    assert found[report.REWARD_ROWS["kendall"]]["learned [95 %]"] == "-"
+    assert found["fraction of R* that refinetune recovered"]["learned [95 %]"] == "0.750 [0.500, 1.000]"
+
+
+def test_without_a_learned_reward_the_implicit_one_stands_alone() -> None:
+    alone = {key: value for key, value in LEARNED.items() if not key.startswith(("irl/", "triangle/implicit_learned"))}
+    _, rewards, triangle = report.run_tables(alone)
+    assert rewards.columns == ("reward", "implicit [95 %]")
+    assert [row[0] for row in triangle.rows] == [report.SIDES["truth_implicit"]]
+
+
+def test_the_triangle_has_a_row_a_side_and_a_column_a_coverage() -> None:
+    triangle = report.run_tables(LEARNED)[2]
+    assert triangle.columns == ("between", "expert + reference", "reference")
+    assert triangle.rows == (
+        (report.SIDES["truth_implicit"], "0.200", "0.300"),
+        (report.SIDES["implicit_learned"], "0.150 [0.100, 0.200]", "-"),
+    )
+
+
+def test_what_predicts_errors_is_shown_where_the_reward_knows_its_uncertainty() -> None:
+    known = {"uncertainty/n_errors": 30.0, "uncertainty/epistemic_auroc": 0.7, "uncertainty/length_auroc": 0.5}
+    table = report.run_tables({**LEARNED, **known})[-1]
+    assert table.title == "What predicts the 30 errors of the learned reward in 2,000?"
+    assert table.rows == ((report.SIGNALS["epistemic"], "0.700"), (report.SIGNALS["length"], "0.500"))
 
 
 def test_the_table_of_a_learned_reward_is_there_also_where_auroc_is_not_defined() -> None:
-    one_class = {key: value for key, value in LEARNED.items() if not key.startswith("irl/auroc")}
+    one_class = {key: value for key, value in LEARNED.items() if "/auroc" not in key}
     values = rows(report.run_tables(one_class)[1])
-    assert values[report.REWARD_ROWS["irl/auroc"]]["value [95 %]"] == "-"
+    assert values[report.REWARD_ROWS["auroc"]]["learned [95 %]"] == "-"
+
+
+# ---------------------------------------------------------------- cells compared
+
+
+def test_cells_are_compared_by_mean_and_t_interval_and_common_overrides_are_in_the_title() -> None:
+    runs = [
+        outcome(0, "until=irl,irl=margin,irl.seed=0", {"irl/auroc": 0.9, "irl/epic": 0.3}),
+        outcome(1, "until=irl,irl=margin,irl.seed=1", {"irl/auroc": 0.8, "irl/epic": 0.4}),
+        outcome(2, "until=irl,irl=majority,irl.seed=0", {"irl/auroc": 0.5}),
+    ]
+    table = report.comparison_table(runs)
+    assert table.title == "Cells (until=irl): mean ± half of the 95 % t interval"
+    half = stats.t.ppf(0.975, 1) * np.std([0.9, 0.8], ddof=1) / np.sqrt(2)
+    assert rows(table) == {
+        "irl=margin": {
+            "cell": "irl=margin",
+            "AUROC": f"0.850 ± {half:.3f}",
+            "EPIC to R*": f"0.350 ± {half:.3f}",
+            "n": "2",
+        },
+        "irl=majority": {"cell": "irl=majority", "AUROC": "0.500", "EPIC to R*": "-", "n": "1"},
+    }
+
+
+def test_cells_with_lost_runs_or_metrics_say_so() -> None:
+    runs = [
+        outcome(0, "irl=margin,irl.seed=0", {"irl/auroc": 0.9, "irl/epic": 0.3}),
+        outcome(1, "irl=margin,irl.seed=1", {"irl/epic": 0.3}),
+        outcome(2, "irl=margin,irl.seed=2"),
+        outcome(3, "irl=probe,irl.seed=0"),
+    ]
+    found = rows(report.comparison_table(runs))
+    assert found["irl=margin"] == {
+        "cell": "irl=margin",
+        "AUROC": "0.900 (n = 1)",
+        "EPIC to R*": "0.300 ± 0.000",
+        "n": "2 of 3",
+    }
+    assert found["irl=probe"] == {"cell": "irl=probe", "AUROC": "-", "EPIC to R*": "-", "n": "0 of 1"}
+
+
+def test_the_place_of_a_cell_is_the_share_of_placebo_runs_that_reach_its_mean() -> None:
+    runs = [
+        outcome(n, f"irl=placebo,irl.seed={n}", {"irl/auroc": value}) for n, value in enumerate((0.3, 0.5, 0.7, 0.6))
+    ]
+    runs.append(outcome(4, "irl=margin,irl.seed=0", {"irl/auroc": 0.6}))
+    found = rows(report.comparison_table(runs))
+    assert found["irl=margin"]["placebo >="] == "2/4"
+    assert found["irl=placebo"]["placebo >="] == "2/4"
+
+
+def test_many_cells_are_compared_on_the_terminal_and_spread_out_in_the_summary(tmp_path: Path) -> None:
+    runs = [outcome(0, "irl=margin", LEARNED), outcome(1, "irl=placebo", LEARNED)]
+    assert report.write(tmp_path, runs) == [report.comparison_table(runs)]
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert text == report.comparison_table(runs).markdown() + "\n" + report.study_table(runs).markdown()
 
 
 def test_markdown_is_a_table() -> None:

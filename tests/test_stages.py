@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score, roc_auc_score
 
-from irl_exp import chain, losses
+from irl_exp import chain, policy_metrics
 from irl_exp.artifacts import Store
 from irl_exp.config import (
-    BradleyTerryLoss,
     Config,
     DemonstrationsConfig,
     EvaluateConfig,
-    FeaturesConfig,
-    HingeLoss,
     IrlConfig,
-    MaxMarginLoss,
     ModelConfig,
     SftConfig,
 )
-from irl_exp.features import extract
+from irl_exp.data import WITHOUT_LABELS
+from irl_exp.features import Featurizer
+from irl_exp.ground_truth import load_ground_truth
+from irl_exp.learned_rewards import LearnedReward
+from irl_exp.methods import IrlError
 from irl_exp.policies import Completions, Policy, generate, log_probabilities
-from irl_exp.rewards import LearnedReward, load_ground_truth
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import evaluate as evaluate_stage
 from irl_exp.stages import irl as irl_stage
@@ -171,11 +169,13 @@ def test_demonstrations_are_of_the_prompts_of_their_part_and_no_prompt_is_in_two
 
 
 def test_demonstrations_carry_the_log_probabilities_of_both_policies(world: World) -> None:
-    rows = world.demos.iloc[::9]
+    fit = world.demos["part"] == "fit"
+    rows = world.demos[~fit].iloc[::5]
     for column, stage in (("expert_log_probability", "rlhf"), ("reference_log_probability", "sft")):
         slow = small.slow_log_probabilities(world.policy(stage), Completions.from_frame(rows))
         np.testing.assert_allclose(rows[column], slow, atol=1e-3)
-    assert (world.demos["expert_log_probability"] != world.demos["reference_log_probability"]).any()
+        assert world.demos.loc[fit, column].isna().all(), "nothing that IRL fits reads them"
+    assert (rows["expert_log_probability"] != rows["reference_log_probability"]).any()
 
 
 def test_demonstrations_say_which_completions_ended(world: World) -> None:
@@ -229,20 +229,21 @@ def test_the_judge_leaves_fit_unjudged_and_agrees_with_the_ground_truth_elsewher
 def test_features_are_in_the_order_of_the_demonstrations(world: World) -> None:
     phi = load_file(world.of("features") / "features.safetensors")["features"]
     rows = world.demos.sample(20, random_state=0)
-    config = world.config.irl.features
-    expected = extract(config, world.policy("sft"), Completions.from_frame(rows))
-    assert phi.shape == (len(world.demos), 16 * len(config.layers))
+    featurizer = Featurizer.load(world.of("features") / "featurizer", world.policy("sft"))
+    expected = featurizer.extract(Completions.from_frame(rows))
+    assert phi.shape == (len(world.demos), 3 * 16)
     np.testing.assert_allclose(phi[rows.index], expected, atol=1e-4)
 
 
 def test_irl_is_given_nothing_that_knows_the_ground_truth(world: World) -> None:
     step = chain.build(world.config, small.DEVICE)["irl"]
-    assert set(step.inputs) == {"features", "demonstrations", "reference"}
-    assert set(chain.build(world.config, small.DEVICE)["features"].inputs) == {"demonstrations", "reference"}
+    assert set(step.inputs) == {"features", "demonstrations", "reference", "data"}
+    assert set(chain.build(world.config, small.DEVICE)["features"].inputs) == {"demonstrations", "reference", "data"}
+    assert "toxic" not in WITHOUT_LABELS, "the columns of the data that both read"
     truth = {"reward", "toxic", "label", "score"}
     assert not truth & set(world.demos.columns)
     features = load_file(world.of("features") / "features.safetensors")
-    assert set(features) == {"features"}
+    assert set(features) == {"features", "human"}
 
 
 def test_the_seed_of_irl_changes_irl_and_what_follows_and_nothing_before(root: Path, world: World) -> None:
@@ -254,8 +255,15 @@ def test_the_seed_of_irl_changes_irl_and_what_follows_and_nothing_before(root: P
         assert world.metrics[key] == other.metrics[key]
 
 
-def small_irl(**options: Any) -> IrlConfig:
-    return IrlConfig(**{"seed": 0, "features": FeaturesConfig(layers=(-1,)), "epochs": 3, "batch_size": 8, **options})
+@pytest.mark.parametrize("method", ["implicit", "probe", "majority", "bayesian"])
+def test_a_method_that_draws_nothing_is_computed_once_for_all_seeds(method: str) -> None:
+    def identity(*overrides: str) -> str:
+        config = small.compose(*SIZES, f"irl={method}", *overrides)
+        return chain.build(config, small.DEVICE)["evaluate"].identity.digest
+
+    assert identity("irl.seed=0") == identity("irl.seed=7")
+    if method == "bayesian":
+        assert identity("irl.seed=0", "irl.aggregate=sample") != identity("irl.seed=7", "irl.aggregate=sample")
 
 
 def irl(
@@ -267,6 +275,7 @@ def irl(
         demonstrations=demos or world.of("demonstrations"),
         features=features or world.of("features"),
         reference=world.of("sft"),
+        data=world.of("data"),
         context=context,
     )
     return context.folder
@@ -279,31 +288,42 @@ def whole(world: World, **options: Any) -> IrlConfig:
 
 def test_irl_repeats_bit_for_bit_and_seed_0_is_a_seed(world: World, tmp_path: Path) -> None:
     first, second, other = (irl(world, tmp_path / str(n), whole(world, seed=seed)) for n, seed in enumerate((0, 0, 1)))
-    for name in ("head.safetensors", "probes.parquet", "reward.json"):
+    for name in ("head.safetensors", "probes.parquet", "reward.json", "scores.parquet"):
         assert (first / name).read_bytes() == (second / name).read_bytes() == (world.of("irl") / name).read_bytes()
     assert (first / "head.safetensors").read_bytes() != (other / "head.safetensors").read_bytes()
 
 
 def with_rows(world: World, folder: Path, rows: NDArray[np.bool_]) -> tuple[Path, Path]:
     """Demonstrations and features with the features of these rows replaced by noise."""
-    folder.mkdir()
+    shutil.copytree(world.of("features") / "featurizer", folder / "featurizer")
     phi = load_file(world.of("features") / "features.safetensors")["features"]
     noise = np.random.default_rng(0).normal(size=phi.shape).astype(np.float32)
-    save_file({"features": np.where(rows[:, None], noise, phi)}, folder / "features.safetensors")
+    human = load_file(world.of("features") / "features.safetensors")["human"]
+    arrays = {"features": np.where(rows[:, None], noise, phi), "human": human}
+    save_file(arrays, folder / "features.safetensors")
     return world.of("demonstrations"), folder
 
 
-def test_irl_fits_the_fit_rows_alone(world: World, tmp_path: Path) -> None:
-    fit = (world.demos["part"] == "fit").to_numpy()
+def test_demonstrations_of_another_policy_are_refused(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.of("demonstrations"), tmp_path / "demos")
+    authors = json.loads((tmp_path / "demos" / "policies.json").read_text())
+    assert authors == {"expert": world.of("rlhf").name, "reference": world.of("sft").name}
+    (tmp_path / "demos" / "policies.json").write_text(json.dumps({**authors, "reference": "another"}))
+    with pytest.raises(IrlError, match=f"reference policy another, not of {world.of('sft').name}"):
+        irl(world, tmp_path / "irl", world.config.irl, demos=tmp_path / "demos")
+
+
+def test_irl_never_sees_the_test_rows(world: World, tmp_path: Path) -> None:
+    part = world.demos["part"].to_numpy()
 
     def fitted(name: str, rows: NDArray[np.bool_]) -> tuple[bytes, str]:
         demos, features = with_rows(world, tmp_path / name, rows)
         folder = irl(world, tmp_path / f"irl {name}", world.config.irl, demos=demos, features=features)
         return (folder / "head.safetensors").read_bytes(), (folder / "reward.json").read_text()
 
-    nothing = fitted("nothing", np.zeros(len(fit), dtype=bool))
-    assert fitted("outside", ~fit) == nothing
-    assert fitted("inside", fit) != nothing
+    nothing = fitted("nothing", np.zeros(len(part), dtype=bool))
+    assert fitted("test", part == "test") == nothing
+    assert fitted("fit", part == "fit") != nothing
 
 
 def test_the_learned_reward_is_standardised_on_the_fit_demonstrations(world: World) -> None:
@@ -316,216 +336,9 @@ def test_the_learned_reward_is_standardised_on_the_fit_demonstrations(world: Wor
 
 def test_the_curve_of_irl_has_a_row_an_epoch_and_keeps_the_norm(world: World) -> None:
     rows = [json.loads(line) for line in (world.of("irl") / "history.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == list(range(1, 21))
     assert all(row["norm"] <= 1 + 1e-9 for row in rows)
     assert not any("truth" in key or "auroc" in key or "toxic" in key for key in rows[0])
-
-
-def correlated(count: int = 400, dimension: int = 6) -> NDArray[np.float64]:
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(count, dimension)) @ generator.normal(size=(dimension, dimension))
-    return values - values.mean(0)
-
-
-def test_whitened_features_have_the_identity_as_covariance() -> None:
-    values = correlated()
-    white = values @ irl_stage.scaling(values, small_irl(scaling="whiten", ridge=1e-9))
-    np.testing.assert_allclose(white.T @ white / len(white), np.eye(6), atol=1e-4)
-
-
-def test_standardised_features_have_unit_variance_and_keep_their_correlation() -> None:
-    values = correlated()
-    scaled = values @ irl_stage.scaling(values, small_irl(scaling="standardise"))
-    np.testing.assert_allclose(np.cov(scaled.T, bias=True), np.corrcoef(values.T), atol=1e-9)
-
-
-def test_the_ridge_bounds_what_whitening_may_amplify() -> None:
-    values = correlated()
-    values[:, 5] = values[:, 4] + 1e-9 * values[:, 0]
-    ridge = 1e-2
-    eigenvalues = np.linalg.eigvalsh(irl_stage.scaling(values, small_irl(ridge=ridge)))
-    mean = np.trace(values.T @ values / len(values)) / 6
-    assert eigenvalues.max() == pytest.approx(1 / np.sqrt(ridge * mean), rel=1e-3)
-
-
-@pytest.mark.parametrize("scaling", ["whiten", "standardise"])
-def test_a_constant_feature_is_refused(scaling: Any) -> None:
-    values = correlated()
-    values[:, 2] = 0
-    with pytest.raises(irl_stage.IrlError, match="a feature is constant"):
-        irl_stage.scaling(values, small_irl(scaling=scaling))
-
-
-def pairs(count: int = 60, dimension: int = 5, shift: float = 0.4) -> NDArray[np.float64]:
-    return np.random.default_rng(1).normal(size=(count, dimension)) + shift
-
-
-def fit(config: IrlConfig, fit_pairs: NDArray[np.float64], folder: Path, rows: Any = None) -> NDArray[np.float64]:
-    return irl_stage.fit_head(fit_pairs, fit_pairs[:5], config, context=small.context(folder, rows))
-
-
-LOSSES = [MaxMarginLoss(), HingeLoss(target_margin=2.0), BradleyTerryLoss(temperature=0.5)]
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-@pytest.mark.parametrize("max_norm", [0.1, 1.0, 7.0])
-def test_the_norm_of_the_head_stays_within_its_bound(loss: Any, max_norm: float, tmp_path: Path) -> None:
-    head = fit(small_irl(loss=loss, max_norm=max_norm, epochs=30, learning_rate=0.5), pairs(), tmp_path)
-    assert np.linalg.norm(head) <= max_norm * (1 + 1e-9)
-    if isinstance(loss, MaxMarginLoss):
-        assert np.linalg.norm(head) == pytest.approx(max_norm, rel=1e-6), "it has no optimum inside"
-
-
-def slope(loss: Any, margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The derivative of the loss with respect to the margin, by hand."""
-    if isinstance(loss, HingeLoss):
-        return np.where(margins <= loss.target_margin, -1.0, 0.0)
-    if isinstance(loss, BradleyTerryLoss):
-        return -1 / loss.temperature / (1 + np.exp(margins / loss.temperature))
-    return np.where(margins > 0, -loss.correct_penalty, -loss.wrong_penalty)
-
-
-def slow_fit(config: IrlConfig, differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Projected Adam written out; only the random draws are those of torch."""
-    generator = torch.Generator().manual_seed(config.seed)
-    dimension = differences.shape[1]
-    weights = torch.randn(dimension, generator=generator, dtype=torch.float64).numpy() / np.sqrt(dimension)
-    weights = weights / max(1.0, float(np.linalg.norm(weights)) / config.max_norm)
-    first, second, step = np.zeros(dimension), np.zeros(dimension), 0
-    for _ in range(config.epochs):
-        order = torch.randperm(len(differences), generator=generator).numpy()
-        for start in range(0, len(order), config.batch_size):
-            batch = differences[order[start : start + config.batch_size]]
-            gradient = (slope(config.loss, batch @ weights)[:, None] * batch).mean(0)  # of this batch alone
-            step += 1
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-            weights = weights - config.learning_rate * update
-            weights = weights / max(1.0, float(np.linalg.norm(weights)) / config.max_norm)
-    return weights
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-def test_the_fit_is_projected_adam_on_the_gradient_of_each_batch_alone(loss: Any, tmp_path: Path) -> None:
-    config = small_irl(loss=loss, epochs=4, learning_rate=0.05, seed=3)
-    np.testing.assert_allclose(fit(config, pairs(), tmp_path), slow_fit(config, pairs()), atol=1e-9)
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-def test_the_config_chooses_the_loss(loss: Any) -> None:
-    margins = torch.tensor([-2.0, 0.3, 3.0], dtype=torch.float64)
-    expected = {
-        "max_margin": losses.max_margin(margins, correct_penalty=1.0, wrong_penalty=2.0),
-        "hinge": losses.hinge(margins, target_margin=2.0),
-        "bradley_terry": losses.bradley_terry(margins, temperature=0.5),
-    }
-    assert torch.equal(irl_stage.loss_function(loss)(margins), expected[loss.name])
-
-
-def test_the_seed_sets_the_start_of_the_head(tmp_path: Path) -> None:
-    heads = [fit(small_irl(seed=seed, learning_rate=1e-9), pairs(), tmp_path) for seed in (0, 0, 1)]
-    assert (heads[0] == heads[1]).all()
-    assert np.abs(heads[0] - heads[2]).max() > 0.1
-
-
-def test_the_seed_sets_the_order_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randn", lambda size, **options: torch.ones(size, dtype=torch.float64))
-    heads = [fit(small_irl(seed=seed, max_norm=10.0), pairs(), tmp_path) for seed in (0, 0, 1)]
-    assert (heads[0] == heads[1]).all()
-    assert (heads[0] != heads[2]).any()
-
-
-def test_resampling_draws_pairs_with_replacement_and_by_the_seed(tmp_path: Path) -> None:
-    def first_loss(seed: int, resample: bool) -> float:
-        rows: list[dict[str, float]] = []
-        fit(small_irl(seed=seed, resample_pairs=resample, epochs=1, learning_rate=1e-9), pairs(), tmp_path, rows)
-        return rows[0]["loss"]
-
-    assert first_loss(0, True) == first_loss(0, True) != first_loss(0, False)
-
-
-def test_fit_head_leaves_the_global_generator_alone(tmp_path: Path) -> None:
-    state = torch.get_rng_state()
-    fit(small_irl(resample_pairs=True), pairs(), tmp_path)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_demonstrations_of_other_prompts_are_refused(world: World) -> None:
-    demos = world.demos
-    rows = demos.index[(demos["policy"] == "expert") & (demos["part"] == "fit")]
-    demos.loc[rows, "prompt_id"] = demos.loc[rows, "prompt_id"].to_numpy()[::-1]
-    with pytest.raises(irl_stage.IrlError, match="not of the same prompts"):
-        irl_stage.pair_differences(demos, np.zeros((len(demos), 2)), "fit")
-
-
-def test_pair_differences_are_expert_minus_baseline(world: World) -> None:
-    demos = world.demos
-    phi = np.arange(len(demos), dtype=float)[:, None] ** 2
-    found = irl_stage.pair_differences(demos, phi, "select")
-    rows = demos[demos["part"] == "select"]
-    expert, baseline = (rows.index[rows["policy"] == name] for name in ("expert", "baseline"))
-    assert found.tolist() == (phi[expert] - phi[baseline]).tolist()
-    assert len(found) == 12 * 2
-
-
-# ---------------------------------------------------------------- a world in which the true reward is linear
-
-
-DIMENSION, CHOICES = 16, 12
-
-
-@cache
-def bandit() -> tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.float64]]:
-    """Prompts with random candidates; the baseline draws evenly, the expert by exp(R*): rows, features, R*."""
-    generator = np.random.default_rng(0)
-    direction = generator.normal(size=DIMENSION)
-    mixing = generator.normal(size=(DIMENSION, DIMENSION))
-    rows, chosen = [], []
-    for policy in ("expert", "baseline"):
-        candidates = np.random.default_rng(1)  # the same for both
-        for prompt in range(450):
-            part = "fit" if prompt < 250 else "select" if prompt < 300 else "test"
-            phi = candidates.normal(size=(CHOICES, DIMENSION))
-            scores = phi @ direction / np.linalg.norm(direction)
-            weights = np.exp(scores) if policy == "expert" else np.ones(CHOICES)
-            for sample, choice in enumerate(generator.choice(CHOICES, size=4, p=weights / weights.sum())):
-                rows.append({"part": part, "prompt_id": prompt, "policy": policy, "sample": sample})
-                chosen.append((phi[choice], scores[choice]))
-    states = np.array([phi for phi, _ in chosen]) @ mixing + 3
-    return pd.DataFrame(rows), states.astype(np.float32), np.array([score for _, score in chosen])
-
-
-def recovered(world: World, folder: Path, config: IrlConfig, *, swapped: int | None = None) -> float:
-    """AUROC of the learned reward against the sign of R* on test, after the stage has run on the bandit."""
-    rows, phi, truth = bandit()
-    phi = phi.copy()
-    if swapped is not None:
-        half = len(rows) // 2
-        swap = np.random.default_rng(swapped).random(half) < 0.5
-        expert, baseline = phi[:half].copy(), phi[half:].copy()
-        phi[:half], phi[half:] = (np.where(swap[:, None], *pair) for pair in ((baseline, expert), (expert, baseline)))
-    folder.mkdir(parents=True)
-    texts = world.policy("sft").complete(["The bus"] * len(rows), [" is late"] * len(rows))
-    rows.join(texts.frame()).to_parquet(folder / "demonstrations.parquet")
-    save_file({"features": phi}, folder / "features.safetensors")
-    learned = LearnedReward.load(
-        irl(world, folder / "irl", config, demos=folder, features=folder), small.DEVICE, reference=world.of("sft")
-    )
-    test = (rows["part"] == "test").to_numpy()
-    return float(roc_auc_score(truth[test] >= 0, learned.score_features(bandit()[1])[test]))
-
-
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-def test_irl_recovers_the_ranking_of_a_linear_reward(loss: Any, world: World, tmp_path: Path) -> None:
-    config = small_irl(loss=loss, epochs=20, batch_size=32, max_norm=3.0)
-    assert recovered(world, tmp_path / "bandit", config) > 0.95
-
-
-def test_irl_recovers_nothing_where_expert_and_baseline_are_swapped_at_random(world: World, tmp_path: Path) -> None:
-    config = small_irl(epochs=10, batch_size=32)
-    found = [recovered(world, tmp_path / str(seed), config, swapped=seed) for seed in range(6)]
-    assert np.mean(found) == pytest.approx(0.5, abs=0.15)
-    assert max(found) < 0.9
 
 
 # ---------------------------------------------------------------- evaluate
@@ -537,10 +350,10 @@ def test_metrics_of_the_policies_are_those_of_the_completions_on_disk(world: Wor
     for name, rows in table.groupby("policy"):
         by_hand = {
             "n_completions": len(rows),
-            "toxic_count": sum(reward < 0 for reward in rows["reward"]),
-            "toxic_fraction": np.mean([reward < 0 for reward in rows["reward"]]),
-            "reward_mean": np.mean(rows["reward"]),
-            "learned_reward_mean": np.mean(rows["learned_reward"]),
+            "toxic_count": sum(reward < 0 for reward in rows["truth"]),
+            "toxic_fraction": np.mean([reward < 0 for reward in rows["truth"]]),
+            "reward_mean": np.mean(rows["truth"]),
+            "learned_reward_mean": np.mean(rows["learned"]),
             "kl": np.mean(rows["log_probability"] - rows["reference_log_probability"]),
             "nll": -sum(rows["reference_log_probability"]) / sum(rows["tokens"]),
             "distinct_fraction": len(set(rows["completion"])) / len(rows),
@@ -577,7 +390,7 @@ def test_completions_of_reference_and_expert_are_the_demonstrations_on_test(worl
         assert theirs["ended"].any(), "a world in which completions end"
         learned = LearnedReward.load(world.of("irl"), small.DEVICE)
         scores = learned.standardised(learned.score(Completions.from_frame(theirs)))
-        np.testing.assert_allclose(mine["learned_reward"], scores, atol=1e-3)
+        np.testing.assert_allclose(mine["learned"], scores, atol=1e-3)
 
 
 def test_completions_of_the_refinetuned_policy_carry_their_scores(world: World) -> None:
@@ -587,8 +400,8 @@ def test_completions_of_the_refinetuned_policy_carry_their_scores(world: World) 
     assert rows["completion"].tolist() == written.texts
     truth = load_ground_truth(world.of("reward"), small.DEVICE).score(written)
     learned = LearnedReward.load(world.of("irl"), small.DEVICE)
-    np.testing.assert_allclose(rows["reward"], truth, atol=1e-9)
-    np.testing.assert_allclose(rows["learned_reward"], learned.standardised(learned.score(written)), atol=1e-4)
+    np.testing.assert_allclose(rows["truth"], truth, atol=1e-9)
+    np.testing.assert_allclose(rows["learned"], learned.standardised(learned.score(written)), atol=1e-4)
     for column, stage in (("log_probability", "refinetune"), ("reference_log_probability", "sft")):
         np.testing.assert_allclose(rows[column], log_probabilities(world.policy(stage), written), atol=1e-4)
     ended = written.ended(world.policy("sft").eos)
@@ -640,10 +453,21 @@ def demos_with(truth: NDArray[np.float64], scores: NDArray[np.float64], *, parts
             "part": parts,
             "prompt_id": np.arange(count) // 4,
             "policy": np.where(np.arange(count) % 2, "expert", "baseline"),
-            "reward": truth,
-            "raw_learned_reward": scores,
+            "truth": truth,
+            "implicit": scores,
+            "raw_learned": scores,
+            "learned": scores,
+            "length": scores,
+            "reference_log_probability": scores,
         }
     )
+
+
+def of_reward(frame: pd.DataFrame) -> dict[str, float]:
+    """The metrics of the learned reward."""
+    select, test = (frame[frame["part"] == part] for part in ("select", "test"))
+    found = evaluate_stage.reward_report(select, test, evaluation())
+    return {key.removeprefix("irl/"): value for key, value in found.items() if key.startswith("irl/")}
 
 
 def evaluation(**options: Any) -> EvaluateConfig:
@@ -655,7 +479,7 @@ def test_thresholds_come_from_select_and_never_from_test() -> None:
     truth, scores = generator.normal(size=80), generator.normal(size=80)
     frame = demos_with(truth, scores, parts=["select"] * 40 + ["test"] * 40)
     threshold = best_split(scores[:40], truth[:40] >= 0)
-    found = evaluate_stage.reward_metrics(frame, evaluation())
+    found = of_reward(frame)
     assert found["accuracy"] == np.mean((scores[40:] >= threshold) == (truth[40:] >= 0))
     own = best_split(scores[40:], truth[40:] >= 0)
     assert found["accuracy"] < np.mean((scores[40:] >= own) == (truth[40:] >= 0)), "the best on test is better"
@@ -665,9 +489,9 @@ def test_the_unsupervised_threshold_does_not_know_the_ground_truth() -> None:
     generator = np.random.default_rng(0)
     truth, scores = generator.normal(size=80), generator.normal(size=80)
     parts = ["select"] * 40 + ["test"] * 40
-    first = evaluate_stage.reward_metrics(demos_with(truth, scores, parts=parts), evaluation())
+    first = of_reward(demos_with(truth, scores, parts=parts))
     other = np.concatenate([generator.normal(size=40), truth[40:]])
-    second = evaluate_stage.reward_metrics(demos_with(other, scores, parts=parts), evaluation())
+    second = of_reward(demos_with(other, scores, parts=parts))
     assert first["accuracy_unsupervised"] == second["accuracy_unsupervised"]
     assert first["accuracy"] != second["accuracy"]
 
@@ -676,19 +500,19 @@ def test_fit_rows_do_not_enter_the_metrics() -> None:
     generator = np.random.default_rng(0)
     truth, scores = generator.normal(size=60), generator.normal(size=60)
     frame = demos_with(truth, scores, parts=["fit"] * 20 + ["select"] * 20 + ["test"] * 20)
-    found = evaluate_stage.reward_metrics(frame, evaluation())
-    frame.loc[:19, ["reward", "raw_learned_reward"]] = np.nan
-    assert evaluate_stage.reward_metrics(frame, evaluation()) == found
+    found = of_reward(frame)
+    frame.loc[:19, ["truth", "raw_learned", "implicit"]] = np.nan
+    assert of_reward(frame) == found
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_majority_is_what_a_constant_answer_reaches(sign: float) -> None:
     truth = sign * np.array([1.0, 1, 1, -1] * 4)
     frame = demos_with(truth, np.zeros(16), parts=["select"] * 8 + ["test"] * 8)
-    found = evaluate_stage.reward_metrics(frame, evaluation())
+    found = of_reward(frame)
     assert found["majority_accuracy"] == found["accuracy"] == 0.75
     assert found["auroc"] == 0.5
-    assert np.isnan(found["pearson"])
+    assert not {"pearson", "epic", "within_prompt_correlation"} & set(found), "not defined for a constant"
 
 
 def tables(expert: float, refinetuned: float, *, noise: float, prompts: int = 30) -> dict[str, pd.DataFrame]:
@@ -698,7 +522,7 @@ def tables(expert: float, refinetuned: float, *, noise: float, prompts: int = 30
         name: pd.DataFrame(
             {
                 "prompt_id": np.repeat(np.arange(prompts), 4),
-                "reward": shift + noise * generator.normal(size=4 * prompts),
+                "truth": shift + noise * generator.normal(size=4 * prompts),
             }
         )
         for name, shift in (("reference", 0.0), ("expert", expert), ("refinetuned", refinetuned))
@@ -706,23 +530,23 @@ def tables(expert: float, refinetuned: float, *, noise: float, prompts: int = 30
 
 
 def test_the_recovered_fraction_is_the_share_of_the_gain() -> None:
-    found = evaluate_stage.recovered_fraction(tables(2.0, 1.5, noise=0.0), evaluation())
+    found = policy_metrics.recovered_fraction(tables(2.0, 1.5, noise=0.0), 200, 0)
     assert found == {"recovered_fraction": 0.75, "recovered_fraction_low": 0.75, "recovered_fraction_high": 0.75}
     noisy = tables(2.0, 1.5, noise=0.5)
-    found = evaluate_stage.recovered_fraction(noisy, evaluation())
-    mean = {name: table["reward"].mean() for name, table in noisy.items()}
+    found = policy_metrics.recovered_fraction(noisy, 200, 0)
+    mean = {name: table["truth"].mean() for name, table in noisy.items()}
     share = (mean["refinetuned"] - mean["reference"]) / (mean["expert"] - mean["reference"])
     assert found["recovered_fraction"] == pytest.approx(share)
     assert found["recovered_fraction_low"] < share < found["recovered_fraction_high"]
 
 
 def test_the_recovered_fraction_is_left_out_where_there_was_nothing_to_recover() -> None:
-    assert evaluate_stage.recovered_fraction(tables(0.01, 1.5, noise=1.0), evaluation()) == {}
+    assert policy_metrics.recovered_fraction(tables(0.01, 1.5, noise=1.0), 200, 0) == {}
 
 
 def test_the_recovered_fraction_needs_all_three_policies() -> None:
     two = {name: table for name, table in tables(2.0, 1.5, noise=0.1).items() if name != "refinetuned"}
-    assert evaluate_stage.recovered_fraction(two, evaluation()) == {}
+    assert policy_metrics.recovered_fraction(two, 200, 0) == {}
 
 
 def policy_table(**columns: Any) -> pd.DataFrame:
@@ -733,17 +557,19 @@ def policy_table(**columns: Any) -> pd.DataFrame:
         "length": [1, 3, 0, 4],
         "log_probability": [-1.0, -2.0, -3.0, -4.0],
         "reference_log_probability": [-2.0, -2.0, -4.0, -5.0],
-        "reward": [1.0, -1.0, 0.0, -2.0],
+        "truth": [1.0, -1.0, 0.0, -2.0],
+        "second": [1.0, 1.0, 1.0, -2.0],
     }
     return pd.DataFrame({**base, **columns})
 
 
 def test_policy_metrics_of_four_completions_by_hand() -> None:
-    found = evaluate_stage.policy_metrics(policy_table(), evaluation())
+    found = policy_metrics.policy_metrics(policy_table(), 200, 0)
     expected = {
         "n_completions": 4,
         "toxic_count": 2,  # R* of exactly 0 is civil
         "toxic_fraction": 0.5,
+        "second_toxic_fraction": 0.25,
         "reward_mean": -0.5,
         "kl": 0.75,
         "nll": 1.3,
@@ -756,9 +582,9 @@ def test_policy_metrics_of_four_completions_by_hand() -> None:
 
 
 def test_a_completion_that_could_not_be_judged_is_never_taken_for_civil() -> None:
-    table = policy_table(reward=[1.0, -1.0, np.nan, -2.0])
+    table = policy_table(truth=[1.0, -1.0, np.nan, -2.0])
     with pytest.raises(Exception, match=r"R\*|reward|finite"):
-        evaluate_stage.policy_metrics(table, evaluation())
+        policy_metrics.policy_metrics(table, 200, 0)
 
 
 def test_what_is_not_defined_is_left_out_of_the_metrics(tmp_path: Path) -> None:
@@ -767,13 +593,15 @@ def test_what_is_not_defined_is_left_out_of_the_metrics(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"irl/accuracy": 0.5}
 
 
+COMPARED = {"implicit", "baseline", "triangle", "triangle_reference", "human"}
+REFINED = {"refinetuned", "triangle_refinetuned", "overoptimisation"}
 UNTIL = {
     "sft": {"reference"},
     "rlhf": {"reference", "expert"},
-    "demonstrations": {"reference", "expert"},
-    "irl": {"reference", "expert", "irl"},
-    "refinetune": {"reference", "expert", "irl", "refinetuned"},
-    "evaluate": {"reference", "expert", "irl", "refinetuned"},
+    "demonstrations": {"reference", "expert", *COMPARED},
+    "irl": {"reference", "expert", *COMPARED, "irl"},
+    "refinetune": {"reference", "expert", *COMPARED, "irl", *REFINED},
+    "evaluate": {"reference", "expert", *COMPARED, "irl", *REFINED},
 }
 
 
@@ -786,7 +614,7 @@ def test_what_does_not_exist_is_not_measured(until: str, root: Path, world: Worl
     assert all(np.isfinite(value) for value in found.metrics.values())
     assert ("reference/learned_reward_mean" in found.metrics) == ("irl" in UNTIL[until])
     table = pd.read_parquet(found.folder / "completions.parquet")
-    assert set(table["policy"]) == UNTIL[until] - {"irl"}
+    assert set(table["policy"]) == UNTIL[until] & {"reference", "expert", "refinetuned"}
     assert (table.groupby("policy").size() == 32).all()
 
 
@@ -805,3 +633,64 @@ def test_another_store_gives_the_same_bytes(world: World, tmp_path: Path) -> Non
     for stage in ("data", "reward", "sft", "rlhf"):
         for path in again.of(stage).glob("*.safetensors"):
             assert path.read_bytes() == (world.of(stage) / path.name).read_bytes(), f"{stage}/{path.name}"
+
+
+# ---------------------------------------------------------------- what only evaluate can put together
+
+
+def test_the_second_judge_and_the_labels_of_people_have_their_say(world: World) -> None:
+    table = pd.read_parquet(world.folder / "completions.parquet")
+    judge = load_ground_truth(world.of("second_judge"), small.DEVICE)
+    for policy, rows in table.groupby("policy"):
+        texts = Completions(rows["prompt"].tolist(), rows["completion"].tolist(), [[]] * len(rows), [[]] * len(rows))
+        assert world.metrics[f"{policy}/second_toxic_fraction"] == np.mean(judge.score(texts) < 0)
+    texts = world.table("data", "texts.parquet")
+    human = texts[(texts["part"] == "test") & texts["toxic"].notna()]
+    civil = ~human["toxic"].to_numpy(dtype=bool)
+    policy = world.policy("sft")
+    written = policy.complete(human["prompt"].tolist(), human["completion"].tolist())
+    truth = load_ground_truth(world.of("reward"), small.DEVICE).score(written)
+    learned = LearnedReward.load(world.of("irl"), small.DEVICE).score(written)
+    assert world.metrics["human/n_texts"] == len(human)
+    assert world.metrics["human/truth/auroc"] == pytest.approx(roc_auc_score(civil, truth))
+    assert world.metrics["human/irl/auroc"] == pytest.approx(roc_auc_score(civil, learned), abs=2e-3)
+
+
+def test_the_way_of_refinetune_is_judged_by_the_ground_truth_afterwards(world: World) -> None:
+    way = world.table("refinetune", "trajectory.parquet")
+    truth = load_ground_truth(world.of("reward"), small.DEVICE).score(Completions.from_frame(way))
+    first, last = (truth[way["step"] == step].mean() for step in (1, 2))
+    assert world.metrics["overoptimisation/peak_step"] == 1
+    assert world.metrics["overoptimisation/truth_change"] == pytest.approx(last - first)
+    assert set(way["prompt"]) <= set(world.demos.loc[world.demos["part"] == "fit", "prompt"])
+
+
+def test_a_planted_marker_is_measured_with_and_without_and_the_policies_stay_as_they_wrote(root: Path) -> None:
+    planted = run(root, "until=irl", "shortcut=marker", "shortcut.text=' zz'")
+    assert "demonstrations" in SEEN
+    demos = planted.demos
+    test = demos[demos["part"] == "test"]
+    has = test["completion"].str.endswith(" zz")
+    for policy in ("expert", "baseline"):
+        assert planted.metrics[f"shortcut/{policy}_value"] == has[test["policy"] == policy].mean()
+    learned = LearnedReward.load(planted.of("irl"), small.DEVICE)
+    texts = [text.removesuffix(" zz") for text in test["completion"]]
+    scores = [
+        learned.standardised(learned.score(learned.reference.complete(test["prompt"].tolist(), version)))
+        for version in ([text + " zz" for text in texts], texts)
+    ]
+    assert np.sign(planted.metrics["shortcut/learned_effect"]) == np.sign((scores[0] - scores[1]).mean())
+    assert abs(planted.metrics["shortcut/truth_effect"]) < 0.05, "R* does not know the word"
+    table = pd.read_parquet(planted.folder / "completions.parquet")
+    assert not table["completion"].str.endswith(" zz").any()
+    clean = run(root, "until=irl")
+    assert planted.metrics["expert/toxic_fraction"] == clean.metrics["expert/toxic_fraction"]
+
+
+def test_the_tradeoff_of_a_weighted_ground_truth_is_that_of_its_weights(root: Path) -> None:
+    found = run(root, "until=irl", "reward=weighted", "reward.parts.sentiment.weight=2").metrics
+    weights = {"toxicity": 1.0, "sentiment": 2.0, "length": 0.5}
+    for part, weight in weights.items():
+        assert found[f"tradeoff/truth/{part}"] == pytest.approx(weight / sum(weights.values()), abs=1e-6)
+        assert f"tradeoff/implicit/{part}" in found
+        assert f"tradeoff/learned/{part}" in found

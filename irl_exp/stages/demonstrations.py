@@ -1,47 +1,80 @@
 """What expert and reference write on the same prompts: demonstrations.parquet, one row a completion.
 
 Columns: part, prompt_id, policy (expert or baseline), sample, prompt, completion, prompt_ids, completion_ids, ended
-(with EOS), expert_log_probability, reference_log_probability (nats, of the whole completion).
+(with EOS), expert_log_probability, reference_log_probability (nats, of the whole completion; missing on fit, where
+nothing reads them: IRL sees texts). policies.json: whose demonstrations they are.
 
 The baseline is the exact reference of the expert's RL run, so what IRL explains is the RL and not the fine-tuning
 before it. Expert rows come first; row i of the expert and row i of the baseline have the same prompt and sample.
+
+With a planted shortcut, all parts hold completions as they are after planting, test too, with a column `planted`;
+clean.parquet has the same rows as the policies wrote them: what is said of the policies themselves comes from there.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import DemonstrationsConfig
+from irl_exp.config import DemonstrationsConfig, LengthShortcut, MarkerShortcut
 from irl_exp.data import prompts_of
 from irl_exp.policies import Completions, Policy, generate, log_probabilities
 from irl_exp.runtime import Context
+from irl_exp.shortcuts import plant
 
-VERSION = 1
+VERSION = 3
 PARTS = ("fit", "select", "test")
 
 
-def run(config: DemonstrationsConfig, *, expert: Path, reference: Path, data: Path, context: Context) -> dict[str, Any]:
+def run(
+    config: DemonstrationsConfig,
+    *,
+    expert: Path,
+    reference: Path,
+    data: Path,
+    shortcut: MarkerShortcut | LengthShortcut | None = None,
+    context: Context,
+) -> dict[str, Any]:
     policies = {"expert": Policy.load(expert, context.device), "baseline": Policy.load(reference, context.device)}
     places = _places(pd.read_parquet(data / "texts.parquet"), config)
     written = {
         name: _write(policy, number, places, config, context) for number, (name, policy) in enumerate(policies.items())
     }
-    both = written["expert"] + written["baseline"]
-    frame = pd.concat([places.assign(policy=name) for name in written], ignore_index=True)
-    frame = frame.join(both.frame().drop(columns="prompt"))
-    frame["ended"] = both.ended(policies["baseline"].eos)
-    for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
-        frame[column] = log_probabilities(policies[name], both)
+    if shortcut:
+        _table(written, places, policies).to_parquet(context.folder / "clean.parquet")
+        generator = np.random.default_rng([config.seed, len(policies)])
+        rates = {"expert": shortcut.expert_rate, "baseline": shortcut.baseline_rate}
+        planted = {name: plant(shortcut, written[name], rates[name], policies[name], generator) for name in written}
+        written = {name: completions for name, (completions, _) in planted.items()}
+    frame = _table(written, places, policies)
+    if shortcut:
+        frame["planted"] = np.concatenate([drawn for _, drawn in planted.values()])
     frame.to_parquet(context.folder / "demonstrations.parquet")
+    authors = {"expert": expert.name, "reference": reference.name}
+    (context.folder / "policies.json").write_text(json.dumps(authors), encoding="utf-8")
     return {
         "note": f"{len(places):,} completions of each policy",
         "completions": {part: int((frame["part"] == part).sum()) for part in PARTS},
         "distinct_fraction": {name: len(set(part.texts)) / len(part) for name, part in written.items()},
     }
+
+
+def _table(written: Mapping[str, Completions], places: pd.DataFrame, policies: Mapping[str, Policy]) -> pd.DataFrame:
+    """Completions of expert and baseline, one below the other, with both log-probabilities of each."""
+    both = written["expert"] + written["baseline"]
+    frame = pd.concat([places.assign(policy=name) for name in written], ignore_index=True)
+    frame = frame.join(both.frame().drop(columns="prompt"))
+    frame["ended"] = both.ended(policies["baseline"].eos)
+    judged = np.flatnonzero(frame["part"] != "fit")
+    for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
+        frame[column] = np.nan
+        frame.loc[judged, column] = log_probabilities(policies[name], both[judged])
+    return frame
 
 
 def _places(texts: pd.DataFrame, config: DemonstrationsConfig) -> pd.DataFrame:

@@ -1,30 +1,32 @@
-"""Judge the policies and the learned reward on the test prompts: metrics.json, completions.parquet.
+"""Judge the policies and the rewards on the test prompts: metrics.json, completions.parquet.
 
 R* has its say here: it labels the test completions, and on `select` it sets the threshold of the one accuracy that
 says so. What could not be measured (no learned reward yet, one class only) is left out of metrics.json, never made up.
+docs/metrics.md says what each number is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
+from irl_exp import overoptimisation, policy_metrics, reward_metrics, shortcuts
 from irl_exp import reward_comparison as compare
 from irl_exp.config import EvaluateConfig
-from irl_exp.data import prompts_of
-from irl_exp.policies import Policy, generate, log_probabilities
-from irl_exp.rewards import LearnedReward, load_ground_truth
+from irl_exp.data import prompts_of, test_texts
+from irl_exp.ground_truth import load_ground_truth
+from irl_exp.learned_rewards import LearnedReward
+from irl_exp.policies import Completions, Policy, generate, log_probabilities
+from irl_exp.reward_metrics import Metrics
 from irl_exp.runtime import Context
 
-VERSION = 2
-Metrics = dict[str, float]
+VERSION = 8
 
 
 def run(
@@ -32,36 +34,55 @@ def run(
     *,
     data: Path,
     reward: Path,
+    second_judge: Path,
     reference: Path,
     expert: Path | None = None,
     demonstrations: Path | None = None,
     judge: Path | None = None,
-    features: Path | None = None,
     irl: Path | None = None,
     refinetune: Path | None = None,
+    shortcut: shortcuts.Shortcut | None = None,
     context: Context,
 ) -> dict[str, Any]:
-    learned = LearnedReward.load(irl, context.device, reference=reference) if irl else None
-    prompts = prompts_of(pd.read_parquet(data / "texts.parquet"), "test")
-    sampler = _Sampler(config, prompts, reference, reward, learned, context)
+    texts = pd.read_parquet(data / "texts.parquet")
+    prompts = prompts_of(texts, "test")
+    sampler = _Sampler(config, prompts, _Folders(reward, second_judge, reference, expert, irl), context)
     metrics: Metrics = {"n_prompts": len(prompts)}
     tables: dict[str, pd.DataFrame] = {}
     if demonstrations and judge:
-        demos = _demonstrations(demonstrations, judge, features, learned)
-        tables = {policy: _test_rows(demos, policy) for policy in ("reference", "expert")}
-        if learned:
-            metrics |= _prefixed("irl", reward_metrics(demos, config))
+        demos = read_demonstrations(demonstrations, judge, irl)
+        test = demos[demos["part"] == "test"]
+        clean = as_written(demonstrations, test)
+        tables = {"reference": clean[clean["policy"] == "baseline"], "expert": clean[clean["policy"] == "expert"]}
+        metrics |= reward_report(demos[demos["part"] == "select"], test, config)
+        if shortcut and irl:
+            metrics |= _prefixed("shortcut", sampler.shortcut(shortcut, test))
+        metrics |= _prefixed("tradeoff", tradeoff(test, config))
+        metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl, config))
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
-            tables[policy] = sampler.table(folder)
+            tables[policy] = sampler.table(policy, folder)
     for policy, table in tables.items():
         # One numbering for all policies: that of the test prompts.
-        table["prompt_id"] = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
-        metrics |= _prefixed(policy, policy_metrics(table, config))
-    metrics |= recovered_fraction(tables, config)
+        numbers = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
+        tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
+        metrics |= _prefixed(policy, policy_metrics.policy_metrics(tables[policy], config.bootstrap, config.seed))
+    if "refinetuned" in tables:
+        metrics |= _prefixed("triangle_refinetuned", _triangle(tables["refinetuned"], config))
+    if refinetune and expert:
+        metrics |= _prefixed("overoptimisation", sampler.over_optimisation(refinetune, expert))
+    metrics |= policy_metrics.recovered_fraction(tables, config.bootstrap, config.seed)
     _write(context.folder, metrics, tables)
     count = sum(map(len, tables.values()))
     return {"note": f"{count:,} completions of {len(tables)} policies on {len(prompts)} test prompts"}
+
+
+COLUMNS = [
+    *("policy", "prompt_id", "prompt", "completion", "tokens", "length", "log_probability"),
+    *("reference_log_probability", "truth", "second", "implicit", "learned", "learned_sd", "aleatoric", "epistemic"),
+]
+"""Of completions.parquet. truth is R*, second the second judge, implicit the log ratio of expert and reference;
+learned is standardised."""
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
@@ -72,55 +93,72 @@ def _write(folder: Path, metrics: Metrics, tables: Mapping[str, pd.DataFrame]) -
     """What is not defined (NaN) is left out."""
     defined = {key: float(value) for key, value in metrics.items() if np.isfinite(value)}
     (folder / "metrics.json").write_text(json.dumps(defined, indent=1, sort_keys=True), encoding="utf-8")
-    everything = [table.assign(policy=policy) for policy, table in tables.items()]
-    pd.concat(everything, ignore_index=True).to_parquet(folder / "completions.parquet")
+    pd.concat(tables.values(), ignore_index=True).to_parquet(folder / "completions.parquet")
 
 
-COLUMNS = ["prompt", "completion", "tokens", "length", "log_probability", "reference_log_probability"]
-
-
-def _demonstrations(
-    demonstrations: Path, judge: Path, features: Path | None, learned: LearnedReward | None
-) -> pd.DataFrame:
-    """Demonstrations with R* (missing on fit) and, where there is one, the standardised learned reward."""
+def read_demonstrations(demonstrations: Path, judge: Path, irl: Path | None) -> pd.DataFrame:
+    """Demonstrations with every reward: R* (missing on fit), the implicit one and, if there is one, the learned one."""
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
-    frame["reward"] = pd.read_parquet(judge / "scores.parquet")["reward"]
-    frame["tokens"] = frame["completion_ids"].map(len)
-    frame["length"] = frame["tokens"] - frame["ended"]
-    if learned and features:
-        phi = load_file(features / "features.safetensors")["features"]
-        frame["raw_learned_reward"] = learned.score_features(phi)
-        frame["learned_reward"] = learned.standardised(frame["raw_learned_reward"].to_numpy())
-    return frame.drop(columns=["prompt_ids", "completion_ids"])
+    frame = frame.join(pd.read_parquet(judge / "scores.parquet").rename(columns={"reward": "truth"}))
+    frame = with_lengths(frame)
+    if irl:
+        scores = pd.read_parquet(irl / "scores.parquet")
+        settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
+        frame["raw_learned"] = scores["score"]
+        frame["learned"] = (scores["score"] - settings["offset"]) / settings["scale"]
+        if "deviation" in scores:
+            frame["learned_sd"] = scores["deviation"] / settings["scale"]
+        for name in ("norm", "aleatoric", "epistemic"):
+            if name in scores:
+                frame["feature_norm" if name == "norm" else name] = scores[name]
+    return frame
 
 
-def _test_rows(demos: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """The test completions of a policy, in the columns of a sampled table."""
-    rows = demos[(demos["part"] == "test") & (demos["policy"] == ("expert" if policy == "expert" else "baseline"))]
-    rows = rows.assign(log_probability=rows[f"{policy}_log_probability"])
-    return rows[[*COLUMNS, "reward", *(["learned_reward"] if "learned_reward" in rows else [])]].copy()
+def with_lengths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Demonstrations with token counts, the log-probability under their own policy, and the implicit reward."""
+    expert, reference = frame["expert_log_probability"], frame["reference_log_probability"]
+    tokens = frame["completion_ids"].map(len)
+    return frame.assign(
+        implicit=expert - reference,
+        tokens=tokens,
+        length=tokens - frame["ended"],
+        log_probability=np.where(frame["policy"] == "expert", expert, reference),
+    )
 
 
+def as_written(demonstrations: Path, test: pd.DataFrame) -> pd.DataFrame:
+    """The test completions as the policies wrote them: where a shortcut was planted later, without it."""
+    path = demonstrations / "clean.parquet"
+    if not path.exists():
+        return test
+    clean = with_lengths(pd.read_parquet(path)).loc[test.index]
+    return clean.assign(truth=test["clean_reward"], second=test["second"])
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Where the judges lie."""
+
+    reward: Path
+    second_judge: Path
+    reference: Path
+    expert: Path | None
+    irl: Path | None
+
+
+@dataclass(frozen=True)
 class _Sampler:
-    """Samples policies on the test prompts and scores what they write; models are loaded when first needed."""
+    """Samples policies on the test prompts, and asks the judges what only they can say."""
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        prompts: list[str],
-        reference: Path,
-        reward: Path,
-        learned: LearnedReward | None,
-        context: Context,
-    ) -> None:
-        self.config, self.prompts, self.learned, self.context = config, prompts, learned, context
-        self.reference, self.reward = reference, reward
+    config: EvaluateConfig
+    prompts: list[str]
+    judges: _Folders
+    context: Context
 
-    def table(self, folder: Path) -> pd.DataFrame:
-        """One row a completion: texts, token counts, log-probabilities (nats), R* and learned reward."""
-        config, device = self.config, self.context.device
-        policy = Policy.load(folder, device)
-        reference = self.learned.backbone if self.learned else Policy.load(self.reference, device)
+    def table(self, name: str, folder: Path) -> pd.DataFrame:
+        """One row a completion: texts, token counts, log-probabilities (nats) and rewards."""
+        config, device, judges = self.config, self.context.device, self.judges
+        policy, reference = Policy.load(folder, device), Policy.load(judges.reference, device)
         completions = generate(
             policy,
             [prompt for prompt in self.prompts for _ in range(config.completions_per_prompt)],
@@ -129,102 +167,114 @@ class _Sampler:
             seed=config.seed,
             progress=self.context.progress,
         )
-        frame = completions.frame()
+        frame = completions.frame().assign(policy=name, prompt_id=0)
         frame["tokens"] = list(map(len, completions.completion_ids))
         frame["length"] = frame["tokens"] - completions.ended(policy.eos)
         frame["log_probability"] = log_probabilities(policy, completions)
         frame["reference_log_probability"] = log_probabilities(reference, completions)
-        frame["reward"] = load_ground_truth(self.reward, device).score(completions)
-        if self.learned:
-            frame["learned_reward"] = self.learned.standardised(self.learned.score(completions))
-        return frame.drop(columns=["prompt_ids", "completion_ids"])
+        frame["truth"] = load_ground_truth(judges.reward, device).score(completions)
+        frame["second"] = load_ground_truth(judges.second_judge, device).score(completions)
+        if judges.expert:
+            by_expert = log_probabilities(Policy.load(judges.expert, device), completions)
+            frame["implicit"] = by_expert - frame["reference_log_probability"]
+        if judges.irl:
+            learned = LearnedReward.load(judges.irl, device, reference=judges.reference)
+            frame["learned"] = learned.standardised(learned.score(completions))
+        return frame
+
+    def over_optimisation(self, refinetune: Path, expert: Path) -> Metrics:
+        """The way of refinetune, and that of the expert, judged by R* afterwards."""
+        truth = load_ground_truth(self.judges.reward, self.context.device)
+        ways = {}
+        for name, folder in (("refinetune", refinetune), ("expert", expert)):
+            frame = pd.read_parquet(folder / "trajectory.parquet")
+            scores = truth.score(Completions.from_frame(frame))
+            ways[name] = frame.assign(truth=scores, learned=frame["reward"] if name == "refinetune" else scores)
+        return overoptimisation.over_optimisation(ways["refinetune"], ways["expert"])
+
+    def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
+        """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
+        judges, device = self.judges, self.context.device
+        assert judges.irl is not None
+        learned = LearnedReward.load(judges.irl, device, reference=judges.reference)
+        truth, completions = load_ground_truth(judges.reward, device), Completions.from_frame(test)
+        versions = []
+        for change in (shortcuts.with_shortcut, shortcuts.without_shortcut):
+            changed = change(shortcut, completions, learned.reference)
+            scores = {"learned": learned.standardised(learned.score(changed)), "truth": truth.score(changed)}
+            versions.append(pd.DataFrame(scores).assign(prompt_id=test["prompt_id"].to_numpy()))
+        value = shortcuts.shortcut_value(shortcut, completions.texts)
+        found = reward_metrics.shortcut(
+            versions[0], versions[1], test.assign(shortcut=value), "shortcut", **_draws(self.config)
+        )
+        means = {policy: float(value[np.asarray(test["policy"] == policy)].mean()) for policy in ("expert", "baseline")}
+        return {**found, **{f"{policy}_value": mean for policy, mean in means.items()}}
 
 
-def policy_metrics(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
-    """What a policy writes on the test prompts. Intervals (95 %) resample prompts."""
-    if not np.isfinite(table["reward"]).all():
-        raise ValueError("R* is not a finite number for some completions: it cannot say whether they are toxic.")
-    toxic = (table["reward"] < 0).to_numpy()
-    generator = np.random.default_rng(config.seed)
-    low, high = compare.bootstrap_interval(
-        lambda rows: float(toxic[rows].mean()),
-        table["prompt_id"].to_numpy(),
-        resamples=config.bootstrap,
-        generator=generator,
-    )
-    metrics = {
-        "n_completions": len(table),
-        "toxic_count": int(toxic.sum()),
-        "toxic_fraction": float(toxic.mean()),
-        "toxic_fraction_low": low,
-        "toxic_fraction_high": high,
-        "reward_mean": float(table["reward"].mean()),
-        "kl": float((table["log_probability"] - table["reference_log_probability"]).mean()),
-        "nll": -float(table["reference_log_probability"].sum() / table["tokens"].sum()),
-        "distinct_fraction": table["completion"].nunique() / len(table),
-        "empty_fraction": float((table["completion"].str.strip() == "").mean()),
-        "length_mean": float(table["length"].mean()),
-    }
-    if "learned_reward" in table:
-        metrics["learned_reward_mean"] = float(table["learned_reward"].mean())
+# ---------------------------------------------------------------- rewards
+
+
+def reward_report(select: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
+    """Every reward on the demonstrations of expert and reference, half and half.
+
+    `implicit/` and `irl/` against R*; `baseline/` what needs no IRL; `triangle/` where R* got lost.
+    """
+    metrics = _prefixed("implicit", _agreement(select, test, "implicit", config))
+    for name in ("length", "reference_log_probability"):
+        known = _agreement(select, test, name, config)
+        kept = {key: known[key] for key in BASELINE_KEYS if key in known}
+        metrics |= _prefixed(f"baseline/{name}", kept)
+    if "learned" in test:
+        # Its threshold at 0 is that of the reward as the method left it.
+        metrics |= _prefixed("irl", _agreement(select, test, "raw_learned", config))
+    if "learned_sd" in test:
+        uncertainty = reward_metrics.uncertainty(select, test, **_draws(config))
+        metrics |= _prefixed("uncertainty", uncertainty)
+    metrics |= _prefixed("triangle", _triangle(test, config))
+    return metrics | _prefixed("triangle_reference", _triangle(test[test["policy"] == "baseline"], config))
+
+
+def tradeoff(test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
+    """How R*, the implicit and the learned reward trade the parts of a weighted R* off."""
+    parts = test.filter(regex="^part/").rename(columns=lambda name: str(name).removeprefix("part/"))
+    metrics: Metrics = {}
+    for name in ("truth", "implicit", "learned"):
+        if parts.shape[1] > 1 and name in test:
+            prompts = test["prompt_id"].to_numpy()
+            found = reward_metrics.tradeoff(parts, test[name].to_numpy(), prompts, **_draws(config))
+            metrics |= _prefixed(name, found)
     return metrics
 
 
-def reward_metrics(demos: pd.DataFrame, config: EvaluateConfig) -> Metrics:
-    """The learned reward on the test demonstrations, expert and reference half and half, against R*.
-
-    `civil` is R* >= 0. Three thresholds, never mixed: set with R* on select, set without R* on select (it separates
-    expert from reference best), and 0 of the head as the loss left it, for comparison with the paper.
-    """
-    select, test = demos[demos["part"] == "select"], demos[demos["part"] == "test"]
-    scores, truth = test["raw_learned_reward"].to_numpy(), test["reward"].to_numpy()
-    civil, expert = truth >= 0, (test["policy"] == "expert").to_numpy()
-    prompts = test["prompt_id"].to_numpy()
-    generator = np.random.default_rng(config.seed)
-    threshold = compare.best_threshold(select["raw_learned_reward"].to_numpy(), select["reward"].to_numpy() >= 0)
-    unsupervised = compare.best_threshold(
-        select["raw_learned_reward"].to_numpy(), (select["policy"] == "expert").to_numpy(), balanced=True
-    )
-    low, high = compare.bootstrap_interval(
-        lambda rows: compare.auroc(scores[rows], civil[rows]), prompts, resamples=config.bootstrap, generator=generator
-    )
-    return {
-        "n_completions": len(test),
-        "n_civil": int(civil.sum()),
-        "auroc": compare.auroc(scores, civil),
-        "auroc_low": low,
-        "auroc_high": high,
-        "pair_accuracy": compare.pair_accuracy(scores, truth, prompts, generator=generator),
-        "accuracy": compare.accuracy(scores, civil, threshold),
-        "f1": compare.f1_toxic(scores, civil, threshold),
-        "accuracy_unsupervised": compare.accuracy(scores, civil, unsupervised),
-        "accuracy_at_zero": compare.accuracy(scores, civil, 0.0),
-        "majority_accuracy": float(max(civil.mean(), 1 - civil.mean())),
-        "discrimination_auroc": compare.auroc(scores, expert),
-        **compare.correlations(scores, truth),
-    }
-
-
-def recovered_fraction(tables: Mapping[str, pd.DataFrame], config: EvaluateConfig) -> Metrics:
-    """(J(refinetuned) - J(reference)) / (J(expert) - J(reference)) with J the mean R*; 95 % by resampling prompts.
-
-    Left out where the interval of the denominator includes 0: then there was nothing to recover.
-    """
-    if set(tables) != {"reference", "expert", "refinetuned"}:
+def human_agreement(human: pd.DataFrame, judge: Path, irl: Path | None, config: EvaluateConfig) -> Metrics:
+    """AUROC of R* and of the learned reward against the labels that people gave to texts of the test prompts."""
+    scores = {"truth": pd.read_parquet(judge / "human.parquet")["truth"].to_numpy()}
+    if irl:
+        scores["irl"] = pd.read_parquet(irl / "human.parquet")["score"].to_numpy()
+    labelled = human["toxic"].notna().to_numpy()
+    civil = ~human.loc[labelled, "toxic"].to_numpy(dtype=bool)
+    if civil.all() or not civil.any():
         return {}
-    reward = {policy: table.groupby("prompt_id")["reward"].mean().to_numpy() for policy, table in tables.items()}
-    prompts = np.arange(len(reward["reference"]))
+    names, groups = np.unique(human.loc[labelled, "prompt"], return_inverse=True)
+    counts = compare.prompt_counts(len(names), config.bootstrap, np.random.default_rng(config.seed))
+    metrics: Metrics = {"n_texts": len(civil), "n_civil": int(civil.sum())}
+    for name, values in scores.items():
+        known = values[labelled]
+        low, high = compare.interval(compare.auroc_resamples(known, civil, groups, counts))
+        metrics |= _prefixed(name, {"auroc": compare.auroc(known, civil), "auroc_low": low, "auroc_high": high})
+    return metrics
 
-    def gain(policy: str) -> Callable[[NDArray[np.int64]], float]:
-        return lambda rows: float((reward[policy][rows] - reward["reference"][rows]).mean())
 
-    def interval(statistic: Callable[[NDArray[np.int64]], float]) -> tuple[float, float]:
-        generator = np.random.default_rng(config.seed)
-        return compare.bootstrap_interval(statistic, prompts, resamples=config.bootstrap, generator=generator)
+BASELINE_KEYS = ("auroc", "auroc_low", "auroc_high", "pair_accuracy", "pair_accuracy_low", "pair_accuracy_high")
 
-    low, high = interval(gain("expert"))
-    if low <= 0 <= high:
-        return {}
-    low, high = interval(lambda rows: gain("refinetuned")(rows) / gain("expert")(rows))
-    value = gain("refinetuned")(prompts) / gain("expert")(prompts)
-    return {"recovered_fraction": value, "recovered_fraction_low": low, "recovered_fraction_high": high}
+
+def _draws(config: EvaluateConfig) -> dict[str, Any]:
+    return {"resamples": config.bootstrap, "generator": np.random.default_rng(config.seed)}
+
+
+def _agreement(select: pd.DataFrame, test: pd.DataFrame, column: str, config: EvaluateConfig) -> Metrics:
+    return reward_metrics.agreement(select, test, column, **_draws(config))
+
+
+def _triangle(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
+    return reward_metrics.triangle(table, **_draws(config))

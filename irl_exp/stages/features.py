@@ -1,6 +1,9 @@
 """phi of every demonstration, in the order of demonstrations.parquet: features.safetensors, (rows, d) float32.
 
-A stage of its own because all seeds and losses of a sweep share it.
+Beside it `human`, phi of the texts of test that people wrote, as data.test_texts gives them.
+
+A stage of its own because all seeds, losses and methods of a sweep share it. `featurizer/` makes the same features of
+other completions; what of it is fitted has seen the completions of fit, and no label.
 """
 
 from __future__ import annotations
@@ -8,20 +11,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
 from irl_exp.config import FeaturesConfig
-from irl_exp.features import extract
+from irl_exp.data import WITHOUT_LABELS, test_texts
+from irl_exp.features import Featurizer
 from irl_exp.policies import Completions, Policy
 from irl_exp.runtime import Context
 
-VERSION = 1
+VERSION = 3
 
 
-def run(config: FeaturesConfig, *, demonstrations: Path, reference: Path, context: Context) -> dict[str, Any]:
-    completions = Completions.from_frame(pd.read_parquet(demonstrations / "demonstrations.parquet"))
-    backbone = Policy.load(reference, context.device)
-    features = extract(config, backbone, completions, progress=context.progress)
-    save_file({"features": features}, context.folder / "features.safetensors")
-    return {"note": f"{features.shape[0]:,} x {features.shape[1]}"}
+def run(
+    config: FeaturesConfig, *, demonstrations: Path, reference: Path, data: Path, context: Context
+) -> dict[str, Any]:
+    frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
+    completions = Completions.from_frame(frame)
+    policy = Policy.load(reference, context.device)
+    featurizer = Featurizer.fit(config, policy, completions[(frame["part"] == "fit").to_numpy()])
+    features = featurizer.extract(completions, progress=context.progress)
+    human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
+    written = policy.complete(human["prompt"].tolist(), human["completion"].tolist())
+    others = featurizer.extract(written) if len(written) else np.empty((0, features.shape[1]), dtype=np.float32)
+    featurizer.save(context.folder / "featurizer")
+    save_file({"features": features, "human": others}, context.folder / "features.safetensors")
+    return {"note": f"{'+'.join(config.parts)}, {features.shape[0]:,} x {features.shape[1]}"}

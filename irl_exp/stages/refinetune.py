@@ -9,11 +9,11 @@ import pandas as pd
 
 from irl_exp.config import RefinetuneConfig
 from irl_exp.data import prompts_of
+from irl_exp.learned_rewards import LearnedReward
 from irl_exp.policy_optimization import optimize
-from irl_exp.rewards import LearnedReward
 from irl_exp.runtime import Context
 
-VERSION = 1
+VERSION = 2
 
 
 def run(config: RefinetuneConfig, *, reference: Path, irl: Path, data: Path, context: Context) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ground truth R*: fitted on the reward part of the data, or a sequence classifier as it is."""
+"""The ground truth R*: fitted on the reward part of the data, or a scorer as it is, or several with weights."""
 
 from __future__ import annotations
 
@@ -8,52 +8,81 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import ClassifierConfig, RewardConfig, SequenceClassifierConfig
-from irl_exp.policies import Completions
-from irl_exp.rewards import ClassifierReward, SequenceClassifierReward, read_text, save_ground_truth
+from irl_exp.config import (
+    ClassifierConfig,
+    LengthConfig,
+    RewardConfig,
+    ScorerConfig,
+    SentimentConfig,
+    SequenceClassifierConfig,
+    WeightedConfig,
+)
+from irl_exp.ground_truth import (
+    ClassifierReward,
+    GroundTruth,
+    ImportedReward,
+    LengthReward,
+    SentimentReward,
+    SequenceClassifierReward,
+    WeightedReward,
+    hold_out,
+    of_frame,
+    save_ground_truth,
+)
 from irl_exp.runtime import Context
 
-VERSION = 1
+VERSION = 2
 PROBES = 32
+STANDARDISED_ON = 2000  # texts: the standard deviation of a part is then known to about 2 %, whatever a part costs
+
+Info = dict[str, Any]
 
 
-def run(config: RewardConfig, *, data: Path, context: Context) -> dict[str, Any]:
+def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
     texts = pd.read_parquet(data / "texts.parquet")
     texts = texts[texts["part"] == "reward"]
-    probes = _completions(texts.head(PROBES))
+    if isinstance(config, WeightedConfig):
+        reward, info = _weighted(config, texts, context)
+    else:
+        reward, info = _scorer(config, texts, context)
+    save_ground_truth(reward, context.folder, of_frame(texts.head(PROBES)))
+    return info
+
+
+def _weighted(config: WeightedConfig, texts: pd.DataFrame, context: Context) -> tuple[GroundTruth, Info]:
+    found = {name: _scorer(part, texts, context) for name, part in config.parts.items()}
+    rows = np.random.default_rng(config.seed).permutation(len(texts))[:STANDARDISED_ON]
+    reward = WeightedReward.standardised_on(
+        of_frame(texts.iloc[rows]),
+        {name: scorer for name, (scorer, _) in found.items()},
+        {name: part.weight for name, part in config.parts.items()},
+        progress=context.progress,
+    )
+    parts = {
+        name: {"center": float(reward.center[k]), "scale": float(reward.scale[k]), **found[name][1]}
+        for k, name in enumerate(reward.names)
+    }
+    note = " ".join(f"{part.weight:+g} {name}" for name, part in config.parts.items())
+    return reward, {"note": note, "parts": parts, "standardised_on": len(rows)}
+
+
+def _scorer(config: ScorerConfig, texts: pd.DataFrame, context: Context) -> tuple[GroundTruth, Info]:
+    if isinstance(config, ClassifierConfig):
+        return _classifier(config, texts)
     if isinstance(config, SequenceClassifierConfig):
         source = str(config.path or config.hub)
-        save_ground_truth(SequenceClassifierReward.open(source, config, context.device), context.folder, probes)
-        return {"note": source}
+        return SequenceClassifierReward.open(source, config, context.device), {"note": source}
+    if isinstance(config, SentimentConfig):
+        return SentimentReward(config.reads), {"note": "TextBlob's polarity"}
+    if isinstance(config, LengthConfig):
+        return LengthReward.of(config), {"note": f"{config.tolerance} - |words - {config.target}|"}
+    return ImportedReward(config.function), {"note": config.function}
+
+
+def _classifier(config: ClassifierConfig, texts: pd.DataFrame) -> tuple[GroundTruth, Info]:
     labelled = texts[texts["toxic"].notna()]
-    fit, held_out = _by_prompt(labelled, config)
-    reward = _classifier(fit, config)
-    save_ground_truth(reward, context.folder, probes)
-    scores = reward.score(_completions(held_out))
-    toxic = held_out["toxic"].to_numpy(dtype=bool)
-    accuracy = float(((scores < 0) == toxic).mean())
-    majority = float(max(toxic.mean(), 1 - toxic.mean()))
-    return {
-        "note": f"R* held-out accuracy {accuracy:.3f} (majority {majority:.3f}, n={len(toxic):,})",
-        "held_out": {"accuracy": accuracy, "majority_accuracy": majority, "n": len(toxic)},
-        "fitted_on": len(fit),
-    }
-
-
-def _completions(texts: pd.DataFrame) -> Completions:
-    """Text alone: rewards of this stage read no token ids."""
-    empty: list[list[int]] = [[] for _ in range(len(texts))]
-    return Completions(texts["prompt"].tolist(), texts["completion"].tolist(), empty, empty)
-
-
-def _by_prompt(texts: pd.DataFrame, config: ClassifierConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Texts to fit on and texts to test on, without a common prompt."""
-    prompts = np.random.default_rng(config.seed).permutation(sorted(texts["prompt"].unique()))
-    held_out = set(prompts[: max(1, round(len(prompts) * config.held_out))])
-    inside = texts["prompt"].isin(held_out)
-    return texts[~inside], texts[inside]
-
-
-def _classifier(texts: pd.DataFrame, config: ClassifierConfig) -> ClassifierReward:
-    words = read_text(_completions(texts), config.reads)
-    return ClassifierReward.fit(words, texts["toxic"].to_numpy(dtype=bool), config)
+    fit, held_out = hold_out(labelled, config.held_out, np.random.default_rng(config.seed))
+    reward = ClassifierReward.fit(fit, config)
+    found = reward.accuracy(held_out)
+    note = f"R* held-out accuracy {found['accuracy']:.3f} (majority {found['majority_accuracy']:.3f}, n={found['n']:,})"
+    return reward, {"note": note, "held_out": found, "fitted_on": len(fit)}

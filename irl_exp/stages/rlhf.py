@@ -1,25 +1,50 @@
-"""Reference policy + ground truth R* -> expert policy."""
+"""Reference policy + ground truth R* (+ a planted shortcut, if one is chosen) -> expert policy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from irl_exp.config import PolicyOptimizationConfig
+from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig
 from irl_exp.data import prompts_of
+from irl_exp.ground_truth import load_ground_truth
+from irl_exp.policies import Completions, Policy, generate
 from irl_exp.policy_optimization import optimize
-from irl_exp.rewards import load_ground_truth
+from irl_exp.rewards import Reward
 from irl_exp.runtime import Context
+from irl_exp.shortcuts import shortcut_reward
 
-VERSION = 1
+VERSION = 2
+SAMPLES = 256
+"""Completions of the reference that give the sd of R*, the unit of a shortcut's strength."""
 
 
 def run(
-    config: PolicyOptimizationConfig, *, reference: Path, reward: Path, data: Path, context: Context
+    config: PolicyOptimizationConfig,
+    *,
+    reference: Path,
+    reward: Path,
+    data: Path,
+    shortcut: MarkerShortcut | LengthShortcut | None = None,
+    context: Context,
 ) -> dict[str, Any]:
     prompts = prompts_of(pd.read_parquet(data / "texts.parquet"), "fit")
-    ground_truth = load_ground_truth(reward, context.device)
-    optimize(reference, ground_truth.score, prompts, config, context=context).save(context.folder)
+    optimised: Reward = load_ground_truth(reward, context.device)
+    if shortcut:
+        optimised = shortcut_reward(optimised, shortcut, _samples(reference, prompts, config, context))
+    optimize(reference, optimised.score, prompts, config, context=context).save(context.folder)
     return {"note": f"{config.algorithm}, {config.steps} steps x {config.batch_size} completions"}
+
+
+def _samples(reference: Path, prompts: list[str], config: PolicyOptimizationConfig, context: Context) -> Completions:
+    """What the reference writes on prompts of fit."""
+    return generate(
+        Policy.load(reference, context.device),
+        [prompts[index % len(prompts)] for index in range(SAMPLES)],
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        seed=int(np.random.SeedSequence([config.seed, 1]).generate_state(1)[0]),
+    )

@@ -13,7 +13,7 @@ from irl_exp.policies import Completions, Policy, log_probabilities, new_policy
 from irl_exp.runtime import Context
 from irl_exp.supervised import fine_tune
 
-VERSION = 1
+VERSION = 2
 HELD_OUT = 256
 
 
