@@ -33,7 +33,7 @@ def _outcome(row: dict[str, str], folder: Path) -> report.Outcome:
 def main() -> None:
     folder, picture, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     console = Console(1)
-    console.rich = RichConsole(record=True, width=112, highlight=False, file=sys.stdout)
+    console.rich = RichConsole(record=True, width=124, highlight=False, file=sys.stdout)
     console.tables(report.tables(outcomes(folder)))
     picture.write_text(console.rich.export_svg(title=command), encoding="utf-8")
 
