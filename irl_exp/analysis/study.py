@@ -44,7 +44,6 @@ class Run:
         cell: its overrides without the seeds and without what all runs of the study share.
         config: config.json, flat: "irl.loss.name" -> "hinge".
         metrics: metrics.json.
-        seconds: how long it took, if the launch has said so.
     """
 
     number: int
@@ -82,6 +81,7 @@ class Study:
         lost: those without.
         shared: overrides that all runs have in common.
         notes: what a reader has to know before the numbers, e.g. that versions are mixed.
+        command: what started the launch; empty if that is not known.
     """
 
     folder: Path
@@ -89,6 +89,7 @@ class Study:
     lost: tuple[Lost, ...]
     shared: tuple[str, ...]
     notes: tuple[str, ...]
+    command: str = ""
 
     @property
     def name(self) -> str:
@@ -209,7 +210,8 @@ def read(path: Path) -> Study:
         for (number, name, run, config, metrics), cell in zip(found, cells, strict=True)
     ]
     notes += _mixed(runs) + _unequal(runs)
-    return Study(folder, tuple(sorted(runs, key=lambda run: run.number)), tuple(lost), shared, tuple(notes))
+    ordered = tuple(sorted(runs, key=lambda run: run.number))
+    return Study(folder, ordered, tuple(lost), shared, tuple(notes), _command(folder))
 
 
 def _own(cell: str, shared: Sequence[str]) -> str:
@@ -252,6 +254,13 @@ def _planned(folder: Path) -> dict[str, str]:
         places = [path.parent for path in folder.glob("*/.hydra")]
         places = places or [path.parent for path in folder.glob("*/config.json")]
         return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}
+
+
+def _command(folder: Path) -> str:
+    try:
+        return str(_read(folder / "plan.json").get("command", ""))
+    except _BrokenError:
+        return ""
 
 
 class _BrokenError(Exception):
