@@ -32,10 +32,11 @@ from irl_exp.config import (
     LoraBackbone,
     MarginConfig,
 )
+from irl_exp.contrast import IrlError, Scaling, pair_rows
 from irl_exp.features import Featurizer, pool
 from irl_exp.heads import curve_row
 from irl_exp.learned_rewards import LinearScorer, TrainedScorer
-from irl_exp.methods import IrlError, Scaling, pair_rows, procedure
+from irl_exp.methods import procedure
 from irl_exp.policies import Completions, Policy
 from irl_exp.runtime import Context
 from irl_exp.supervised import trainer_arguments

@@ -160,6 +160,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
     record = {
         **config.model_dump(mode="json"),
         "artifacts": {step.stage: step.identity.digest for step in steps.values()},
+        "job": {"number": job.number, "name": job.name},
         "device_used": str(device),
         "versions": _versions(),
     }

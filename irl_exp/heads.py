@@ -61,12 +61,14 @@ class Heads:
         best_epoch: (S,) that epoch, counted from 1.
         select_loss: (S,) that loss.
         curves: name -> (epochs, S).
+        path: (epochs, S, d) float32, the weights after each epoch.
     """
 
     weights: Floats
     best_epoch: NDArray[np.int64]
     select_loss: Floats
     curves: dict[str, Floats]
+    path: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def fit_heads(
     best = torch.full((len(seeds),), torch.inf, dtype=torch.float64)
     chosen, best_epoch = weights.clone(), torch.zeros(len(seeds), dtype=torch.int64)
     curves: dict[str, list[Tensor]] = {}
+    path = torch.empty(procedure.epochs, len(seeds), fit.shape[1], dtype=torch.float32)
     for epoch in range(procedure.epochs):
         for gradient in _gradients(weights, batches, differences, draws, procedure, epoch):
             optimizer.step(gradient)
@@ -111,13 +114,14 @@ def fit_heads(
         row = _progress(weights, differences, others, draws, procedure)
         for name, values in row.items():
             curves.setdefault(name, []).append(values)
+        path[epoch] = weights[:, : fit.shape[1]]
         better = row["select_loss"] < best
         best = torch.where(better, row["select_loss"], best)
         chosen[better] = weights[better]
         best_epoch[better] = epoch + 1
         progress(epoch + 1, procedure.epochs)
     stacked = {name: torch.stack(values).numpy() for name, values in curves.items()}
-    return Heads(chosen[:, : fit.shape[1]].numpy(), best_epoch.numpy(), best.numpy(), stacked)
+    return Heads(chosen[:, : fit.shape[1]].numpy(), best_epoch.numpy(), best.numpy(), stacked, path.numpy())
 
 
 def filled(values: Tensor, *, rows: int = 1, columns: int = 1) -> Tensor:

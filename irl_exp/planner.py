@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import sys
@@ -103,6 +104,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         jobs, device = _plan(context, job_overrides, first)
     from irl_exp.console import Console
 
+    _write_plan(folder, jobs)
     outcomes: dict[int, Outcome] = {}
     with Console(len(jobs)) as console:
         missing, batches = _announce(jobs, device, console)
@@ -122,6 +124,13 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     if lost:
         raise LaunchError(f"{len(lost)} of {len(jobs)} jobs have no result. The first to fail: {lost[0].error}")
     return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes[job.number].metrics) for job in jobs]
+
+
+def _write_plan(folder: Path, jobs: Sequence[PlannedJob]) -> None:
+    """plan.json: all jobs of the launch, so that those without a result are known whatever happens."""
+    planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps({"jobs": planned}, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -121,6 +121,15 @@ def _accuracies(select: pd.DataFrame, column: str, scores: Floats, civil: Bools)
     return accuracy | {f"f1{name}": compare.f1_toxic(scores, civil, value) for name, value in thresholds.items()}
 
 
+def without_intervals(scores: Floats, truth: Floats) -> Metrics:
+    """The quick numbers of one reward against R*, as `agreement` has them; what is not defined is left out."""
+    civil = truth >= 0
+    found = {"accuracy_at_zero": compare.accuracy(scores, civil, 0.0), **compare.correlations(scores, truth)}
+    if 0 < civil.sum() < len(civil):
+        found |= {"auroc": compare.auroc(scores, civil), "f1_at_zero": compare.f1_toxic(scores, civil, 0.0)}
+    return _defined(found)
+
+
 def triangle(frame: pd.DataFrame, *, resamples: int, generator: np.random.Generator) -> Metrics:
     """Where R* gets lost: from R* to implicit (what RL did not install), from implicit to learned (what IRL missed).
 

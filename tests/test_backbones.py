@@ -18,7 +18,7 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from irl_exp import methods
+from irl_exp import contrast, methods
 from irl_exp.backbones import MarginModel, choose_parameters
 from irl_exp.config import (
     BackboneConfig,
@@ -33,9 +33,9 @@ from irl_exp.config import (
     MarginConfig,
     MaxMarginLoss,
 )
+from irl_exp.contrast import IrlError
 from irl_exp.features import FeatureError, Featurizer
 from irl_exp.learned_rewards import LearnedReward
-from irl_exp.methods import IrlError
 from irl_exp.policies import Completions, Policy
 from irl_exp.rewards import RewardError
 from irl_exp.runtime import Context, Device, find_device
@@ -115,7 +115,7 @@ class World:
         return Completions.from_frame(self.frame)
 
     def margins(self, scores: NDArray[Any], part: str) -> NDArray[Any]:
-        expert, baseline = methods.pair_rows(self.frame, part)
+        expert, baseline = contrast.pair_rows(self.frame, part)
         return np.asarray(scores[expert] - scores[baseline])
 
 

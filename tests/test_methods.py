@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from irl_exp import losses, methods
+from irl_exp import contrast, losses, methods
 from irl_exp.config import (
     BradleyTerryLoss,
     ConfidenceMarginLoss,
@@ -29,7 +29,8 @@ from irl_exp.config import (
     ProbeConfig,
     SquaredLoss,
 )
-from irl_exp.methods import Demonstrations, Fit, IrlError, Scaling
+from irl_exp.contrast import Demonstrations, IrlError, Scaling
+from irl_exp.methods import Fit
 
 FEATURES = FeaturesConfig(hidden_state=HiddenStateConfig())
 COMMON: dict[str, Any] = {"seed": 0, "features": FEATURES, "loss": MaxMarginLoss(), "epochs": 15, "learning_rate": 0.01}
@@ -129,7 +130,7 @@ def test_a_part_of_fit_has_so_many_prompts_and_completions(
     fraction: float, prompts: int, completions: int | None
 ) -> None:
     frame = of_prompts()
-    part = methods.part_of_fit(frame, fraction, completions)
+    part = contrast.part_of_fit(frame, fraction, completions)
     kept = left(part)
     samples = completions or 4
     assert len(kept) == 2 * prompts * samples
@@ -142,23 +143,23 @@ def test_a_part_of_fit_has_so_many_prompts_and_completions(
 def test_a_smaller_part_lies_within_a_larger_one() -> None:
     frame = of_prompts()
     for smaller, larger in ((0.1, 0.2), (0.2, 0.7), (0.7, 1.0)):
-        assert left(methods.part_of_fit(frame, smaller, 2)) < left(methods.part_of_fit(frame, larger, 3))
+        assert left(contrast.part_of_fit(frame, smaller, 2)) < left(contrast.part_of_fit(frame, larger, 3))
 
 
 def test_the_part_is_no_run_of_neighbours() -> None:
     """Prompts are in the order of the alphabet: neighbours begin alike."""
-    prompts = sorted({key[0] for key in left(methods.part_of_fit(of_prompts(), 0.5, None))})
+    prompts = sorted({key[0] for key in left(contrast.part_of_fit(of_prompts(), 0.5, None))})
     assert prompts != list(range(prompts[0], prompts[0] + 10))
 
 
 def test_more_completions_than_there_are_is_an_error() -> None:
     with pytest.raises(IrlError, match=r"irl\.completions=5: there are 4 of each prompt; set demonstrations\."):
-        methods.part_of_fit(of_prompts(), 1.0, 5)
+        contrast.part_of_fit(of_prompts(), 1.0, 5)
 
 
 def test_what_is_left_out_is_not_fitted() -> None:
     demos, _ = bandit()
-    frame = methods.part_of_fit(demos.frame, 0.3, 2)
+    frame = contrast.part_of_fit(demos.frame, 0.3, 2)
     left_out = (frame["part"] == "left_out").to_numpy()
     assert left_out.sum() == 2 * 4 * 250 - 2 * 2 * 75
     noise = np.random.default_rng(0).normal(size=demos.features.shape).astype(np.float32)

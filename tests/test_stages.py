@@ -27,11 +27,11 @@ from irl_exp.config import (
     ModelConfig,
     SftConfig,
 )
+from irl_exp.contrast import IrlError
 from irl_exp.data import WITHOUT_LABELS
 from irl_exp.features import Featurizer
 from irl_exp.ground_truth import load_ground_truth
 from irl_exp.learned_rewards import LearnedReward
-from irl_exp.methods import IrlError
 from irl_exp.policies import Completions, Policy, generate, log_probabilities
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import evaluate as evaluate_stage

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from irl_exp import overoptimisation, policy_metrics, reward_metrics, shortcuts
 from irl_exp import reward_comparison as compare
@@ -26,7 +27,7 @@ from irl_exp.policies import Completions, Policy, generate, log_probabilities
 from irl_exp.reward_metrics import Metrics
 from irl_exp.runtime import Context
 
-VERSION = 8
+VERSION = 9
 
 
 def run(
@@ -55,6 +56,10 @@ def run(
         clean = as_written(demonstrations, test)
         tables = {"reference": clean[clean["policy"] == "baseline"], "expert": clean[clean["policy"] == "expert"]}
         metrics |= reward_report(demos[demos["part"] == "select"], test, config)
+        if irl:
+            settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
+            metrics |= {f"irl/{name}": settings[name] for name in ("offset", "scale")}
+            log_epochs(irl, test["truth"].to_numpy(), context)
         if shortcut and irl:
             metrics |= _prefixed("shortcut", sampler.shortcut(shortcut, test))
         metrics |= _prefixed("tradeoff", tradeoff(test, config))
@@ -232,6 +237,15 @@ def reward_report(select: pd.DataFrame, test: pd.DataFrame, config: EvaluateConf
         metrics |= _prefixed("uncertainty", uncertainty)
     metrics |= _prefixed("triangle", _triangle(test, config))
     return metrics | _prefixed("triangle_reference", _triangle(test[test["policy"] == "baseline"], config))
+
+
+def log_epochs(irl: Path, truth: NDArray[np.float64], context: Context) -> None:
+    """The learned reward of each epoch against R* on test, as a curve; which epoch is used, select has decided."""
+    path = irl / "epochs.npy"
+    if not path.exists():
+        return
+    for epoch, scores in enumerate(np.load(path).astype(np.float64), start=1):
+        context.log({"step": epoch, **reward_metrics.without_intervals(scores, truth)})
 
 
 def tradeoff(test: pd.DataFrame, config: EvaluateConfig) -> Metrics:

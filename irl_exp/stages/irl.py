@@ -3,7 +3,8 @@
 scores.parquet has a row for every demonstration, in their order: score (as the method left it) and, where the method
 knows its uncertainty, deviation (epistemic sd of the score), norm (of the scaled features) and for bayesian the
 epistemic and aleatoric part in nats. human.parquet: score of the texts that people wrote, one row a row of
-data.test_texts. The other files are the reward itself (learned_rewards.py).
+data.test_texts. epochs.npy, of a fit with epochs and one head: (epochs, rows of test) float32, their scores after each
+epoch. The other files are the reward itself (learned_rewards.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from irl_exp import backbones, learned_rewards, methods
+from irl_exp import backbones, contrast, learned_rewards, methods
 from irl_exp.config import (
     BayesianConfig,
     EnsembleConfig,
@@ -36,7 +37,7 @@ from irl_exp.policies import Completions, Policy
 from irl_exp.rewards import Scores
 from irl_exp.runtime import Context
 
-VERSION = 3
+VERSION = 4
 PROBES = 32
 HEADS = 500
 
@@ -127,7 +128,7 @@ class _Seen:
         self.check("reference", reference)
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
         if not isinstance(config, ImplicitConfig | MajorityConfig):
-            self.frame = methods.part_of_fit(self.frame, config.prompt_fraction, config.completions)
+            self.frame = contrast.part_of_fit(self.frame, config.prompt_fraction, config.completions)
         self.arrays = load_file(features / "features.safetensors") if features else {}
         self.human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
 
@@ -135,13 +136,13 @@ class _Seen:
         """A contrast with another policy than that of the RL run explains something else: refuse it."""
         authors = json.loads((self.folder / "policies.json").read_text(encoding="utf-8"))
         if authors[role] != policy.name:
-            raise methods.IrlError(
+            raise contrast.IrlError(
                 f"{self.folder}: they are of the {role} policy {authors[role]}, not of {policy.name}."
             )
 
     @property
-    def demonstrations(self) -> methods.Demonstrations:
-        return methods.Demonstrations(self.frame, self.arrays["features"])
+    def demonstrations(self) -> contrast.Demonstrations:
+        return contrast.Demonstrations(self.frame, self.arrays["features"])
 
     def of_human(self, scorer: Scorer) -> Scores:
         """What a reward says of the texts of people."""
@@ -176,6 +177,8 @@ def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Contex
 def _write_fit(fit: methods.Fit, seen: _Seen, context: Context, *, note: str) -> dict[str, Any]:
     for row in fit.curve:
         context.log(row)
+    if (epochs := fit.epochs(seen.demonstrations, "test")) is not None:
+        np.save(context.folder / "epochs.npy", epochs)
     scores = {"score": fit.scores(seen.demonstrations), **fit.uncertainty(seen.demonstrations)}
     return {**_write(fit.scorer, scores, seen, context, note=note), **fit.info}
 
