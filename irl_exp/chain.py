@@ -176,6 +176,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         group=f"{config.name}/{job.folder.parent.name}",
         tags=config.tracking.tags,
         config=record,
+        job_type="run",
     ) as tracker:
         reporter = _Reporter(tracker.log, device, report, job.number)
         artifacts = {step.stage: _obtain(step, store, reporter) for step in steps.values()}

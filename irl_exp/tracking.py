@@ -6,15 +6,19 @@
 
 The two files are written as the numbers come and survive a kill. W&B never asks, never blocks for long and
 never costs a run: without an account or a server it logs offline, and after an error the files still go on.
+`log_report` adds one run to those of a launch, which shows its study page; there the page is the truth.
 This is the only file that imports wandb (0.8 s, so inside functions); it knows no machine learning.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import math
+import mimetypes
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -23,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import IO, TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
 
 if TYPE_CHECKING:
     import wandb
@@ -99,54 +103,30 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-class Tracker:
-    """What a job may record while it runs: the same keys and values go to the files of `run_dir` and to W&B.
+class View:
+    """What W&B shows of one run beside its numbers, which are the business of `Tracker`.
 
     `url` is where an online run can be seen; `offline_folder` is what `sync_command` takes of an offline one.
     """
 
-    def __init__(self, run_dir: Path, curves: IO[str], run: wandb.Run | None) -> None:
+    def __init__(self, run_dir: Path, run: wandb.Run | None) -> None:
         self.url: str | None = run.url if run else None
         self.offline_folder: Path | None = Path(run.sync_dir) if run and run.offline else None
         self._run_dir = run_dir
-        self._curves = curves
         self._run = run
-        self._stages: set[str] = set()
-        self._summary: dict[str, float] = {}
         self._troubled = False
-
-    def log(self, stage: str, row: Mapping[str, float]) -> None:
-        """Append one row of a stage's training curve, at the stage's own `row["step"]`; a NaN stays a NaN.
-
-        Raises TrackingError for a row without a step or a value that is no number.
-        """
-        if "step" not in row:
-            raise TrackingError(f"a row of {stage!r} has no 'step', only {', '.join(row) or 'nothing'}")
-        line = _numbers({f"{stage}/{key}": value for key, value in row.items()})
-        self._curves.write(json.dumps(line) + "\n")
-        self._curves.flush()  # to the kernel: a kill of this process loses no row
-        if stage not in self._stages:
-            self._stages.add(stage)
-            self._view(lambda run: run.define_metric(f"{stage}/*", step_metric=f"{stage}/step"))
-        self._view(lambda run: run.log(line))
-
-    def summarise(self, metrics: Mapping[str, float]) -> None:
-        """Add final numbers: metrics.json holds those of all calls, sorted, and is replaced as a whole.
-
-        Raises TrackingError with the keys of what is NaN, infinite or no number; nothing is written then.
-        """
-        numbers = _numbers(metrics)
-        if wild := [f"{key} = {value}" for key, value in numbers.items() if not math.isfinite(value)]:
-            raise TrackingError(f"a final number must be finite: {', '.join(wild)}")
-        self._summary |= numbers
-        draft = self._run_dir / "metrics.json.draft"
-        draft.write_text(json.dumps(self._summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        draft.replace(self._run_dir / "metrics.json")
-        self._view(lambda run: run.summary.update(numbers))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table in W&B, one cell per column in each row; no file of ours holds it."""
         self._view(lambda run: _send_table(run, name, columns, rows), waits=True)
+
+    def log_image(self, name: str, path: Path, caption: str | None = None) -> None:
+        """Show a picture in W&B; `path` is a PNG or JPEG file."""
+        self._view(lambda run: _send_image(run, name, path, caption), waits=True)
+
+    def log_page(self, name: str, html_path: Path) -> None:
+        """Show a web page in W&B, with the pictures that it takes from beside it; its other links lead nowhere."""
+        self._view(lambda run: _send_page(run, name, html_path), waits=True)
 
     def log_artifact(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
         """Give W&B the files of `folder`, which may vanish afterwards but must not be rewritten in place.
@@ -176,6 +156,43 @@ class Tracker:
             self._troubled = True
 
 
+class Tracker(View):
+    """What a job may record while it runs: the same keys and values go to the files of `run_dir` and to W&B."""
+
+    def __init__(self, run_dir: Path, curves: IO[str], run: wandb.Run | None) -> None:
+        super().__init__(run_dir, run)
+        self._curves = curves
+        self._stages: set[str] = set()
+        self._summary: dict[str, float] = {}
+
+    def log(self, stage: str, row: Mapping[str, float]) -> None:
+        """Append one row of a stage's training curve, at the stage's own `row["step"]`; a NaN stays a NaN.
+
+        Raises TrackingError for a row without a step or a value that is no number.
+        """
+        if "step" not in row:
+            raise TrackingError(f"a row of {stage!r} has no 'step', only {', '.join(row) or 'nothing'}")
+        line = _numbers({f"{stage}/{key}": value for key, value in row.items()})
+        self._curves.write(json.dumps(line) + "\n")
+        self._curves.flush()  # to the kernel: a kill of this process loses no row
+        if stage not in self._stages:
+            self._stages.add(stage)
+            self._view(lambda run: run.define_metric(f"{stage}/*", step_metric=f"{stage}/step"))
+        self._view(lambda run: run.log(line))
+
+    def summarise(self, metrics: Mapping[str, float]) -> None:
+        """Add final numbers: metrics.json holds those of all calls, sorted, and is replaced as a whole.
+
+        Raises TrackingError with the keys of what is NaN, infinite or no number; nothing is written then.
+        """
+        numbers = _finite(metrics)
+        self._summary |= numbers
+        draft = self._run_dir / "metrics.json.draft"
+        draft.write_text(json.dumps(self._summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.replace(self._run_dir / "metrics.json")
+        self._view(lambda run: run.summary.update(numbers))
+
+
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
     """The values as ints and floats that JSON knows: numpy and torch scalars are welcome, text is not."""
     numbers: dict[str, float] = {}
@@ -186,10 +203,44 @@ def _numbers(values: Mapping[str, object]) -> dict[str, float]:
     return numbers
 
 
+def _finite(values: Mapping[str, object]) -> dict[str, float]:
+    numbers = _numbers(values)
+    if wild := [f"{key} = {value}" for key, value in numbers.items() if not math.isfinite(value)]:
+        raise TrackingError(f"a final number must be finite: {', '.join(wild)}")
+    return numbers
+
+
 def _send_table(run: wandb.Run, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     import wandb
 
     run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+
+def _send_image(run: wandb.Run, name: str, path: Path, caption: str | None) -> None:
+    import wandb
+
+    run.log({name: wandb.Image(str(path), caption=caption)})
+
+
+def _send_page(run: wandb.Run, name: str, html_path: Path) -> None:
+    import wandb
+
+    run.log({name: wandb.Html(_self_contained(html_path), inject=False, data_is_not_path=True)})
+
+
+def _self_contained(html_path: Path) -> str:
+    """The page with the pictures from its own folder inside of it, as W&B keeps one file of a page."""
+
+    def embedded(match: re.Match[str]) -> str:
+        picture = html_path.parent / match["file"]
+        kind = mimetypes.guess_type(picture.name)[0]
+        if kind is None or not picture.is_file():
+            return match[0]
+        content = base64.b64encode(picture.read_bytes()).decode()
+        return f'{match["before"]}"data:{kind};base64,{content}"'
+
+    page = html_path.read_text(encoding="utf-8")
+    return re.sub(r"""(?P<before><img\b[^>]*\bsrc=)(?P<quote>["'])(?P<file>[^"':]+)(?P=quote)""", embedded, page)
 
 
 def _send_artifact(run: wandb.Run, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -256,6 +307,7 @@ def track(
     group: str,
     tags: Sequence[str],
     config: Mapping[str, Any],
+    job_type: str | None = None,
     init_timeout: float = 30.0,
     finish_timeout: float = 120.0,
 ) -> Iterator[Tracker]:
@@ -268,17 +320,76 @@ def track(
     run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "metrics.json").unlink(missing_ok=True)
-    patience = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
     init = {"dir": run_dir, "project": project, "entity": entity, "name": name, "group": group, "tags": tags}
-    init |= {"config": dict(config), "settings": _SPARE | patience}
-    with (run_dir / "metrics.jsonl").open("w", encoding="utf-8") as curves, _data_dir(run_dir / "wandb"):
-        tracker = Tracker(run_dir, curves, _start(resolve_mode(mode), init))
-        exit_code = 1
-        try:
-            yield tracker
-            exit_code = 0
-        finally:
-            tracker._finish(exit_code)
+    init |= {"job_type": job_type, "config": dict(config), "settings": _settings(init_timeout, finish_timeout)}
+    with (
+        (run_dir / "metrics.jsonl").open("w", encoding="utf-8") as curves,
+        _data_dir(run_dir / "wandb"),
+        _ended(Tracker(run_dir, curves, _start(resolve_mode(mode), init))) as tracker,
+    ):
+        yield tracker
+
+
+def _settings(init_timeout: float, finish_timeout: float) -> dict[str, Any]:
+    patience = {"init_timeout": init_timeout, "finish_timeout": finish_timeout, "finish_timeout_raises": True}
+    return _SPARE | patience
+
+
+V = TypeVar("V", bound=View)
+
+
+@contextmanager
+def _ended(view: V) -> Iterator[V]:
+    """End the W&B run with the block: as failed where an exception ends it."""
+    exit_code = 1
+    try:
+        yield view
+        exit_code = 0
+    finally:
+        view._finish(exit_code)
+
+
+def log_report(
+    folder: Path,
+    *,
+    mode: str,
+    project: str,
+    entity: str | None,
+    group: str,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+    page: Path,
+    images: Mapping[str, Path],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
+    summary: Mapping[str, float],
+    init_timeout: float = 30.0,
+    finish_timeout: float = 120.0,
+) -> View:
+    """Add the study page of a launch to its runs in W&B: one more run of the group, "report", of that job_type.
+
+    Args:
+        folder: <launch>/report; gets wandb/ alone, no metrics.json, so that it is not taken for a job's.
+        images: files by the name that they get in W&B; the name is the caption too.
+        tables: columns and rows by name.
+
+    Where a run of this launch is recorded offline, the report is too: one sync command takes them all.
+    Raises TrackingError for a summary that is no finite number; W&B's own troubles are warnings.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = _finite(summary)
+    offline = mode == "wandb" and any(folder.parent.glob("*/wandb/offline-run-*"))
+    resolved = resolve_mode("offline" if offline else mode)
+    init = {"dir": folder, "project": project, "entity": entity, "name": "report", "group": group, "tags": tags}
+    init |= {"job_type": "report", "config": dict(config), "settings": _settings(init_timeout, finish_timeout)}
+    with _data_dir(folder / "wandb"), _ended(View(folder, _start(resolved, init))) as view:
+        view._view(lambda run: run.summary.update(numbers))
+        view.log_page("page", page)
+        for name, path in images.items():
+            view.log_image(name, path, caption=name)
+        for name, (columns, rows) in tables.items():
+            view.log_table(name, columns, rows)
+    return view
 
 
 def sync_command(folders: Sequence[Path]) -> str:

@@ -6,6 +6,7 @@ Launches share fixtures: each costs seconds. `TINY` is the smallest chain; the w
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -197,6 +198,11 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
     for job, run in enumerate(runs):
         assert run["config"]["irl"]["seed"] == job
         assert f"irl.seed={job}" in run["run"]["name"]
+        assert run["run"]["job_type"] == "run"
+        kept = json.loads((three_seeds.folder / str(job) / "config.json").read_text())
+        assert {key: run["config"][key] for key in kept} == kept  # nested and resolved
+        steps = [{"name": f"{stage}/*", "step": f"{stage}/step"} for stage in ("sft", "rlhf", "irl", "refinetune")]
+        assert sorted(run["metrics"], key=str) == sorted(steps, key=str)
         assert {key: run["summary"][key] for key in three_seeds.metrics(job)} == three_seeds.metrics(job)
         curves = {key for row in run["history"] for key in row}
         assert {"sft/loss", "rlhf/kl", "irl/loss", "refinetune/reward", "samples"} <= curves  # shared stages, too

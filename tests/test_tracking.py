@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from wandb_files import read_run
 from wandb_server import StandIn, wandb_server
 
 from irl_exp import tracking
-from irl_exp.tracking import Tracker, TrackingError, resolve_mode, sync_command, track
+from irl_exp.tracking import Tracker, TrackingError, View, log_report, resolve_mode, sync_command, track
 
 CONFIG = {"seed": 0, "irl": {"lr": 0.001, "loss": {"name": "max_margin"}, "layers": [1, 2]}}
 KEY = "0123456789" * 4
@@ -32,6 +35,7 @@ BATCH: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "t
 PREAMBLE = """
 import logging, os, signal, sys, time
 from pathlib import Path
+from irl_exp import tracking
 from irl_exp.tracking import resolve_mode, sync_command, track
 logging.basicConfig(level=logging.WARNING, format="LOG %(message)s")
 here = Path.cwd()
@@ -253,6 +257,134 @@ def test_a_run_that_wandb_refuses_has_its_files(tmp_path: Path, caplog: pytest.L
         tracker.log("irl", {"step": 0, "loss": 1.0})
     assert "W&B cannot start (UsageError: Invalid project name 'a/b'" in told(caplog)[0]
     assert len(lines(tmp_path)) == 1
+
+
+# --------------------------------------------------------------------------------------------- the study page
+
+PAGE = """<!doctype html><h1>Study</h1>
+<img src="curves.png" alt="curves"><img class='wide' src='curves.png'>
+<img src="missing.png"><img src="https://example.org/x.png"><a href="runs.csv">runs</a>
+"""
+
+
+def page_of(launch: Path) -> Path:
+    """A launch's report folder with a page and one figure."""
+    folder = launch / "report"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text(PAGE)
+    Image.new("RGB", (3, 2), "red").save(folder / "curves.png")
+    return folder
+
+
+def report(folder: Path, mode: str = "offline", **more: Any) -> View:
+    about: dict[str, Any] = {"project": "p", "entity": None, "group": "study/1", "tags": ["a"]}
+    about |= {"config": {"study": "losses"}, "page": folder / "index.html"}
+    about |= {"images": {"figures/curves": folder / "curves.png"}, "summary": {"cells": 2, "best/irl/auroc": 0.9}}
+    about["tables"] = {"runs": (["cell", "irl/auroc"], [["hinge", 0.9], ["max_margin", None]])}
+    return log_report(folder, mode=mode, **about | more)
+
+
+def media(run: Path, kind: str) -> list[Path]:
+    return sorted(path for path in (run / "files" / "media" / kind).rglob("*") if path.is_file())
+
+
+def test_a_report_can_be_read_back(tmp_path: Path) -> None:
+    folder = page_of(tmp_path / "launch")
+    run = report(folder).offline_folder
+    assert run is not None
+    seen = read_run(run)
+    about = {key: seen["run"][key] for key in ("name", "project", "group", "tags", "job_type")}
+    assert about == {"name": "report", "project": "p", "group": "study/1", "tags": ["a"], "job_type": "report"}
+    assert seen["config"]["study"] == "losses"
+    assert (seen["summary"]["cells"], seen["summary"]["best/irl/auroc"], seen["exit_code"]) == (2, 0.9, 0)
+    shown = {key: value for row in own(seen["history"]) for key, value in row.items()}
+    kinds = {"page": "html-file", "figures/curves": "image-file", "runs": "table-file"}
+    assert {key: value["_type"] for key, value in shown.items()} == kinds
+    assert (shown["figures/curves"]["caption"], shown["runs"]["nrows"]) == ("figures/curves", 2)
+    assert [path.read_bytes() for path in media(run, "images")] == [(folder / "curves.png").read_bytes()]
+    assert len(media(run, "table")) == 1
+
+
+def test_a_page_takes_its_pictures_along(tmp_path: Path) -> None:
+    folder = page_of(tmp_path / "launch")
+    run = report(folder).offline_folder
+    assert run is not None
+    (page,) = (path.read_text() for path in media(run, "html"))
+    picture = f"data:image/png;base64,{b64encode((folder / 'curves.png').read_bytes()).decode()}"
+    assert page == PAGE.replace("'curves.png'", f'"{picture}"').replace('"curves.png"', f'"{picture}"')
+
+
+def test_a_report_is_not_taken_for_a_job(tmp_path: Path) -> None:
+    folder = page_of(tmp_path / "launch")
+    report(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["curves.png", "index.html", "wandb"]
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+def test_a_report_that_nobody_wants_loads_no_wandb(tmp_path: Path) -> None:
+    page_of(tmp_path / "launch")
+    program = """
+        about = dict(project="p", entity=None, group="g", tags=[], config={}, images={}, tables={}, summary={})
+        view = tracking.log_report(here / "launch" / "report", mode="none", page=here / "missing", **about)
+        assert (view.url, view.offline_folder) == (None, None)
+        assert "wandb" not in sys.modules
+    """
+    done = child(program, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "launch" / "report" / "wandb").exists()
+
+
+def test_a_report_without_its_page_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = page_of(tmp_path / "launch")
+    run = report(folder, page=folder / "missing.html").offline_folder
+    assert run is not None
+    (warning,) = told(caplog)
+    assert "W&B misses a part of this run (FileNotFoundError" in warning
+    assert (read_run(run)["summary"]["cells"], read_run(run)["exit_code"]) == (2, 0)
+
+
+def test_the_numbers_of_a_report_are_finite(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="a final number must be finite: irl/auroc = nan"):
+        report(page_of(tmp_path / "launch"), summary={"irl/auroc": float("nan")})
+
+
+REPORT = """
+about = dict(project="p", entity=None, group="study", tags=["a"], config={"study": "losses"})
+folder = here / "launch" / "report"
+shown = dict(images={"figures/curves": folder / "curves.png"}, tables={"runs": (["cell"], [["hinge"]])})
+view = tracking.log_report(
+    folder, mode="wandb", page=folder / "index.html", summary={"cells": 2}, **shown, **about
+)
+"""
+
+
+def test_a_report_arrives_with_its_runs(tmp_path: Path, server: StandIn) -> None:
+    page_of(tmp_path / "launch")
+    done = child("with run() as tracker: rows(tracker)\n" + REPORT + "print(view.url)", tmp_path, **online(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = {run.name: (identifier, run) for identifier, run in server.runs.items()}
+    identifier, arrived = runs["report"]
+    assert done.stdout == f"{server.url}/me/p/runs/{identifier}\n"
+    assert (arrived.group, arrived.job_type, arrived.exit_code) == ("study", "report", 0)
+    assert runs["irl-seed0"][1].group == "study"
+    assert (arrived.config["study"], arrived.summary["cells"]) == ("losses", 2)
+    kinds = {re.match(r"media/(\w+)/", name)[1] for name in arrived.files if name.startswith("media/")}  # type: ignore[index]
+    assert kinds == {"html", "images", "table"}
+
+
+def test_a_report_of_offline_runs_is_uploaded_with_them(tmp_path: Path, server: StandIn) -> None:
+    """Although there is an account by then: one command takes the jobs and the report."""
+    page_of(tmp_path / "launch")
+    program = "with run(mode='offline') as tracker: rows(tracker)\n" + REPORT
+    program += "print(sync_command([tracker.offline_folder, view.offline_folder]))"
+    done = child(program, tmp_path, **online(server))
+    assert (done.stdout, done.stderr) == ("wandb sync launch/*/wandb/offline-run-*\n", "")
+    assert server.runs == {}
+    sync(done.stdout, tmp_path, server)
+    assert {(run.name, run.group, run.exit_code) for run in server.runs.values()} == {
+        ("irl-seed0", "study", 0),
+        ("report", "study", 0),
+    }
 
 
 # ------------------------------------------------------------------------------------------ online or offline

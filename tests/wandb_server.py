@@ -28,6 +28,7 @@ class RemoteRun:
     name: str = ""
     project: str = ""
     group: str = ""
+    job_type: str = ""
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -88,6 +89,7 @@ class StandIn:
         if v.get("config"):
             run.config = {key: cell["value"] for key, cell in json.loads(v["config"]).items()}
         known_as = {"name": "displayName", "group": "groupName", "project": "project", "tags": "tags"}
+        known_as["job_type"] = "jobType"
         for ours, theirs in known_as.items():
             if v.get(theirs):
                 setattr(run, ours, v[theirs])
