@@ -142,7 +142,8 @@ class Console:
         for table in tables:
             rich = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             for number, column in enumerate(table.columns):
-                rich.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+                short = number > 0 and all(len(row[number]) < 40 for row in table.rows)
+                rich.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=short)
             previous = ""
             for row in table.rows:
                 # A repeated first cell (the cell of a study) is shown once.

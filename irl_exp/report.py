@@ -105,20 +105,24 @@ STUDY_METRICS = (
     "human/truth/auroc",
 )
 COMPARED = {
-    "irl/auroc": "AUROC",
-    "irl/epic": "EPIC to R*",
-    "irl/pair_accuracy": "pair accuracy",
-    "triangle/implicit_learned/epic": "EPIC to implicit",
-    "irl/accuracy_unsupervised": "accuracy (no R*)",
-    "refinetuned/toxic_fraction": "refinetuned toxic",
-    "refinetuned/reward_mean": "refinetuned R*",
-    "refinetuned/kl": "refinetuned KL",
-    "refinetuned/distinct_fraction": "distinct",
-    "recovered_fraction": "recovered",
-    "overoptimisation/over_optimised": "over-optimised",
-    "overoptimisation/reward_at_matched_kl": "R* at matched KL",
+    "learned rewards": {
+        "irl/auroc": "AUROC",
+        "irl/epic": "EPIC to R*",
+        "triangle/implicit_learned/epic": "EPIC to implicit",
+        "irl/pair_accuracy": "pair accuracy",
+        "irl/accuracy_unsupervised": "accuracy (no R*)",
+    },
+    "refinetuned policies": {
+        "refinetuned/toxic_fraction": "toxic",
+        "refinetuned/reward_mean": "R* mean",
+        "refinetuned/kl": "KL (nats)",
+        "refinetuned/distinct_fraction": "distinct",
+        "recovered_fraction": "recovered",
+        "overoptimisation/over_optimised": "over-optimised",
+        "overoptimisation/reward_at_matched_kl": "R* at matched KL",
+    },
 }
-"""Columns of the table that compares cells."""
+"""Columns of the tables that compare cells."""
 
 
 @dataclass(frozen=True)
@@ -291,35 +295,39 @@ def study_table(outcomes: Sequence[Outcome]) -> Table:
     return Table(title, ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n"), tuple(rows))
 
 
-def comparison_table(outcomes: Sequence[Outcome]) -> Table:
-    """A row a cell: mean and half width of its t interval, and its place in the placebo's distribution of AUROC.
+def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """A row a cell: mean and half width of its t interval; one table of the rewards and one of the policies.
 
-    The place is the share of placebo runs (cells named irl=placebo) whose AUROC reaches the cell's mean. Overrides that
-    all cells have in common are in the title. Where runs of a cell have no result, or not all have a metric, the table
-    says how many have.
+    `placebo >=` is how many placebo runs (cells named irl=placebo) have an AUROC that reaches the cell's mean. Overrides
+    that all cells have in common are in the title. Where runs of a cell have no result, or not all have a metric, the
+    table says how many have.
     """
     cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
     cells |= _by_cell(outcomes)
     sizes = Counter(outcome.cell for outcome in outcomes)
-    keys = [key for key in COMPARED if any(key in metrics for runs in cells.values() for metrics in runs)]
-    placebo = [
-        run["irl/auroc"]
-        for cell, runs in cells.items()
-        if "irl=placebo" in cell.split(",")
-        for run in runs
-        if "irl/auroc" in run
-    ]
     common = set.intersection(*(set(cell.split(",")) for cell in cells))
-    rows = []
-    for cell, runs in cells.items():
-        columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
-        place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
-        own = ",".join(item for item in cell.split(",") if item not in common) or "default"
-        count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
-        rows.append((own, *(_mean(values, len(runs)) for values in columns), *place, count))
-    names = ("cell", *(COMPARED[key] for key in keys), *(["placebo >="] if placebo else []), "n")
     everywhere = f" ({', '.join(sorted(common))})" if common else ""
-    return Table(f"Cells{everywhere}: mean ± half of the 95 % t interval", names, tuple(rows))
+    tables = []
+    for what, names in COMPARED.items():
+        keys = [key for key in names if any(key in metrics for runs in cells.values() for metrics in runs)]
+        placebo = _placebo(cells) if "irl/auroc" in keys else []
+        rows = []
+        for cell, runs in cells.items():
+            columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
+            place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
+            own = ",".join(item for item in cell.split(",") if item not in common) or "default"
+            count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
+            rows.append((own, *(_mean(values, len(runs)) for values in columns), *place, count))
+        header = ("cell", *(names[key] for key in keys), *(["placebo >="] if placebo else []), "n")
+        title = f"{what.capitalize()}{everywhere}: mean ± half of the 95 % t interval"
+        tables += [Table(title, header, tuple(rows))] if keys else []
+    return tables
+
+
+def _placebo(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> list[float]:
+    """AUROC of the runs with expert and baseline swapped at random."""
+    members = [run for cell, runs in cells.items() if "irl=placebo" in cell.split(",") for run in runs]
+    return [run["irl/auroc"] for run in members if "irl/auroc" in run]
 
 
 def _mean(values: Sequence[float], runs: int) -> str:
@@ -380,7 +388,7 @@ def tables(outcomes: Sequence[Outcome]) -> list[Table]:
     if len(outcomes) == 1 and completed:
         found = run_tables(completed[0].metrics or {})
     elif len(_by_cell(outcomes)) > 1:
-        found = [comparison_table(outcomes)]
+        found = comparison_tables(outcomes) or [study_table(outcomes)]
     else:
         found = [study_table(outcomes)] if completed else []
     if len(completed) < len(outcomes):

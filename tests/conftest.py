@@ -95,6 +95,8 @@ class Launcher:
         return self.end(self.start(cwd, *overrides, env=env), cwd, check=check)
 
     def start(self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        if not any(override.startswith("report=") for override in overrides):
+            overrides = (*overrides, "report=false")  # seconds a launch; the tests of the report ask for it
         cwd.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
         process = subprocess.Popen(
@@ -154,6 +156,14 @@ def first_launch(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -
 def warm_store(first_launch: Launched) -> Path:
     """A store that holds every stage of `scale=tiny tracking=none`. To be read or copied, not written to."""
     return first_launch.cwd / "multirun" / "store"
+
+
+@pytest.fixture(scope="session")
+def three_seeds(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Three seeds of one expert, from an empty store, in one process, with the report."""
+    folder = tmp_path_factory.mktemp("three")
+    line = ("scale=tiny", "data.count=1000", "workers=1", "tracking=offline", "name=seeds")
+    return launcher(folder, *line, "irl.seed=0,1,2", "report=true")
 
 
 # --------------------------------------------------------------------------------------- models and texts

@@ -147,13 +147,6 @@ def test_under_the_launcher_of_hydra_the_numbers_are_the_same(
 
 
 @pytest.fixture(scope="module")
-def three_seeds(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """Three seeds of one expert, from an empty store, in one process."""
-    folder = tmp_path_factory.mktemp("three")
-    return launcher(folder, *TINY, "irl.seed=0,1,2", "tracking=offline", "name=seeds")
-
-
-@pytest.fixture(scope="module")
 def three_seeds_in_a_pool(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """The same from another empty store, in two processes."""
     return launcher(tmp_path_factory.mktemp("pool"), *TINY, "irl.seed=0,1,2", "workers=2")
@@ -179,7 +172,7 @@ def test_one_process_and_two_give_the_same_bytes(three_seeds: Launched, three_se
 
 
 def test_every_job_has_a_folder_a_row_and_a_place_in_the_summary(three_seeds: Launched) -> None:
-    assert sorted(path.name for path in three_seeds.folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    assert sorted(path.name for path in three_seeds.folder.iterdir() if path.is_dir()) == ["0", "1", "2", "report"]
     rows = three_seeds.runs()
     assert [(row["job"], row["status"], row["error"]) for row in rows] == [(str(n), "completed", "") for n in range(3)]
     assert [float(row["irl/auroc"]) for row in rows] == [three_seeds.metrics(n)["irl/auroc"] for n in range(3)]
@@ -191,9 +184,10 @@ def test_every_job_has_a_folder_a_row_and_a_place_in_the_summary(three_seeds: La
 
 
 def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launched) -> None:
-    runs = [read_run(folder) for folder in offline_runs(three_seeds.folder)]
-    assert len({run["run"]["id"] for run in runs}) == 3
-    assert {run["run"]["group"] for run in runs} == {f"seeds/{three_seeds.folder.name}"}
+    *runs, report = [read_run(folder) for folder in offline_runs(three_seeds.folder)]
+    assert len({run["run"]["id"] for run in [*runs, report]}) == 4
+    assert report["run"]["job_type"] == report["run"]["name"] == "report"
+    assert {run["run"]["group"] for run in [*runs, report]} == {f"seeds/{three_seeds.folder.name}"}
     assert [run["exit_code"] for run in runs] == [0, 0, 0]
     for job, run in enumerate(runs):
         assert run["config"]["irl"]["seed"] == job
@@ -201,7 +195,10 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
         assert run["run"]["job_type"] == "run"
         kept = json.loads((three_seeds.folder / str(job) / "config.json").read_text())
         assert {key: run["config"][key] for key in kept} == kept  # nested and resolved
-        steps = [{"name": f"{stage}/*", "step": f"{stage}/step"} for stage in ("sft", "rlhf", "irl", "refinetune")]
+        steps = [
+            {"name": f"{stage}/*", "step": f"{stage}/step"}
+            for stage in ("sft", "rlhf", "irl", "refinetune", "evaluate")
+        ]
         assert sorted(run["metrics"], key=str) == sorted(steps, key=str)
         assert {key: run["summary"][key] for key in three_seeds.metrics(job)} == three_seeds.metrics(job)
         curves = {key for row in run["history"] for key in row}

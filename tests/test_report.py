@@ -134,8 +134,8 @@ def test_cells_are_compared_by_mean_and_t_interval_and_common_overrides_are_in_t
         outcome(1, "until=irl,irl=margin,irl.seed=1", {"irl/auroc": 0.8, "irl/epic": 0.4}),
         outcome(2, "until=irl,irl=majority,irl.seed=0", {"irl/auroc": 0.5}),
     ]
-    table = report.comparison_table(runs)
-    assert table.title == "Cells (until=irl): mean ± half of the 95 % t interval"
+    (table,) = report.comparison_tables(runs)
+    assert table.title == "Learned rewards (until=irl): mean ± half of the 95 % t interval"
     half = stats.t.ppf(0.975, 1) * np.std([0.9, 0.8], ddof=1) / np.sqrt(2)
     assert rows(table) == {
         "irl=margin": {
@@ -155,7 +155,7 @@ def test_cells_with_lost_runs_or_metrics_say_so() -> None:
         outcome(2, "irl=margin,irl.seed=2"),
         outcome(3, "irl=probe,irl.seed=0"),
     ]
-    found = rows(report.comparison_table(runs))
+    found = rows(report.comparison_tables(runs)[0])
     assert found["irl=margin"] == {
         "cell": "irl=margin",
         "AUROC": "0.900 (n = 1)",
@@ -170,16 +170,33 @@ def test_the_place_of_a_cell_is_the_share_of_placebo_runs_that_reach_its_mean() 
         outcome(n, f"irl=placebo,irl.seed={n}", {"irl/auroc": value}) for n, value in enumerate((0.3, 0.5, 0.7, 0.6))
     ]
     runs.append(outcome(4, "irl=margin,irl.seed=0", {"irl/auroc": 0.6}))
-    found = rows(report.comparison_table(runs))
+    found = rows(report.comparison_tables(runs)[0])
     assert found["irl=margin"]["placebo >="] == "2/4"
     assert found["irl=placebo"]["placebo >="] == "2/4"
 
 
 def test_many_cells_are_compared_on_the_terminal_and_spread_out_in_the_summary(tmp_path: Path) -> None:
     runs = [outcome(0, "irl=margin", LEARNED), outcome(1, "irl=placebo", LEARNED)]
-    assert report.write(tmp_path, runs) == [report.comparison_table(runs)]
+    compared = report.comparison_tables(runs)
+    assert report.write(tmp_path, runs) == compared
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert text == report.comparison_table(runs).markdown() + "\n" + report.study_table(runs).markdown()
+    assert text == "\n".join(table.markdown() for table in [*compared, report.study_table(runs)])
+
+
+def test_rewards_and_policies_are_compared_in_tables_of_their_own() -> None:
+    runs = [
+        outcome(0, "irl=margin", {"irl/auroc": 0.9, "refinetuned/kl": 2.0}),
+        outcome(1, "irl=probe", {"irl/auroc": 0.8, "refinetuned/kl": 3.0}),
+    ]
+    rewards, policies = report.comparison_tables(runs)
+    assert rewards.columns == ("cell", "AUROC", "n")
+    assert policies.columns == ("cell", "KL (nats)", "n")
+    assert rows(policies)["irl=probe"]["KL (nats)"] == "3.000"
+
+
+def test_cells_without_any_compared_metric_get_the_table_of_the_study() -> None:
+    runs = [outcome(0, "sft.steps=1", {"reference/kl": 0.0}), outcome(1, "sft.steps=2", {"reference/kl": 0.0})]
+    assert report.tables(runs) == [report.study_table(runs)]
 
 
 def test_markdown_is_a_table() -> None:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from irl_exp.analysis import figures, paper_figures, spread_figures, study_figures
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
-from irl_exp.report import Outcome, Table, comparison_table, study_table
+from irl_exp.report import Outcome, Table, comparison_tables, study_table
 
 Progress = Callable[[str, int, int], None]
 Draw = Callable[[Study, Summary], Figure]
@@ -219,7 +219,7 @@ def number_tables(study: Study) -> list[Table]:
     outcomes = [Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in study.runs] + [
         Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost
     ]
-    compared = [comparison_table(outcomes)] if len(study.cells) > 1 else []
+    compared = comparison_tables(outcomes) if len(study.cells) > 1 else []
     return [*compared, study_table(outcomes)]
 
 
