@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,6 +209,139 @@ def test_the_optimum_is_certified() -> None:
         values = loss(world(80, 5) @ found.weights)
         assert found.loss == pytest.approx(values.mean())
         assert found.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(80))
+
+
+def level_and_directions(
+    loss: Loss, n: int, d: int, seed: int, tolerance: float, sides: int = 8
+) -> tuple[room._Level, Floats]:
+    """W in a ball of radius 2, and directions of length one."""
+    differences, towards = world(n, d, seed), np.random.default_rng(seed + 1).normal(size=(sides, d))
+    best = room.optimum(differences, loss, max_norm=2.0, precision=room.OPTIMUM * tolerance)
+    level = room._Level(room._Pairs(2 * differences, loss), best.weights / 2, best.loss, tolerance)
+    return level, towards / np.linalg.norm(towards, axis=1, keepdims=True)
+
+
+@each_loss
+@pytest.mark.parametrize(("n", "d"), [(15, 2), (120, 10), (20, 30)])
+def test_sides_together_against_each_side_alone(name: str, n: int, d: int) -> None:
+    """The slow interior-point method is the oracle: the two intervals of an end overlap, so neither is wrong."""
+    level, towards = level_and_directions(LOSSES[name], n, d, seed=11, tolerance=0.05)
+    *_, (bound, attained, close) = room._together(level, towards, 0.05)
+    alone = np.array([room._furthest(level, row, 1e-3) for row in towards])
+    assert close == len(towards)  # without its help
+    assert (bound >= alone[:, 1] - 1e-9).all()
+    assert (attained <= alone[:, 0] + 1e-9).all()
+    half = alone[:, 0] - towards @ level.centre
+    np.testing.assert_array_less(bound - alone[:, 1], 0.055 * half)
+    np.testing.assert_array_less(alone[:, 0] - attained, 0.055 * half)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(sorted(LOSSES)), st.sampled_from([0.005, 0.05, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_bounds_hold_after_every_step(seed: int, name: str, tolerance: float) -> None:
+    """Random rewards of W, on its rim or inside, never pass them, however far the solver has come."""
+    level, towards = level_and_directions(LOSSES[name], 12, 3, seed, tolerance, sides=4)
+    random = np.random.default_rng(seed)
+    ways = random.normal(size=(300, 3)) * random.choice([0.05, 1.0], (300, 1))
+    low, high = np.zeros(len(ways)), np.full(len(ways), 100.0)
+    for _ in range(50):
+        points = level.centre + ((low + high) / 2)[:, None] * ways
+        inside = mean_loss(level.pairs.loss, level.pairs.differences, points) <= level.value
+        inside &= np.linalg.norm(points, axis=1) <= 1
+        low, high = np.where(inside, (low + high) / 2, low), np.where(inside, high, (low + high) / 2)
+    margins = (level.centre + (low * random.choice([0.5, 1.0], len(low)))[:, None] * ways) @ towards.T
+    for steps, (bound, attained, _) in enumerate(room._together(level, towards, 0.01)):
+        assert (margins <= bound + 1e-9).all(), steps
+        assert (attained <= bound + 1e-9).all(), steps
+
+
+@each_loss
+def test_what_is_attained_is_a_margin_of_a_consistent_reward(name: str) -> None:
+    """Each point, drawn back by what `_attained` says, satisfies both constraints."""
+    level, towards = level_and_directions(LOSSES[name], 30, 4, seed=3, tolerance=0.02)
+    random = np.random.default_rng(4)
+    sides = replace(
+        room._Sides.at(level.centre, towards, 0.7, 1.0), point=room._in_ball(random.normal(size=towards.shape))
+    )
+    touch = level.pairs.touch(sides.point, sides.temperature)
+    middle = towards @ level.centre
+    attained = room._attained(level, sides, touch, middle)
+    fraction = (attained - middle) / ((sides.point * towards).sum(axis=1) - middle)
+    points = level.centre + fraction[:, None] * (sides.point - level.centre)
+    assert (fraction > 0).all()
+    assert fraction.min() < 0.9  # some had to be drawn back
+    assert (mean_loss(level.pairs.loss, level.pairs.differences, points) <= level.value + 1e-12).all()
+    assert (np.linalg.norm(points, axis=1) <= 1 + 1e-12).all()
+
+
+@each_loss
+def test_a_touch_is_the_loss_and_a_plane_below_it(name: str) -> None:
+    pairs, random = room._Pairs(world(20, 3), LOSSES[name]), np.random.default_rng(5)
+    u, others, own = random.normal(size=(6, 3)), random.normal(size=(200, 3)), LOSSES[name].temperature
+    value = mean_loss(pairs.loss, pairs.differences, u)
+    for temperature in (0.7, 3.0):
+        touch = pairs.touch(u, np.full(6, temperature))
+        np.testing.assert_allclose(touch.loss, value)
+        below = others @ touch.slope.T + touch.offset
+        assert (below <= mean_loss(pairs.loss, pairs.differences, others)[:, None] + 1e-12).all()
+        if temperature == own:
+            np.testing.assert_allclose((touch.slope * u).sum(axis=1) + touch.offset, value)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 3.0), st.floats(1e-4, 1e4))
+@settings(max_examples=60, deadline=None)
+def test_the_farthest_point_of_ball_and_ellipsoid_by_samples(seed: int, size: float, guess: float) -> None:
+    random = np.random.default_rng(seed)
+    towards, curvature = random.normal(size=(1, 3)), random.uniform(0.1, 4, size=(1, 3))
+    towards /= np.linalg.norm(towards)
+    centre, room_left = 0.9 * room._in_ball(random.normal(size=(1, 3))), np.array([size])  # which both contain
+    u, _ = room._farthest(towards, curvature, centre, room_left, np.array([guess]))
+    assert np.linalg.norm(u) <= 1 + 1e-12
+    assert (curvature * (u - centre) ** 2).sum() / 2 <= size * (1 + 1e-3)
+    samples = random.normal(size=(4000, 3))
+    samples = centre + samples / np.sqrt((curvature * samples**2).sum(axis=1, keepdims=True) / (2 * size))
+    inside = np.concatenate([samples, room._in_ball(random.normal(size=(4000, 3)) * 10)])
+    inside = inside[(np.linalg.norm(inside, axis=1) <= 1 + 1e-9)]
+    inside = inside[(curvature * (inside - centre) ** 2).sum(axis=1) / 2 <= size + 1e-9]
+    assert (inside @ towards[0]).max() <= float(u[0] @ towards[0]) + 1e-3
+
+
+@each_loss
+def test_a_side_that_stays_open_goes_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences, tests = world(40, 4), np.random.default_rng(9).normal(size=(4, 4))
+    together = room.possible_margins(differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05)
+    monkeypatch.setattr(room, "TOGETHER", 1)
+    calls: list[tuple[int, int]] = []
+    alone = room.possible_margins(
+        differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05, progress=lambda *given: calls.append(given)
+    )
+    assert calls == [(done, 8) for done in range(9)]
+    half = together.width / 2
+    for end in ("low", "high", "attained_low", "attained_high"):
+        assert (np.abs(getattr(alone, end) - getattr(together, end)) <= 0.03 * half).all(), end
+
+
+@each_loss
+def test_batches_are_independent_and_progress_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences, tests = world(40, 4), np.random.default_rng(9).normal(size=(4, 4))
+    tests[1] = 0  # both of its sides are done before
+    one = room.possible_margins(differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05)
+    monkeypatch.setattr(room, "BATCH", 4)
+    calls: list[tuple[int, int]] = []
+    two = room.possible_margins(
+        differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05, progress=lambda *given: calls.append(given)
+    )
+    np.testing.assert_allclose(two.low, one.low, rtol=1e-4)
+    np.testing.assert_allclose(two.high, one.high, rtol=1e-4)
+    assert calls == sorted(calls)
+    assert calls[0] == (0, 6)
+    assert calls[-1] == (6, 6)
+
+
+def test_the_optimum_does_not_stick_to_the_ball() -> None:
+    """Here steps that may use up all of the slack come to lie on the surface, a thousandth above the least loss."""
+    found = room.optimum(world(12, 3, 4156), LOSSES["bradley_terry"], max_norm=2.0, precision=4e-6)
+    assert found.loss - found.lower <= 4e-6
 
 
 D, T, HINGE = world(5, 3), np.ones((2, 3)), LOSSES["hinge"]

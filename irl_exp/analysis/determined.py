@@ -12,11 +12,14 @@ Units: `tolerance` is in units of the loss, and `optimum(...).standard_error`, t
 over pairs, is the size of what the data cannot tell apart; margins are in units of the reward, that is of features
 times |w|. D and t are differences of the same scaled features that the reward was fitted on, and max_norm its bound.
 
-Method. With |w| <= max_norm scaled to 1, each side is a convex program, solved by a primal-dual interior-point method
-(Boyd and Vandenberghe, Convex Optimization, section 11.7); a step solves a dense d x d system. A loss with a kink gets
-a variable xi_i >= 0, xi_i >= m - d_i for each pair, which its step eliminates. No answer rests on the solver having
-converged:
-- every iterate lies in W, so its t . w is attained: `attained_low`, `attained_high`;
+Method. With |w| <= max_norm scaled to 1, each side, the greatest t . w or -t . w, is a convex program.
+- All sides go together (`_together`): a step needs D and D' once for all of them, and no system is solved, since one
+  eigenbasis makes the model of the loss diagonal for every side. A kink is smoothed while the precision allows it.
+- A side that stays open after these goes alone through a primal-dual interior-point method (Boyd and Vandenberghe,
+  Convex Optimization, section 11.7), whose step solves a dense d x d system. A loss with a kink gets a variable
+  xi_i >= 0, xi_i >= m - d_i for each pair, which its step eliminates. The optimum itself is found in this way.
+No answer rests on either having converged:
+- every iterate is drawn into W, so its t . w is attained: `attained_low`, `attained_high`;
 - any shares a_i in [0, 1] give a plane below the loss, L(w) >= g . w + c, so that W lies in a ball cut by a half-space
   over which the maximum of t . w has a closed form: no reward of W passes the bounds `low` and `high` (up to rounding).
 The shares of the solution make the two meet (strong duality).
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +39,17 @@ from scipy.special import entr, expit
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Solver = Callable[[Floats], Floats]
+Progress = Callable[[int, int], object]
 
 OPTIMUM = 2e-3
 """L* is known to within this fraction of the tolerance; the rewards that this admits too many are counted in."""
 BOLD, CAREFUL = 60, 150
-"""Most steps of the two kinds."""
+"""Most interior-point steps of the two kinds."""
+TOGETHER, BATCH = 300, 256
+"""Most steps of the sides that go together; and how many do."""
+WARM, SMOOTH = 0.3, 0.8
+"""Of these: the first temperature over the size of the margins; half of it once smoothing costs more than this share
+of the tolerance times the gap that is left."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +153,42 @@ class _Pairs:
     def mean_loss(self, u: Floats) -> float:
         return float(self.loss(self.differences @ u).mean())
 
-    def plane(self, shares: Floats) -> tuple[Floats, float]:
-        """(g, c) with L(u) >= g . u + c for all u, from any shares a (n,) in [0, 1].
+    def plane(self, shares: Floats) -> tuple[Floats, Floats]:
+        """(g, c) with L(u) >= g . u + c for all u, from any shares a (n,) in [0, 1]; (s, d) and (s,) from (s, n).
 
         softplus(z) = max over a of a z + H(a), H the entropy in nats, and max(0, z) = max of a z, so that
         loss(d) >= -(slope + weight a) d + weight (target a + T H(a)).
         """
         loss, count = self.loss, len(self.differences)
         slope = -(loss.slope + loss.weight * shares) @ self.differences / count
-        entropy = float((entr(shares) + entr(1 - shares)).mean()) if loss.temperature else 0.0
-        return slope, loss.weight * (loss.target * float(shares.mean()) + loss.temperature * entropy)
+        entropy = (entr(shares) + entr(1 - shares)).mean(axis=-1) if loss.temperature else 0.0
+        return slope, np.asarray(loss.weight * (loss.target * shares.mean(axis=-1) + loss.temperature * entropy))
+
+    def touch(self, u: Floats, temperature: Floats) -> _Touch:
+        """The loss at s points u (s, d), smoothed to temperatures (s,) that are its own or above."""
+        loss, margins = self.loss, u @ self.differences.T
+        short = loss.target - margins
+        small = np.exp(-np.abs(short) / temperature[:, None])
+        shares = np.where(short > 0, 1.0, small) / (1 + small)
+        own = loss.weight * np.maximum(short, 0).mean(axis=1) - loss.slope * margins.mean(axis=1)
+        if loss.temperature:
+            own = loss(margins).mean(axis=1)
+        return _Touch(own, *self.plane(shares))
+
+
+@dataclass(frozen=True)
+class _Touch:
+    """What the loss is at s points.
+
+    Attributes:
+        loss: (s,) L(u).
+        slope: (s, d) gradient of the smoothed L at u.
+        offset: (s,) with L(v) >= slope . v + offset for all v.
+    """
+
+    loss: Floats
+    slope: Floats
+    offset: Floats
 
 
 def _gram(rows: Floats, weights: Floats) -> Floats:
@@ -353,14 +388,15 @@ class _Newton:
     def after(self, products: Floats, *, careful: bool) -> tuple[Floats, Floats] | None:
         """x and duals after the longest step towards these products; none if the numbers allow none.
 
-        It stays inside, and a careful one brings the conditions nearer to being met.
+        It stays inside and keeps some of each slack, for on the surface of the ball further steps would be tiny; and a
+        careful one brings the conditions nearer to being met.
         """
         move, give, turn = self.towards(products)
         step = min(1.0, 0.95 * min(_reach(self.slack, give), _reach(self.duals, turn)))
         before = self._residual(self.x, self.duals, products)
         while step > 1e-8:
             x, duals = self.x + step * move, self.duals + step * turn
-            if (self.program.values(x) < 0).all() and (
+            if (self.program.values(x) < -0.03 * self.slack).all() and (
                 not careful or self._residual(x, duals, products) <= (1 - 0.01 * step) * before
             ):
                 return x, duals
@@ -434,7 +470,7 @@ def _optimum(pairs: _Pairs, precision: float) -> tuple[Floats, float, float]:
     for loss in _warmer(pairs):
         for u, shares in _iterates(_program(replace(pairs, loss=loss)), 0.9 * last):
             slope, offset = pairs.plane(shares)
-            lower = max(lower, offset - float(np.linalg.norm(slope)))  # the least of the plane on the ball
+            lower = max(lower, float(offset - np.linalg.norm(slope)))  # the least of the plane on the ball
             if (found := pairs.mean_loss(u)) < best:
                 best, chosen = found, u
             if best - lower <= precision:
@@ -461,6 +497,7 @@ def possible_margins(
     max_norm: float,
     tolerance: float,
     precision: float = 0.01,
+    progress: Progress = lambda done, total: None,
 ) -> Possible:
     """Least and greatest t . w over all rewards w within `tolerance` of the best loss and |w| <= max_norm.
 
@@ -470,6 +507,7 @@ def possible_margins(
         tolerance: above 0, in units of the loss.
         precision: `low` and `attained_low`, `high` and `attained_high` differ by at most this fraction of the distance
             of the bound from the optimum's margin, where the numbers allow.
+        progress: called with how many sides (two a test pair) are done, and of how many.
     """
     _check(differences, max_norm=max_norm, tolerance=tolerance, precision=precision)
     if tests.ndim != 2 or tests.shape[1] != differences.shape[1] or not np.isfinite(tests).all():
@@ -478,10 +516,14 @@ def possible_margins(
         )
     best = optimum(differences, loss, max_norm=max_norm, precision=OPTIMUM * tolerance)
     reduced, directions, centre = _reduce(differences, tests, best.weights / max_norm)
-    pairs = _Pairs(reduced * max_norm, loss)
-    sides = np.array([_interval(pairs, t, centre, best.loss, tolerance, precision) for t in directions])
-    low, attained_low, attained_high, high = max_norm * sides.reshape(-1, 4).T
-    return Possible(low, high, attained_low, attained_high, best)
+    level = _Level(_Pairs(reduced * max_norm, loss), centre, best.loss, tolerance)
+    size = np.linalg.norm(directions, axis=1)
+    some = np.repeat(size > 0, 2)
+    towards = (directions / np.where(size, size, 1)[:, None])[:, None] * np.array([-1.0, 1.0])[:, None]
+    ends = np.zeros((len(some), 2))
+    ends[some] = _ends(level, towards.reshape(-1, directions.shape[1])[some], precision, progress)
+    (low, attained_low), (high, attained_high) = (max_norm * size * ends[side::2].T for side in (0, 1))
+    return Possible(-low, high, -attained_low, attained_high, best)
 
 
 def _check(differences: Floats, **positive: float) -> None:
@@ -507,28 +549,236 @@ def _reduce(differences: Floats, tests: Floats, centre: Floats) -> tuple[Floats,
     return rows, np.column_stack([inside, beside]), np.append(centre @ basis, 0.0)
 
 
-def _interval(
-    pairs: _Pairs, test: Floats, centre: Floats, best: float, tolerance: float, precision: float
-) -> tuple[float, float, float, float]:
-    """low, attained low, attained high, high of test . u."""
-    size = float(np.linalg.norm(test))
-    if not size:
-        return 0.0, 0.0, 0.0, 0.0
-    ends = [_furthest(pairs, sign * test / size, centre, best, tolerance, precision) for sign in (-1.0, 1.0)]
-    (low, attained_low), (high, attained_high) = ends
-    return -size * low, -size * attained_low, size * attained_high, size * high
+@dataclass(frozen=True)
+class _Level:
+    """The set W in coordinates in which |u| <= 1: L(u) <= best + tolerance, where best = L(centre)."""
+
+    pairs: _Pairs
+    centre: Floats
+    best: float
+    tolerance: float
+
+    @property
+    def value(self) -> float:
+        return self.best + self.tolerance
 
 
-def _furthest(
-    pairs: _Pairs, towards: Floats, centre: Floats, best: float, tolerance: float, precision: float
-) -> tuple[float, float]:
-    """A bound on towards . u over W, |towards| = 1, and what is attained."""
-    level, middle = best + tolerance, float(towards @ centre)
+def _ends(level: _Level, towards: Floats, precision: float, progress: Progress) -> Floats:
+    """(s, 2): of each direction of length one (s, d) the bound on towards . u over W, and what is attained."""
+    done, total = 0, len(towards)
+    found = np.empty((total, 2))
+    for first in range(0, total, BATCH):
+        rows, before = slice(first, first + BATCH), done
+        for bound, attained, done in _together(level, towards[rows], precision):
+            found[rows] = np.column_stack([bound, attained])
+            progress(before + done, total)
+        done += before
+    bounds, reached = found.T
+    for row in np.flatnonzero(~_close(bounds, reached, towards @ level.centre, precision)):
+        alone = _furthest(level, towards[row], precision)
+        found[row] = min(alone[0], bounds[row]), max(alone[1], reached[row])
+        progress(done := done + 1, total)
+    return found
+
+
+def _close(bound: Floats, attained: Floats, middle: Floats, precision: float) -> Bools:
+    return np.asarray(bound - attained <= precision * (bound - middle))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """s sides under way, a row each.
+
+    Attributes:
+        row: (s,) which of all.
+        towards: (s, d) of length one: maximise towards . u.
+        point: (s, d) where the loss is looked at next.
+        last: (s, d) the maximum of the last model; `point` lies beyond it, by momentum.
+        pace: (s,) of the momentum.
+        temperature: (s,) of the smoothed loss.
+        stiffness: (s,) the model of the smoothed loss has the curvature stiffness * metric.
+        ratio: (s,) the ball's multiplier over the loss's, at the last model's maximum.
+        before, slope: (s, d) the last point and the smoothed loss's slope there; NaN where the temperature was another.
+        mean_slope, mean_offset: (s, d) and (s,) planes averaged with the momentum's weights, which is a plane below the
+            loss again: its bound is the tighter one far from the ball's surface.
+    """
+
+    row: NDArray[np.int_]
+    towards: Floats
+    point: Floats
+    last: Floats
+    pace: Floats
+    temperature: Floats
+    stiffness: Floats
+    ratio: Floats
+    before: Floats
+    slope: Floats
+    mean_slope: Floats
+    mean_offset: Floats
+
+    @classmethod
+    def at(cls, centre: Floats, towards: Floats, temperature: float, ratio: float) -> _Sides:
+        ones, start = np.ones(len(towards)), np.tile(centre, (len(towards), 1))
+        return cls(
+            row=np.arange(len(towards)),
+            towards=towards,
+            point=start,
+            last=start,
+            pace=ones,
+            temperature=temperature * ones,
+            stiffness=ones,
+            ratio=ratio * ones,
+            before=start,
+            slope=np.full_like(start, np.nan),
+            mean_slope=np.zeros_like(start),
+            mean_offset=0 * ones,
+        )
+
+    def only(self, rows: Bools) -> _Sides:
+        return _Sides(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def _together(level: _Level, towards: Floats, precision: float) -> Iterator[tuple[Floats, Floats, int]]:
+    """(bound, attained, how many are close), better with each step, until all are close or the steps run out.
+
+    At a point y the smoothed loss has the model L(y) + slope . (u - y) + stiffness |u - y|^2 / 2, in the norm of its
+    Hessian at the optimum. The next u maximises towards . u where ball and model allow: the moving balls of Auslender,
+    Shefi and Teboulle (SIAM J. Optimization 20, 2010), here with Nesterov's momentum. The stiffness is the largest
+    curvature met so far, and the temperature falls while smoothing costs much of the gap that is left.
+    """
+    level, towards, metric, warm = _diagonal(level, towards)
+    middle = towards @ level.centre
+    bound, attained = np.ones(len(towards)), middle.copy()
+    sides = _Sides.at(level.centre, towards, warm, float(metric.mean()))
+    for _ in range(TOGETHER):
+        touch, rows = level.pairs.touch(sides.point, sides.temperature), sides.row
+        sides = _averaged(sides, touch)
+        bound[rows] = np.minimum(bound[rows], _bounds(level, sides, touch))
+        attained[rows] = np.maximum(attained[rows], _attained(level, sides, touch, middle[rows]))
+        close = _close(bound, attained, middle, precision)
+        yield bound, attained, int(close.sum())
+        if close.all():
+            return
+        gap = (bound - attained)[rows] / np.maximum(bound - middle, 1e-300)[rows]
+        sides = _moved(level, metric, sides, touch, gap).only(~close[rows])
+
+
+def _diagonal(level: _Level, towards: Floats) -> tuple[_Level, Floats, Floats, float]:
+    """Level and directions in the eigenbasis of the smoothed Hessian at the optimum, its eigenvalues, the temperature.
+
+    Every pair has some curvature, for it may meet its kink elsewhere in W; and the eigenvalues have a floor, for what
+    no pair has.
+    """
+    pairs, loss = level.pairs, level.pairs.loss
+    margins = pairs.differences @ level.centre
+    size = float(np.sqrt((margins**2).mean())) or float(np.linalg.norm(pairs.differences)) or 1.0
+    warm = max(WARM * size, loss.temperature)
+    shares = expit((loss.target - margins) / warm)
+    curvature = loss.weight / (warm * len(margins)) * (shares * (1 - shares) + 0.02)
+    values, basis = linalg.eigh(_gram(pairs.differences, curvature), lower=False, check_finite=False)
+    floor = 1e-5 * (values[-1] + float(np.linalg.norm(pairs.plane(shares)[0]))) or 1.0
+    turned = replace(pairs, differences=pairs.differences @ basis)
+    return replace(level, pairs=turned, centre=level.centre @ basis), towards @ basis, np.maximum(values, floor), warm
+
+
+def _averaged(sides: _Sides, touch: _Touch) -> _Sides:
+    """With the plane of this touch in the mean: pace over the sum of all paces since the momentum began is 1 / pace."""
+    share = 1 / sides.pace
+    slope = sides.mean_slope + share[:, None] * (touch.slope - sides.mean_slope)
+    return replace(sides, mean_slope=slope, mean_offset=sides.mean_offset + share * (touch.offset - sides.mean_offset))
+
+
+def _bounds(level: _Level, sides: _Sides, touch: _Touch) -> Floats:
+    """(s,) of the plane here, or of the mean plane."""
+    here = _cut(sides.towards, touch.slope, level.value - touch.offset)
+    return np.minimum(here, _cut(sides.towards, sides.mean_slope, level.value - sides.mean_offset))
+
+
+def _attained(level: _Level, sides: _Sides, touch: _Touch, middle: Floats) -> Floats:
+    """(s,) towards . u at the points, each drawn back to the optimum as far as makes it sure to be in W.
+
+    Convexity: L(centre + f (u - centre)) <= best + f (L(u) - best).
+    """
+    fraction = np.minimum(1.0, level.tolerance / np.maximum(touch.loss - level.best, 1e-300))
+    return np.asarray(middle + fraction * ((sides.point * sides.towards).sum(axis=1) - middle))
+
+
+def _moved(level: _Level, metric: Floats, sides: _Sides, touch: _Touch, gap: Floats) -> _Sides:
+    """One step; gap (s,) is (bound - attained) / (bound - middle)."""
+    move = sides.point - sides.before
+    met = ((touch.slope - sides.slope) * move).sum(axis=1) / np.maximum((metric * move**2).sum(axis=1), 1e-300)
+    stiffness = np.fmax(sides.stiffness, met)
+    curvature = stiffness[:, None] * metric
+    # The model keeps to the level as the loss itself, not the smoothed one, has it: then u ends up on the rim of W.
+    room = level.value - touch.loss + 0.5 * (touch.slope**2 / curvature).sum(axis=1)
+    u, ratio = _farthest(sides.towards, curvature, sides.point - touch.slope / curvature, room, sides.ratio)
+    back = ((sides.point - u) * (u - sides.last) * metric).sum(axis=1) > 0  # the momentum leads astray: drop it
+    pace = np.where(back, 1.0, (1 + np.sqrt(1 + 4 * sides.pace**2)) / 2)
+    beyond = u + np.where(back, 0.0, (sides.pace - 1) / pace)[:, None] * (u - sides.last)
+    lost = touch.loss - touch.offset - (touch.slope * sides.point).sum(axis=1)  # of the plane, by smoothing
+    cold = np.maximum(sides.temperature / 2, level.pairs.loss.temperature)
+    temperature = np.where(lost > SMOOTH * gap * level.tolerance, cold, sides.temperature)
+    return replace(
+        sides,
+        point=_in_ball(beyond),
+        last=u,
+        pace=pace,
+        temperature=temperature,
+        stiffness=stiffness * sides.temperature / temperature,
+        ratio=ratio,
+        before=sides.point,
+        slope=np.where((temperature == sides.temperature)[:, None], touch.slope, np.nan),
+    )
+
+
+def _in_ball(u: Floats) -> Floats:
+    return np.asarray(u / np.maximum(np.linalg.norm(u, axis=1), 1)[:, None])
+
+
+def _farthest(towards: Floats, curvature: Floats, centre: Floats, room: Floats, guess: Floats) -> tuple[Floats, Floats]:
+    """max towards . u over |u| <= 1 and sum_j curvature_j (u_j - centre_j)^2 / 2 <= room, all (s, d) or (s,).
+
+    With the ratio r of the ball's multiplier to the other's, both together are one ellipsoid, whose farthest point is
+    known. It leaves the ball where r is too small and not where r is too large: the root of |u(r)| = 1 in log r, by
+    secants inside a bracket, halved now and then; the bracket's lower end where the ball does not bind.
+    """
+
+    def farthest(log_ratio: Floats) -> tuple[Floats, Floats]:
+        ratio = np.exp(log_ratio)[:, None]
+        both = curvature + ratio
+        middle, far = curvature * centre / both, towards / both
+        radius = room + 0.5 * (ratio[:, 0] - (centre * middle * ratio).sum(axis=1))
+        u = middle + far * np.sqrt(2 * np.maximum(radius, 0) / (towards * far).sum(axis=1))[:, None]
+        return u, (u * u).sum(axis=1) - 1
+
+    low, high = (np.log(factor * curvature.max(axis=1)) for factor in (1e-7, 1e5))
+    _, outside = farthest(low)
+    free = outside <= 0
+    x = np.where(free, low, np.clip(np.log(guess), low, high))
+    rate, last, outside_last = -np.ones(len(x)), x, outside
+    for step in range(60):
+        u, outside = farthest(x)
+        if (free | (np.abs(outside) < 1e-6)).all():
+            break
+        moved = (x != last) & (outside != outside_last)
+        rate[moved] = ((outside - outside_last) / np.where(moved, x - last, 1))[moved]
+        low, high = np.where(outside > 0, x, low), np.where(outside > 0, high, x)
+        ahead = x - outside / rate
+        last, outside_last = x, outside
+        quick = (ahead > low) & (ahead < high) & (step % 3 < 2)
+        x = np.where(free, x, np.where(quick, ahead, (low + high) / 2))
+    return _in_ball(u), np.where(free, guess, np.exp(x))
+
+
+def _furthest(level: _Level, towards: Floats, precision: float) -> tuple[float, float]:
+    """A bound on towards . u over W, |towards| = 1, and what is attained, by the interior-point method."""
+    pairs, middle = level.pairs, float(towards @ level.centre)
     bound, attained = 1.0, middle
-    for u, shares in _iterates(_program(pairs, towards, level), _inside(pairs, centre, level - tolerance / 2)):
+    start = _inside(pairs, level.centre, level.value - level.tolerance / 2)
+    for u, shares in _iterates(_program(pairs, towards, level.value), start):
         slope, offset = pairs.plane(shares)
         attained = max(attained, float(towards @ u))
-        bound = min(bound, _cut(towards, slope, level - offset))
+        bound = min(bound, float(_cut(towards, slope, level.value - offset)))
         if bound - attained <= precision * (bound - middle):
             break
     return bound, attained
@@ -542,14 +792,13 @@ def _inside(pairs: _Pairs, centre: Floats, level: float) -> Floats:
     raise ArithmeticError("The set of consistent rewards has no inside that the numbers can tell: raise the tolerance.")
 
 
-def _cut(towards: Floats, slope: Floats, value: float) -> float:
-    """max of towards . u over |u| <= 1 and slope . u <= value, for |towards| = 1.
+def _cut(towards: Floats, slope: Floats, value: Floats) -> Floats:
+    """max of towards . u over |u| <= 1 and slope . u <= value, for |towards| = 1: of vectors, or row by row.
 
     With p = slope . towards / |slope| and v = value / |slope|: 1 where p <= v, else p v + sqrt(1 - p^2) sqrt(1 - v^2).
     """
-    norm = float(np.linalg.norm(slope))
-    p, v = (float(slope @ towards) / norm, value / norm) if norm else (0.0, 1.0)
-    if p <= v:
-        return 1.0
-    v, p = max(v, -1.0), min(p, 1.0)
-    return float(p * v + np.sqrt(1 - p * p) * np.sqrt(1 - v * v))
+    norm = np.linalg.norm(slope, axis=-1)
+    some, norm = norm > 0, np.where(norm > 0, norm, 1)
+    p, v = (slope * towards).sum(axis=-1) / norm, value / norm
+    free, p, v = ~some | (p <= v), np.clip(p, -1, 1), np.clip(v, -1, 1)
+    return np.asarray(np.where(free, 1.0, p * v + np.sqrt(1 - p * p) * np.sqrt(1 - v * v)))
