@@ -165,6 +165,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
         "device_used": str(device),
         "versions": _versions(),
+        "code": _source_digest(),
     }
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

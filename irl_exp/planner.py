@@ -9,6 +9,7 @@ import contextlib
 import copy
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,10 +128,13 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
 
 
 def _write_plan(folder: Path, jobs: Sequence[PlannedJob]) -> None:
-    """plan.json: all jobs of the launch, so that those without a result are known whatever happens."""
+    """plan.json: the command and all jobs, so that those without a result are known whatever happens."""
     planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
+    command = shlex.join(["python", *sys.argv])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps({"jobs": planned}, indent=1) + "\n", encoding="utf-8")
+    (folder / "plan.json").write_text(
+        json.dumps({"command": command, "jobs": planned}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 @contextlib.contextmanager

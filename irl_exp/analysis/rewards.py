@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,23 +198,18 @@ def _spread(values: Floats, generator: np.random.Generator) -> dict[str, Any]:
     if len(values) == 1:
         return found
     typical = statistics.typical(values, generator=generator)
-    return found | {"sd": float(values.std(ddof=1)), "typical": asdict(typical)}
+    return found | {"sd": float(values.std(ddof=1)), "typical": typical.plain()}
 
 
 def _of_many(rewards: Rewards, table: pd.DataFrame, generator: np.random.Generator) -> dict[str, Any]:
     signed, absolute = (statistics.pairwise_rank_correlation(rewards.learned, absolute=sign) for sign in (False, True))
     return {
         "pairwise_spearman_mean": signed.value,
-        "pairwise_spearman": _plain(signed),
-        "pairwise_spearman_absolute": _plain(absolute),
+        "pairwise_spearman": signed.plain(),
+        "pairwise_spearman_absolute": absolute.plain(),
         "pairwise_same_label_mean": _same_label(rewards.learned),
         "threshold": _threshold(table, generator),
     }
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    """As JSON knows it: a bound that is not defined is left out."""
-    return {key: value for key, value in asdict(estimate).items() if value == value}
 
 
 def _same_label(learned: Floats) -> float:
@@ -232,7 +227,7 @@ def _threshold(table: pd.DataFrame, generator: np.random.Generator) -> dict[str,
     """
     zero, calibrated = (table[key].to_numpy() for key in ("accuracy_at_zero", "accuracy_calibrated"))
     cost = statistics.paired_difference(calibrated, zero)
-    found: dict[str, Any] = {"cost_mean": _plain(cost)}
+    found: dict[str, Any] = {"cost_mean": cost.plain()}
     if np.ptp(zero) == 0:
         return found | {"not_computed": "all runs have the same accuracy at 0: there is no spread to share out"}
 
@@ -242,8 +237,8 @@ def _threshold(table: pd.DataFrame, generator: np.random.Generator) -> dict[str,
 
     if len(table) < statistics.FEW:  # a bootstrap of few runs promises too much
         alone = Estimate(share(np.arange(len(zero))), float("nan"), float("nan"), len(zero), "no interval: few runs")
-        return found | {"share_of_variance": _plain(alone)}
-    return found | {"share_of_variance": _plain(statistics.bootstrap(share, len(zero), generator=generator))}
+        return found | {"share_of_variance": alone.plain()}
+    return found | {"share_of_variance": statistics.bootstrap(share, len(zero), generator=generator).plain()}
 
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:

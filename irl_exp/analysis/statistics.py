@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ class Estimate:
     high: float
     n: int
     method: str
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON knows it: what is not defined is left out."""
+        return {key: value for key, value in asdict(self).items() if value == value}
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,19 @@ def sign_flip_test(differences: Floats | Sequence[float], *, generator: np.rando
         method = f"sign flips, {flips} random"
     reached = np.abs(signs @ found) >= abs(found.sum()) - 1e-12 * np.abs(found).sum()
     return Test(float(reached.mean()), count, method)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for as many tests as there are (Holm 1979): the family-wise error rate is kept.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(value) for value in adjusted]
 
 
 def sign_test(differences: Floats | Sequence[float]) -> Test:

@@ -1,0 +1,282 @@
+"""The spread over seeds, explained: what the papers call non-identifiability, in three parts that must not be mixed.
+
+(a) Offset and scale, which no loss of margins determines: they move an accuracy at a fixed threshold, no ranking.
+(b) Optimisation: how far the runs are from each other, and from the best reward on the same demonstrations.
+(c) What the demonstrations leave open: the rewards that explain them as well as the recovered ones did (determined.py).
+    Seeds that agree say nothing about (c): they may all stop in the same corner of a large set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from irl_exp.analysis import determined, statistics
+from irl_exp.analysis.statistics import Estimate, Floats
+from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.artifacts import read_manifest
+from irl_exp.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
+
+SEED = 0
+PAIRS = 100
+"""Test pairs that are asked about, one a prompt, so that they are independent."""
+
+
+def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.Generator) -> dict[str, Estimate]:
+    """Parts of the variance over runs of a completion's reward, mean over completions; they add up to 1.
+
+    offset: constants per prompt (the mean over its completions). scale: the part along the mean reward of the runs,
+    both without these constants. direction: the rest, which alone changes the order of two completions.
+
+    Args:
+        rewards: (runs, n) as the methods left them; prompts: (n,).
+    """
+    runs, n = rewards.shape
+    if runs < 3:
+        raise NotComputed(f"the parts of the spread need three runs or more, not {runs}")
+    _, group = np.unique(prompts, return_inverse=True)
+    sums = np.stack([np.bincount(group, weights=row) for row in rewards])
+    constant = (sums / np.bincount(group))[:, group]
+    grams = [part @ part.T / n for part in (rewards, constant, rewards - constant)]
+
+    def parts(rows: NDArray[np.int64]) -> Floats:
+        """offset, scale, direction of the runs `rows`; from products of runs alone."""
+        count = len(rows)
+        whole, offset, centred = (gram[np.ix_(rows, rows)] for gram in grams)
+        spread = [float(np.trace(gram) - gram.sum() / count) for gram in (whole, offset, centred)]
+        along = centred.mean(axis=1)  # of each run with the mean reward
+        length = float(along.mean())
+        scale = float(((along - length) ** 2).sum() / length) if length > 0 else 0.0
+        if spread[0] <= 0:
+            return np.full(3, np.nan)
+        return np.array([spread[1], scale, spread[2] - scale]) / spread[0]
+
+    value = parts(np.arange(runs, dtype=np.int64))
+    if np.isnan(value).any():
+        raise NotComputed("all runs gave the same rewards: there is no spread to share out")
+    draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
+    bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"
+    names = ("offset", "scale", "direction")
+    return {
+        name: Estimate(float(value[i]), float(bounds[0, i]), float(bounds[1, i]), runs, method)
+        for i, name in enumerate(names)
+    }
+
+
+@dataclass(frozen=True)
+class Open:
+    """What the demonstrations leave open, at each tolerance.
+
+    Attributes:
+        tolerances: in units of the loss, ascending.
+        standard_error: of the loss at the optimum over pairs.
+        excess: (runs,) loss of each run on the fitted pairs above the optimum.
+        margins: (runs, pairs) what the runs say of the test pairs.
+        best: (pairs,) what the best reward says.
+        possible: at each tolerance, the least and greatest margins.
+        truth: (pairs,) R* of the expert's completion minus that of the baseline's.
+        numbers: of the runs.
+    """
+
+    tolerances: tuple[float, ...]
+    standard_error: float
+    excess: Floats
+    margins: Floats
+    best: Floats
+    possible: tuple[determined.Possible, ...]
+    truth: Floats
+    numbers: tuple[int, ...]
+
+    def table(self) -> pd.DataFrame:
+        """A row a test pair and tolerance."""
+        return pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "tolerance": tolerance,
+                        "tolerance_se": tolerance / self.standard_error,
+                        "pair": np.arange(len(self.best)),
+                        "low": possible.low,
+                        "attained_low": possible.attained_low,
+                        "best": self.best,
+                        "attained_high": possible.attained_high,
+                        "high": possible.high,
+                        "determined": possible.determined,
+                        "runs_min": self.margins.min(axis=0),
+                        "runs_max": self.margins.max(axis=0),
+                        "truth": self.truth,
+                    }
+                )
+                for tolerance, possible in zip(self.tolerances, self.possible, strict=True)
+            ],
+            ignore_index=True,
+        )
+
+
+FRACTIONS = (0.05, 0.2, 1.0)
+"""Tolerances beside that of the runs, in standard errors of the loss."""
+
+
+def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Open:
+    """Bounds on the margins of test pairs over all rewards that explain the demonstrations nearly as well as the best.
+
+    Raises:
+        NotComputed: the runs do not share one convex problem, or the store has its parts no more.
+    """
+    problem = _problem(study)
+    error, best = problem.optimum.standard_error, problem.optimum
+    excess = problem.loss(problem.fitted_margins).mean(axis=1) - best.loss
+    tolerances = {fraction * error for fraction in FRACTIONS}
+    typical = float(np.median(excess))
+    if typical > min(tolerances) / 10:
+        tolerances.add(typical)
+    possible = []
+    for number, tolerance in enumerate(sorted(tolerances)):
+        progress(number, len(tolerances))
+        possible.append(
+            determined.possible_margins(
+                problem.fit, problem.tests, problem.loss, max_norm=problem.max_norm, tolerance=tolerance
+            )
+        )
+    margins, at_best = problem.margins, problem.tests @ best.weights
+    return Open(
+        tuple(sorted(tolerances)), error, excess, margins, at_best, tuple(possible), problem.truth, problem.numbers
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The one fit that all runs share. Margins are those of the runs: (runs, fitted pairs) and (runs, test pairs)."""
+
+    loss: determined.Loss
+    max_norm: float
+    fit: Floats
+    tests: Floats
+    optimum: determined.Optimum
+    fitted_margins: Floats
+    margins: Floats
+    truth: Floats
+    numbers: tuple[int, ...]
+
+
+def _problem(study: Study) -> _Problem:
+    run, settings = study.runs[0], _settings(study)
+    folders = {stage: _stored(study, run, stage) for stage in ("demonstrations", "features", "judge")}
+    frame = pd.read_parquet(folders["demonstrations"] / "demonstrations.parquet")
+    frame = part_of_fit(frame, run.config["irl.prompt_fraction"], run.config["irl.completions"])
+    seen = Demonstrations(frame, load_file(folders["features"] / "features.safetensors")["features"])
+    scaled = Scaling.fit(seen.features[seen.fit], run.config["irl.scaling"], settings["ridge"])(seen.features)
+    rows = _one_a_prompt(frame, *pair_rows(frame, "test"))
+    fit, loss = seen.pairs(scaled, "fit"), _loss(run)
+    heads = np.stack(
+        [load_file(_stored(study, other, "irl") / "head.safetensors")["weights"][0] for other in study.runs]
+    )
+    truth = pd.read_parquet(folders["judge"] / "scores.parquet")["reward"].to_numpy()
+    rough = determined.optimum(fit, loss, max_norm=settings["max_norm"], precision=1e-3)
+    best = determined.optimum(fit, loss, max_norm=settings["max_norm"], precision=1e-4 * rough.standard_error)
+    return _Problem(
+        loss,
+        settings["max_norm"],
+        fit,
+        scaled[rows[0]] - scaled[rows[1]],
+        best,
+        heads @ seen.pairs(seen.features.astype(np.float64), "fit").T,
+        heads @ (seen.features[rows[0]] - seen.features[rows[1]]).T,
+        truth[rows[0]] - truth[rows[1]],
+        tuple(other.number for other in study.runs),
+    )
+
+
+def _one_a_prompt(
+    frame: pd.DataFrame, expert: NDArray[np.int64], baseline: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the two completions of at most PAIRS contrast pairs, at random and no two of one prompt."""
+    order = np.random.default_rng(SEED).permutation(len(expert))
+    _, first = np.unique(frame["prompt_id"].to_numpy()[expert][order], return_index=True)
+    chosen = np.sort(order[np.sort(first)[:PAIRS]])
+    return expert[chosen], baseline[chosen]
+
+
+def _settings(study: Study) -> dict[str, float]:
+    """Ridge and norm of the fit that all runs share.
+
+    Raises:
+        NotComputed: they do not share it, or it is no linear reward with a convex loss.
+    """
+    first = study.runs[0]
+    if "irl.loss.name" not in first.config or {run.config.get("irl.name") for run in study.runs} != {"margin"}:
+        raise NotComputed("it is computed for irl=margin, which all runs must have")
+    if first.config.get("irl.backbone.name") != "frozen":
+        raise NotComputed("the backbone was trained with the head: the reward is not linear in fixed features")
+    for stage in ("demonstrations", "features"):
+        if len({run.artifact(stage) for run in study.runs}) > 1:
+            raise NotComputed(f"the runs have different {stage}; it is computed for runs that share them")
+    keys = {key for run in study.runs for key in run.config if key.startswith("irl.") and not key.endswith("seed")}
+    if unlike := sorted(key for key in keys if len({str(run.config.get(key)) for run in study.runs}) > 1):
+        raise NotComputed(f"the runs differ in {', '.join(unlike[:3])}; it is computed for one fit and many seeds")
+    found = [read_manifest(_stored(study, run, "irl"))["info"] for run in study.runs]
+    chosen = {(info["ridge"], info["max_norm"]) for info in found}
+    if len(chosen) > 1:
+        raise NotComputed("the seeds chose different ridges or norms on select; set one of each")
+    return {"ridge": found[0]["ridge"], "max_norm": found[0]["max_norm"]}
+
+
+def _stored(study: Study, run: Run, stage: str) -> Path:
+    folder = study.artifact(run, stage)
+    if folder is None:
+        raise NotComputed(f"{stage} of run {run.number} is not in the store ({run.config.get('store.dir')}) any more")
+    return folder
+
+
+def _loss(run: Run) -> determined.Loss:
+    """The loss of the config, where it is convex."""
+    options = {key.removeprefix("irl.loss."): value for key, value in run.config.items() if key.startswith("irl.loss.")}
+    kinds: dict[str, Callable[..., determined.Loss]] = {
+        "max_margin": determined.max_margin,
+        "hinge": determined.hinge,
+        "bradley_terry": determined.bradley_terry,
+    }
+    name = options.pop("name")
+    if name not in kinds:
+        raise NotComputed(f"irl/loss={name} is not convex in the reward: its bounds are not known")
+    try:
+        return kinds[name](**options)
+    except ValueError as error:
+        raise NotComputed(str(error)) from None
+
+
+def summary(found: Open) -> dict[str, Any]:
+    """The numbers of `left_open` for summary.json."""
+    signs = np.sign(found.margins)
+    alike = int((np.abs(signs.sum(axis=0)) == len(signs)).sum())
+    levels = []
+    for tolerance, possible in zip(found.tolerances, found.possible, strict=True):
+        fixed = possible.determined
+        right = int((np.sign(found.best[fixed]) == np.sign(found.truth[fixed])).sum())
+        levels.append(
+            {
+                "tolerance": tolerance,
+                "tolerance_se": tolerance / found.standard_error,
+                "is_that_of_the_runs": tolerance == float(np.median(found.excess)),
+                "determined": statistics.wilson(int(fixed.sum()), len(fixed)),
+                "unresolved": int(possible.unresolved.sum()),
+                "as_truth_where_determined": statistics.wilson(right, int(fixed.sum())) if fixed.any() else None,
+                "width_mean": float((possible.high - possible.low).mean()),
+            }
+        )
+    return {
+        "n_pairs": len(found.best),
+        "standard_error_of_loss": found.standard_error,
+        "excess_se": statistics.mean_t(found.excess / found.standard_error),
+        "runs_width_mean": float(np.ptp(found.margins, axis=0).mean()),
+        "runs_agree": statistics.wilson(alike, len(found.best)),
+        "levels": levels,
+    }

@@ -1,0 +1,134 @@
+"""Figures of the spread over seeds: what the demonstrations leave open, and which source moves a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from irl_exp.analysis import figures
+from irl_exp.analysis.spread import Open
+from irl_exp.analysis.statistics import wilson
+
+
+def left_open(found: Open) -> Figure:
+    """What the demonstrations leave open. Left: for each test pair (expert minus baseline, one a prompt) the range of
+    margins over all rewards that explain the fitted pairs as well as the typical recovered one; a pair whose range does
+    not contain 0 is determined. Points are the recovered rewards, one a seed: that they agree does not make a pair
+    determined. Right: the fraction of pairs that is determined (95 % Wilson interval) against the tolerance in the
+    loss, in standard errors of the loss over the fitted pairs. Bounds are exact, from convex programs, not samples.
+    """
+    figure = figures.new(9.6, 4.2)
+    ranges, fraction = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    level = _level(found)
+    _ranges(ranges, found, level)
+    _fractions(fraction, found, level)
+    return figure
+
+
+def _level(found: Open) -> int:
+    """The tolerance that is shown pair by pair: that of the typical run; the widest where the runs reach the best."""
+    typical = float(np.median(found.excess))
+    return found.tolerances.index(typical) if typical in found.tolerances else len(found.tolerances) - 1
+
+
+def _ranges(axes: Axes, found: Open, level: int) -> None:
+    possible, runs = found.possible[level], len(found.margins)
+    order = np.argsort(found.best, kind="stable")
+    place = np.arange(len(order))
+    fixed = possible.determined[order]
+    for mask, colour, text in ((fixed, figures.BLUE, "determined"), (~fixed, figures.ORANGE, "open")):
+        count = int(mask.sum())
+        axes.vlines(
+            place[mask],
+            possible.low[order][mask],
+            possible.high[order][mask],
+            color=colour,
+            linewidth=2.2,
+            alpha=0.45,
+            label=f"{text}: {count} of {len(order)} pairs",
+        )
+    axes.plot(
+        np.tile(place, runs),
+        found.margins[:, order].ravel(),
+        ".",
+        color="black",
+        markersize=1.6,
+        label=f"recovered rewards ({runs} seeds)",
+        rasterized=True,
+    )
+    axes.axhline(0, color=figures.GREY, linewidth=0.8)
+    axes.set_xlabel("test pair, by the margin of the best reward")
+    axes.set_ylabel("margin: R(expert) - R(baseline)")
+    axes.set_title(f"Possible margins at a tolerance of {_units(found, level):.2g} standard errors")
+    axes.legend(loc="upper left", fontsize=8)
+    top = float(possible.high.max())
+    axes.set_ylim(top=top + 0.32 * (top - float(possible.low.min())))  # room for the legend
+
+
+def _units(found: Open, level: int) -> float:
+    return found.tolerances[level] / found.standard_error
+
+
+def _fractions(axes: Axes, found: Open, level: int) -> None:
+    pairs = len(found.best)
+    at = [_units(found, number) for number in range(len(found.tolerances))]
+    shares = [wilson(int(possible.determined.sum()), pairs) for possible in found.possible]
+    values = np.array([share.value for share in shares])
+    low, high = (np.array([getattr(share, name) for share in shares]) for name in ("low", "high"))
+    axes.errorbar(at, values, [values - low, high - values], marker="o", color=figures.BLUE, capsize=2)
+    signs = np.sign(found.margins)
+    alike = float((np.abs(signs.sum(axis=0)) == len(signs)).mean())
+    axes.axhline(alike, color="black", linestyle=":")
+    axes.annotate(
+        f"all {len(signs)} seeds agree: {alike:.2f}",
+        (1, alike),
+        (0, -4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
+    axes.annotate("typical run", (at[level], values[level]), (6, 8), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xticks(at, [f"{value:.2g}" for value in at])
+    axes.minorticks_off()
+    axes.set_ylim(-0.03, 1.08)
+    axes.set_xlabel("tolerance, in standard errors of the loss")
+    axes.set_ylabel("fraction of test pairs")
+    axes.set_title("Determined by the demonstrations")
+
+
+def variance_components(table: pd.DataFrame) -> Figure:
+    """Which source moves a result: standard deviation over each nested source of randomness, by metric and cell, with
+    95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is negative,
+    which is small against its error, stands at 0.
+
+    Args:
+        table: as `summary` has it: cell, metric, source, variance, low, high.
+    """
+    metrics = list(dict.fromkeys(table["metric"]))
+    cells, sources = list(dict.fromkeys(table["cell"])), list(dict.fromkeys(table["source"]))
+    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + 0.42 * len(cells) * len(sources))
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    colours = dict(
+        zip(sources, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GREY), strict=False)
+    )
+    names = [(cell, source) for cell in cells for source in sources]
+    for axes, metric in zip(panels, metrics, strict=True):
+        rows = table[table["metric"] == metric].set_index(["cell", "source"])
+        for place, name in enumerate(names):
+            if name not in rows.index:
+                continue
+            variance, low, high = (max(float(rows.loc[name, key]), 0.0) ** 0.5 for key in ("variance", "low", "high"))
+            axes.plot([low, high], [place, place], color=colours[name[1]], linewidth=2)
+            axes.plot(variance, place, "o", color=colours[name[1]])
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"sd of {metric}")
+    labels = [source if len(cells) == 1 else f"{cell}: {source}" for cell, source in names]
+    panels[0].set_yticks(range(len(names)), labels)
+    panels[0].invert_yaxis()
+    panels[0].set_title("What moves the result")
+    return figure

@@ -1,0 +1,307 @@
+"""The report of a study: read, compute, draw, write. index.html opens offline and needs no other file.
+
+    report/index.html          the page
+    report/<figure>.png .pdf   each figure
+    report/<table>.csv         each table
+    report/summary.json        all numbers
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from irl_exp.analysis import figures, paper_figures, spread_figures, study_figures
+from irl_exp.analysis.study import NotComputed, Study
+from irl_exp.analysis.summary import Summary, summarise
+from irl_exp.report import Outcome, Table, comparison_table, study_table
+
+Progress = Callable[[str, int, int], None]
+Draw = Callable[[Study, Summary], Figure]
+
+METHODS = (
+    "Runs: fewer than ten by their mean and t interval, ten or more by the interquartile mean and a bootstrap "
+    "(arXiv 2108.13264). Cells are compared seed by seed. Intervals are 95 %. No run is chosen for its result."
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page: its files are <name>.png and <name>.pdf."""
+
+    name: str
+    caption: str
+    image: str
+
+    @property
+    def alt(self) -> str:
+        return self.caption.split(". ")[0]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    figures: list[Drawn] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` has written."""
+
+    folder: Path
+    summary: Summary
+    images: Mapping[str, Path]
+    missing: Mapping[str, str]
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "index.html"
+
+
+def _of_study(draw: Callable[[Study], Figure]) -> Draw:
+    def drawn(study: Study, summary: Summary) -> Figure:
+        return draw(study)
+
+    drawn.__doc__ = draw.__doc__
+    return drawn
+
+
+def _left_open(study: Study, summary: Summary) -> Figure:
+    if summary.open is None:
+        raise NotComputed(summary.missing["left_open"])
+    return spread_figures.left_open(summary.open)
+
+
+def _variance_components(study: Study, summary: Summary) -> Figure:
+    if "variance_components" not in summary.tables:
+        raise NotComputed(summary.missing["variance_components"])
+    return spread_figures.variance_components(summary.tables["variance_components"])
+
+
+_left_open.__doc__ = spread_figures.left_open.__doc__
+_variance_components.__doc__ = spread_figures.variance_components.__doc__
+
+FIGURES: dict[str, Draw] = {
+    "left_open": _left_open,
+    "variance_components": _variance_components,
+    **{name: _of_study(draw) for name, draw in {**study_figures.FIGURES, **paper_figures.FIGURES}.items()},
+}
+SECTIONS = {
+    "recovered": (
+        "What was recovered",
+        ("distribution", "learned_against_truth", "triangle", "against_parameter", "tradeoff", "uncertainty"),
+    ),
+    "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
+    "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
+    "policies": ("What it makes of a policy", ("toxicity", "frontier", "paradox", "training_curves")),
+}
+
+
+def write(study: Study, folder: Path | None = None, *, progress: Progress = lambda what, done, total: None) -> Written:
+    """Write the report of a study into `folder` (default: report/ of the launch), which appears whole or not at all."""
+    folder = folder or study.folder / "report"
+    summary = summarise(study, progress=lambda done, total: progress("what the demonstrations leave open", done, total))
+    tables = {**summary.tables, **_more_tables(study)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".report-", dir=folder.parent))
+    try:
+        drawn, missing = _draw(study, summary, draft, progress)
+        missing = {**summary.missing, **missing}
+        for name, table in tables.items():
+            table.to_csv(draft / f"{name}.csv", index=False)
+        data = {**summary.data, "not_computed": missing}
+        text = json.dumps(data, indent=1, allow_nan=False, default=_plain)
+        (draft / "summary.json").write_text(text + "\n", encoding="utf-8")
+        page = _page(study, summary, drawn, missing, list(tables))
+        (draft / "index.html").write_text(page, encoding="utf-8")
+        draft.chmod(0o755)
+        _replace(folder, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Written(folder, summary, {name: folder / f"{name}.png" for name in drawn}, missing)
+
+
+def _replace(folder: Path, draft: Path) -> None:
+    """Put the draft in the place of an earlier report; what W&B keeps in there stays."""
+    folder.mkdir(exist_ok=True)
+    for old in [path for path in folder.iterdir() if path.is_file()]:
+        old.unlink()
+    for file in draft.iterdir():
+        file.replace(folder / file.name)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is nothing for summary.json")
+
+
+def _more_tables(study: Study) -> dict[str, pd.DataFrame]:
+    makers: dict[str, Callable[[Study], pd.DataFrame]] = {
+        "toxicity": paper_figures.toxicity_table,
+        "distances": _distances,
+    }
+    found = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make(study)
+        except NotComputed:  # the figure of the same numbers says why
+            continue
+    return found
+
+
+def _distances(study: Study) -> pd.DataFrame:
+    labels, matrix = study_figures.distances(study)
+    return pd.DataFrame(matrix, columns=labels).assign(reward=labels).set_index("reward").reset_index()
+
+
+def _draw(
+    study: Study, summary: Summary, folder: Path, progress: Progress
+) -> tuple[dict[str, Drawn], dict[str, str]]:
+    """All figures that these runs can fill, and why the others cannot."""
+    drawn, missing = {}, {}
+    with figures.style():
+        for number, (name, draw) in enumerate(FIGURES.items()):
+            progress("figures", number, len(FIGURES))
+            try:
+                figure = draw(study, summary)
+            except NotComputed as reason:
+                missing[name] = str(reason)
+                continue
+            figures.save(figure, folder, name)
+            caption = " ".join(inspect.cleandoc(draw.__doc__ or name).split())
+            drawn[name] = Drawn(name, caption, base64.b64encode(figures.svg(figure)).decode())
+    return drawn, missing
+
+
+def _page(
+    study: Study, summary: Summary, drawn: Mapping[str, Drawn], missing: Mapping[str, str], tables: Sequence[str]
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    sections = [
+        Section(name, title, list(_text(name, summary.data)), [drawn[figure] for figure in names if figure in drawn])
+        for name, (title, names) in SECTIONS.items()
+    ]
+    shown = [_shown(table, open_=not number) for number, table in enumerate(number_tables(study))]
+    return environment.get_template("page.html.jinja").render(
+        title=study.name.replace("_", " "),
+        subtitle=f"Launch {study.folder.name}. {', '.join(study.shared)}".strip(),
+        command=study.command,
+        facts=list(_facts(study, summary.data)),
+        notes=[*study.notes, *_losses(study)],
+        sections=[section for section in sections if section.figures or section.text],
+        tables=shown,
+        files=[f"{name}.csv" for name in tables],
+        missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
+        methods=METHODS,
+    )
+
+
+def number_tables(study: Study) -> list[Table]:
+    """The tables of the terminal, of the same numbers."""
+    outcomes = [
+        Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in study.runs
+    ] + [Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost]
+    compared = [comparison_table(outcomes)] if len(study.cells) > 1 else []
+    return [*compared, study_table(outcomes)]
+
+
+def _shown(table: Table, *, open_: bool) -> dict[str, Any]:
+    words = [all(not _is_number(row[place]) for row in table.rows) for place in range(len(table.columns))]
+    return {"title": table.title, "columns": table.columns, "rows": table.rows, "text": words, "open": open_}
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in "-+[" or cell[:1].isdigit()
+
+
+def _losses(study: Study) -> Iterator[str]:
+    """Jobs without a result, the first few by name."""
+    if study.lost:
+        told = "; ".join(f"{lost.name}: {lost.reason}" for lost in study.lost[:5])
+        more = f"; and {len(study.lost) - 5} more" if len(study.lost) > 5 else ""
+        yield f"{len(study.lost)} of {study.n_jobs} jobs have no result and are in no number: {told}{more}."
+    if len(study.runs) == 1:
+        yield "One run: there is no spread, no interval over runs and nothing to compare."
+
+
+def _facts(study: Study, data: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    cells = f", {len(study.cells)} cells" if len(study.cells) > 1 else ""
+    yield {"value": f"{len(study.runs)}", "text": f"of {study.n_jobs} runs{cells}"}
+    metrics = next(iter(data["cells"].values())) if len(data["cells"]) == 1 else {}
+    texts = {
+        "irl/auroc": "AUROC of the learned reward",
+        "implicit/auroc": "AUROC of the implicit reward",
+        "irl/epic": "EPIC distance to R*",
+        "expert/toxic_fraction": "toxic, expert",
+        "refinetuned/toxic_fraction": "toxic, refinetuned",
+    }
+    for key, text in texts.items():
+        if key in metrics:
+            found = metrics[key]
+            interval = f" [{found['typical_low']:.3f}, {found['typical_high']:.3f}]" if "typical_low" in found else ""
+            yield {"value": f"{found['typical']:.3f}", "text": f"{text}{interval}, n = {found['n']}"}
+
+
+def _text(section: str, data: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers of a section say in words."""
+    if section == "spread":
+        yield from _spread_text(data)
+
+
+def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
+    if "spread_shares" in data:
+        parts = data["spread_shares"]
+        yield (
+            "(a) Offset and scale. No loss of margins determines a constant per prompt or a scale: of the variance of a "
+            f"completion's reward over runs they are {_percent(parts['offset'])} and {_percent(parts['scale'])}. What "
+            f"is left, {_percent(parts['direction'])}, changes the order of completions."
+        )
+    agreement = data.get("agreement", {}).get("pairwise_spearman")
+    if agreement:
+        excess = data.get("left_open", {}).get("excess_se")
+        yield f"(b) Optimisation. The rewards of two runs correlate by {_number(agreement)} in rank." + (
+            f" On the pairs that they were fitted to, runs lie {_number(excess)} standard errors of the loss above the "
+            "best reward of all."
+            if excess
+            else ""
+        )
+    if "left_open" in data:
+        found = data["left_open"]
+        level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
+        yield (
+            f"(c) What the demonstrations leave open. All runs agree on the sign of {_percent(found['runs_agree'])} of "
+            f"{found['n_pairs']} test pairs. The rewards that explain the demonstrations as well as the typical run (within "
+            f"{level['tolerance_se']:.2g} standard errors of the best loss) all agree on {_percent(level['determined'])}: "
+            "the order of the other pairs is decided by the method (its start, its steps, when it stops), not by the "
+            "demonstrations."
+        )
+
+
+def _number(estimate: Mapping[str, Any]) -> str:
+    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]" if "low" in estimate else ""
+    return f"{estimate['value']:.3f}{interval}"
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    interval = f" [{estimate['low']:.1%}, {estimate['high']:.1%}]" if "low" in estimate else ""
+    return f"{estimate['value']:.1%}{interval}"

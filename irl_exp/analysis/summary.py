@@ -1,0 +1,243 @@
+"""All numbers of a study: summary.json, and the tables that are written as CSV; page and figures show the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from irl_exp.analysis import rewards, spread, statistics
+from irl_exp.analysis.statistics import Estimate
+from irl_exp.analysis.study import NotComputed, Study
+from irl_exp.report import STUDY_METRICS
+
+COMPARED = ("irl/auroc", "irl/epic", "refinetuned/toxic_fraction", "refinetuned/reward_mean")
+"""Metrics by which cells are compared seed by seed, and of which the components of variance are estimated."""
+MANY = 200
+"""Of more runs the agreement is that of the first so many: it grows with their square."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was found.
+
+    Attributes:
+        data: summary.json.
+        tables: name of the CSV file -> table.
+        open: what the demonstrations leave open, if it could be computed.
+    """
+
+    data: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    open: spread.Open | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Summary:
+    """Everything that the runs of a study can tell; what they cannot is in `not_computed`, with the reason."""
+    tables = {"runs": _runs(study), "cells": _cells(study)}
+    missing: dict[str, str] = {}
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "study": study.name,
+        "launch": study.folder.name,
+        "n_jobs": study.n_jobs,
+        "n_runs": len(study.runs),
+        "lost": [{"job": lost.number, "name": lost.name, "reason": lost.reason} for lost in study.lost],
+        "notes": list(study.notes),
+        "shared_overrides": list(study.shared),
+        "varying_seeds": study.varying_seeds,
+        "cells": _nested(tables["cells"]),
+    }
+    found: dict[str, Callable[[], Any]] = {
+        "comparisons": lambda: _comparisons(study),
+        "variance_components": lambda: _variance_components(study),
+        "agreement": lambda: _agreement(study),
+        "spread_shares": lambda: {name: share.plain() for name, share in _shares(study).items()},
+    }
+    for name, compute in found.items():
+        try:
+            result = compute()
+        except NotComputed as reason:
+            missing[name] = str(reason)
+            continue
+        data[name] = result.to_dict("records") if isinstance(result, pd.DataFrame) else result
+        if isinstance(result, pd.DataFrame):
+            tables[name] = result
+    opened = None
+    try:
+        opened = spread.left_open(study, progress=progress)
+        data["left_open"] = _plain(spread.summary(opened))
+        tables["left_open"] = opened.table()
+    except NotComputed as reason:
+        missing["left_open"] = str(reason)
+    data["not_computed"] = missing
+    return Summary(data, tables, opened, missing)
+
+
+def _runs(study: Study) -> pd.DataFrame:
+    """A row a run: number, cell, the seeds that vary, all metrics."""
+    seeds = pd.DataFrame([{f"seed:{key}": run.seeds[key] for key in study.varying_seeds} for run in study.runs])
+    return pd.concat([study.metrics[["number", "cell"]], seeds, study.metrics.drop(columns=["number", "cell"])], axis=1)
+
+
+def _cells(study: Study) -> pd.DataFrame:
+    """A row a cell and metric: n, mean with its t interval, sd, extremes, and the typical run with its interval."""
+    rows = []
+    for cell, key in itertools.product(study.cells, STUDY_METRICS):
+        if values := study.values(key, cell):
+            rows.append({"cell": cell, "metric": key, **_of_values(values)})
+    return pd.DataFrame(rows)
+
+
+def _of_values(values: Sequence[float]) -> dict[str, Any]:
+    mean, typical = statistics.mean_t(values), typical_run(values)
+    return {
+        "n": mean.n,
+        "mean": mean.value,
+        "mean_low": mean.low,
+        "mean_high": mean.high,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        "min": min(values),
+        "max": max(values),
+        "typical": typical.value,
+        "typical_low": typical.low,
+        "typical_high": typical.high,
+        "method": typical.method,
+    }
+
+
+def typical_run(values: Sequence[float]) -> Estimate:
+    """The one way in which a metric over runs is told, in tables and figures alike."""
+    return statistics.typical(values, generator=np.random.default_rng(0))
+
+
+def _nested(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """cell -> metric -> numbers; what is not defined is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in cells.to_dict("records"):
+        numbers = {key: value for key, value in row.items() if key not in ("cell", "metric") and value == value}
+        found.setdefault(row["cell"], {})[row["metric"]] = numbers
+    return found
+
+
+def _comparisons(study: Study) -> pd.DataFrame:
+    """Every two cells on the seeds that both have: paired difference, sign-flip test, probability of improvement."""
+    if len(study.cells) < 2:
+        raise NotComputed("there is one cell: nothing to compare")
+    rows = []
+    for key in COMPARED:
+        tests: list[dict[str, Any]] = []
+        for first, second in itertools.combinations(study.cells, 2):
+            if pairs := _pairs(study, key, first, second):
+                tests.append({"metric": key, "first": first, "second": second, **_compare(*pairs)})
+        for row, adjusted in zip(tests, statistics.holm([test["p_value"] for test in tests]), strict=True):
+            rows.append({**row, "p_holm": adjusted})
+    if not rows:
+        raise NotComputed("no two cells have two seeds in common")
+    return pd.DataFrame(rows)
+
+
+def _pairs(study: Study, key: str, first: str, second: str) -> tuple[list[float], list[float]] | None:
+    """A metric of two cells on their common seeds; None if they have less than two."""
+    one, other = (
+        {study.seed_of(run): run.metrics[key] for run in study.cells[cell] if key in run.metrics}
+        for cell in (first, second)
+    )
+    common = sorted(one.keys() & other.keys())
+    return ([one[seed] for seed in common], [other[seed] for seed in common]) if len(common) > 1 else None
+
+
+def _compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    difference = statistics.paired_difference(first, second)
+    test = statistics.sign_flip_test(np.subtract(first, second), generator=np.random.default_rng(0))
+    better = statistics.probability_of_improvement(first, second)
+    return {
+        "n": difference.n,
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "p_value": test.p_value,
+        "test": test.method,
+        "probability_above": better.value,
+        "probability_low": better.low,
+        "probability_high": better.high,
+    }
+
+
+def _variance_components(study: Study) -> pd.DataFrame:
+    """Variances of the nested seeds, by cell and metric; the innermost seed is the residual."""
+    seeds = study.varying_seeds
+    if len(seeds) < 2:
+        raise NotComputed(f"it needs two nested seeds or more; here varies {', '.join(seeds) or 'none'}")
+    rows = []
+    for cell, key in itertools.product(study.cells, COMPARED):
+        runs = [run for run in study.cells[cell] if key in run.metrics]
+        try:
+            found = statistics.variance_components(
+                [run.metrics[key] for run in runs],
+                {name: [run.seeds[name] for run in runs] for name in seeds[:-1]},
+                generator=np.random.default_rng(0),
+            )
+        except ValueError:
+            continue  # a cell that has lost the runs it would take
+        total = sum(max(item.value, 0.0) for item in found.values())
+        for name, item in found.items():
+            source = seeds[-1] if name == "residual" else name
+            share = max(item.value, 0.0) / total if total else float("nan")
+            rows.append({"cell": cell, "metric": key, "source": source, **_row(item), "share": share})
+    if not rows:
+        raise NotComputed("no cell has enough runs at each level of the seeds")
+    return pd.DataFrame(rows)
+
+
+def _row(item: Estimate) -> dict[str, Any]:
+    return {"variance": item.value, "low": item.low, "high": item.high, "n": item.n, "method": item.method}
+
+
+def _rewards(study: Study) -> tuple[pd.DataFrame, list[int]]:
+    """Rewards on common completions, and the numbers of the runs that have them."""
+    frame = study.rewards
+    numbers = [] if frame is None else [column for column in frame if isinstance(column, int)]
+    if frame is None or len(numbers) < 2:
+        raise NotComputed("it needs two runs or more with a learned reward that were judged on the same completions")
+    return frame, numbers[:MANY]
+
+
+def _shares(study: Study) -> dict[str, Estimate]:
+    frame, numbers = _rewards(study)
+    _same_cell(study, numbers)
+    return spread.shares(frame[numbers].to_numpy().T, frame["prompt_id"].to_numpy(), generator=np.random.default_rng(0))
+
+
+def _same_cell(study: Study, numbers: Sequence[int]) -> None:
+    cells = {run.cell for run in study.runs if run.number in numbers}
+    if len(cells) > 1:
+        raise NotComputed(f"the runs are of {len(cells)} cells: their spread is not that of seeds alone")
+
+
+def _agreement(study: Study) -> dict[str, Any]:
+    """The rewards of all runs on the same completions, as `python -m irl_exp.analysis rewards` would read them."""
+    frame, numbers = _rewards(study)
+    learned = frame[numbers].to_numpy().T
+    varied = np.ptp(learned, axis=1) > 0
+    numbers = [number for number, kept in zip(numbers, varied, strict=True) if kept]
+    truth = frame["truth"].to_numpy()
+    if len(numbers) < 2 or (truth >= 0).all() or (truth < 0).all():
+        raise NotComputed("it needs two rewards that are not constant, and completions of both labels")
+    found = rewards.analyse(rewards.Rewards(truth, learned[varied], tuple(map(str, numbers))))
+    return {**found.summary, "runs": numbers}
+
+
+def _plain(value: Any) -> Any:
+    """Estimates as JSON knows them."""
+    if isinstance(value, Estimate):
+        return value.plain()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
