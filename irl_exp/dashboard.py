@@ -92,7 +92,11 @@ class Study:
 
 
 def find_launch(folder: Path) -> Path:
-    """The launch that `folder` is, or the newest one of the study that it is; StudyError for anything else."""
+    """The launch that `folder` is, or the newest one with records for W&B of the study that it is.
+
+    Raises:
+        StudyError: it is something else.
+    """
     if not folder.is_dir():
         raise StudyError(f"there is no folder {folder}; give multirun/<study> or multirun/<study>/<time of launch>")
     if _is_launch(folder):
@@ -101,7 +105,8 @@ def find_launch(folder: Path) -> Path:
         raise StudyError(f"{folder} is one run; its launch is {_short(folder.absolute().parent)}")
     inside = sorted(child for child in folder.iterdir() if child.is_dir())
     if launches := [child for child in inside if _is_launch(child)]:
-        return launches[-1]  # named by their time
+        newest_first = launches[::-1]  # named by their time
+        return next((launch for launch in newest_first if any(launch.glob("*/wandb/*run-*"))), newest_first[0])
     studies = [child.name for child in inside if any(map(_is_launch, child.iterdir()))]
     hint = f"it holds the studies {', '.join(studies)}: name one" if studies else "nothing was launched into it"
     raise StudyError(f"{folder} is no study: {hint}")
@@ -371,9 +376,13 @@ def _limit(study: Study) -> int:
 def save(study: Study) -> tuple[str, str]:
     """Save both; returns the addresses of workspace and report. UnavailableError if W&B does not take them."""
     try:
-        entity = study.entity or tracking.default_entity()
+        default = tracking.default_entity()  # also where it is not needed: says soon whether the server answers
+        if not (entity := study.entity or default):
+            raise UnavailableError("this W&B account has no default entity: launch with tracking.entity=USER_OR_TEAM")
         shown = report(study, entity).save()  # first: it is the one that fails where there is no such project
         return str(workspace(study, entity).save().url), str(shown.url)
+    except UnavailableError:
+        raise
     except tracking.TrackingError as error:
         raise UnavailableError(str(error)) from error
     except Exception as error:  # of a library in preview, of the network, of the account

@@ -107,8 +107,10 @@ def why_not_online() -> str:
     return why or f"W&B is {mode} here: unset WANDB_MODE, or say `wandb online`"
 
 
-def default_entity(timeout: int = 10) -> str:
-    """The user or team that runs without a tracking.entity go to: asks the server, in at most `timeout` seconds.
+def default_entity(timeout: int = 10) -> str | None:
+    """The user or team that runs without a tracking.entity go to, if the account has one.
+
+    Asks the server, in at most `timeout` seconds.
 
     Raises:
         TrackingError: there is no account, the server does not answer, or takes the key for wrong.
@@ -121,9 +123,7 @@ def default_entity(timeout: int = 10) -> str:
         entity = wandb.Api(timeout=timeout).default_entity
     except Exception as error:
         raise TrackingError(f"the W&B server does not let us in ({_first_line(error)})") from error
-    if not entity:
-        raise TrackingError("this W&B account has no default entity: set tracking.entity=USER_OR_TEAM")
-    return str(entity)
+    return str(entity) if entity else None
 
 
 def quieten() -> None:

@@ -87,6 +87,7 @@ def test_the_keys_that_tell_cells_apart(configs: Any, keys: tuple[str, ...]) -> 
 def test_a_study_is_its_newest_launch(tmp_path: Path) -> None:
     for time in ("20261121-101500-000000", "20261122-101500-000000"):
         launch(tmp_path / "losses" / time, SEEDS[:1])
+    launch(tmp_path / "losses" / "20261123-101500-000000", SEEDS[:1], mode="none")
     assert find_launch(tmp_path / "losses").name == "20261122-101500-000000"
     assert find_launch(tmp_path / "losses" / TIME).name == TIME
 
@@ -370,7 +371,7 @@ def test_without_the_extra_it_says_how_to_install_it(
 
 
 def test_a_server_that_cannot_be_reached(tmp_path: Path) -> None:
-    launch(tmp_path / "losses" / TIME)
+    launch(tmp_path / "losses" / TIME, entity="team")
     done = command(tmp_path, "losses", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0123456789" * 4)
     assert done.returncode == 1
     assert "no dashboard: the W&B server does not let us in (" in done.stderr
