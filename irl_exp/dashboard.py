@@ -195,7 +195,7 @@ def _place(launch: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[str | No
 
 def varied(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The fewest keys, greedily, that tell the cells apart: of those that go together a name stands for all."""
-    flat = [dict(_flatten(config)) for config in configs]
+    flat = [dict(flatten(config)) for config in configs]
     values = {
         key: [json.dumps(one.get(key), sort_keys=True) for one in flat]
         for key in dict.fromkeys(key for one in flat for key in one)
@@ -203,17 +203,18 @@ def varied(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     }
     chosen: list[str] = []
     cells: list[tuple[str, ...]] = [() for _ in configs]
-    for key in sorted(values, key=lambda key: not key.endswith(".name")):
+    for key in sorted(values, key=lambda key: (not key.endswith(".name"), key.count("."))):
         finer = [(*cell, value) for cell, value in zip(cells, values[key], strict=True)]
         if len(set(finer)) > len(set(cells)):
             chosen, cells = [*chosen, key], finer
     return tuple(chosen)
 
 
-def _flatten(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    """A nested config as pairs of "irl.loss.name" and a value."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{above}{key}.")
+        if isinstance(value, Mapping) and value:  # an empty one, of a choice without options, says that it is there
+            yield from flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
@@ -250,7 +251,7 @@ def workspace(study: Study, entity: str) -> ws.Workspace:
         settings=ws.WorkspaceSettings(max_runs=_limit(study)),
         runset_settings=ws.RunsetSettings(
             filters=_jobs(study),
-            groupby=[ws.Config(key) for key in study.keys],
+            groupby=[ws.Config(key) for key in ([study.by] if study.by else study.keys)],
             pinned_columns=["run:displayName", *columns],
         ),
     )

@@ -76,6 +76,8 @@ def real(warm_store: Path, launcher: Launcher, tmp_path_factory: pytest.TempPath
         ([{"a": 1, "b": {"name": "x"}}, {"a": 2, "b": {"name": "y"}}], ("b.name",)),
         ([{"a": a, "b": b} for a in (1, 2) for b in (None, 3)], ("a", "b")),
         ([{"a": [1, 2]}, {"a": [1, 3]}, {"a": [1, 3]}], ("a",)),
+        ([{"phi": {"length": {}}}, {"phi": {"length": None}}], ("phi.length",)),
+        ([{"b": {"c": {"name": n}, "name": n}} for n in "xy"], ("b.name",)),
         ([{"irl": {"seed": 1}}, {"irl": {"seed": 2, "members": 5}}], ("irl.members",)),
         ([{"artifacts": {"irl": "a"}, "job": {"name": "x"}}, {"artifacts": {"irl": "b"}, "job": {"name": "y"}}], ()),
     ],
@@ -286,6 +288,7 @@ def test_many_runs_are_all_drawn(tmp_path: Path) -> None:
 def test_several_keys_are_drawn_in_parallel(tmp_path: Path) -> None:
     configs = [{"a": a, "irl": {"b": b}, "job": {"cell": f"a={a},irl.b={b}"}} for a in (1, 2) for b in (1, 2)]
     view, text = specs(launch(tmp_path / "grid" / TIME, tuple(configs)))
+    assert [key["name"] for key in view["section"]["runSets"][0]["grouping"]] == ["job.value.cell"]
     for spec in (view, text):
         (plot,) = [panel for panel in panels_of(spec) if panel["viewType"] == "Parallel Coordinates Plot"]
         axes = [column["accessor"] for column in plot["config"]["columns"]]
