@@ -771,6 +771,7 @@ class Config(Node):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     threads: Count = Field(1, description="CPU threads a process; results are repeatable for a fixed number")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
+    report: bool = Field(True, description="after several jobs write the page of the study, with figures and tables")
     store: StoreConfig
     model: ModelConfig
     data: DataConfig

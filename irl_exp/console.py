@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -63,6 +64,13 @@ class Console:
     def stop(self) -> None:
         """Take the bars away; what is said from now on stays."""
         self.bars.stop()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar for work after the jobs: call it with what is done, how much of it, and of how much."""
+        with Progress(*self.bars.columns, console=self.rich, transient=True, disable=self.bars.disable) as bars:
+            task = bars.add_task("report", total=None)
+            yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
 
     def say(self, text: str) -> None:
         self.rich.print(text, markup=False, soft_wrap=True)

@@ -29,6 +29,7 @@ from irl_exp.config import CONF, Config, ConfigError, check_choices, check_overr
 from irl_exp.jobs import Batch, LaunchContext, PlannedJob, job_name, run_all, short, terminate_like_interrupt, typed
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    from irl_exp.analysis.study_report import Written
     from irl_exp.chain import Step
     from irl_exp.console import Console
     from irl_exp.report import Outcome
@@ -314,6 +315,7 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
     from irl_exp import report
     from irl_exp.tracking import sync_command
 
+    interrupted = len(outcomes) < len(jobs)
     for job in jobs:
         outcomes.setdefault(
             job.number, report.Outcome(job.number, job.name, job.folder, "not run", error="interrupted")
@@ -326,6 +328,50 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
     )
     console.say(f"summary   {short(folder / 'summary.md')}, {short(folder / 'runs.csv')}")
     console.say(f"store     {short(jobs[0].config.store.dir)}")
-    offline = [path for job in jobs for path in sorted(job.folder.glob("wandb/offline-run-*")) if path.is_dir()]
+    if len(jobs) > 1 and jobs[0].config.report:
+        later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"
+        told = f"not written; of what there is: {later}" if interrupted else _report(jobs, folder, console, later)
+        console.say(f"report    {told}")
+    offline = [path for path in sorted(folder.glob("*/wandb/offline-run-*")) if path.is_dir()]
     if offline:
         console.say(f"W&B       {len(offline)} run(s) recorded offline; with an account: {sync_command(offline)}")
+
+
+def _report(jobs: Sequence[PlannedJob], folder: Path, console: Console, later: str) -> str:
+    """Write the report of the launch, also as a run of its group in W&B; returns what to say of it.
+
+    Whatever goes wrong here costs no result of a run.
+    """
+    from irl_exp.analysis import study, study_report
+
+    try:
+        with console.working() as progress:
+            written = study_report.write(study.read(folder), progress=progress)
+        _track_report(jobs[0].config, written)
+    except study.StudyError:
+        return "not written, as no job has a result"
+    except Exception as error:
+        return f"not written ({type(error).__name__}: {error}); to try again: {later}"
+    return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
+
+
+def _track_report(config: Config, written: Written) -> None:
+    """The report as the last run of the launch."""
+    from irl_exp.tracking import log_report
+
+    cells = written.summary.tables["cells"]
+    alone = cells["cell"].nunique() == 1
+    means: dict[str, float] = dict(zip(cells["metric"], cells["mean"], strict=True)) if alone else {}
+    log_report(
+        written.folder,
+        mode=config.tracking.mode,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        group=f"{config.name}/{written.folder.parent.name}",
+        tags=config.tracking.tags,
+        config={"study": config.name, "n_runs": written.summary.data["n_runs"]},
+        page=written.page,
+        images=written.images,
+        tables={"cells": (list(map(str, cells)), cells.astype(object).where(cells.notna(), None).to_numpy().tolist())},
+        summary=means,
+    )

@@ -25,23 +25,69 @@ and the figures runs, threshold and agreement as PNG and PDF. docs/analysis.md e
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; each subcommand names the function that does it."""
-    root = argparse.ArgumentParser(
-        prog="python -m irl_exp.analysis", description="The statistics of many runs, from the files that they left."
+STUDY = """
+FOLDER is one of
+  multirun/<study>                   the newest launch of the study that has results
+  multirun/<study>/<time>            a launch
+  multirun/<study>/<time>/<job>      one run
+
+In DIR you find index.html (opens offline, holds all figures), each figure as PNG and PDF, the tables as CSV, and
+summary.json with all numbers. A launch of several jobs has written this already; use the command for a launch that was
+interrupted, or after an update. Jobs without a result are listed, never averaged around.
+
+Rewards from elsewhere (an .npz file): python -m irl_exp.analysis rewards --help
+"""
+
+
+def study_parser() -> argparse.ArgumentParser:
+    """The command line for the runs of a launch."""
+    command = argparse.ArgumentParser(
+        prog="python -m irl_exp.analysis",
+        usage="%(prog)s [-h] [--out DIR] FOLDER\n       %(prog)s rewards [-h] [--out DIR] FILE.npz",
+        description="The report of a study: statistics, figures and one page, from the files that its runs left.",
+        epilog=STUDY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = root.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "rewards",
-        help="learned rewards from elsewhere (an .npz file) against the ground truth",
-        description="Accuracy, AUROC, correlations and agreement of the learned rewards of many runs.",
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="of a study, a launch or a run")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: report/ of the launch")
+    return command
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """Read, compute, draw, write, print. 2 where there is no run with a result or the folder cannot be written."""
+    from irl_exp.analysis import study as room
+    from irl_exp.analysis import study_report
+
+    console = Console(stderr=True)
+    try:
+        found = room.read(arguments.folder)
+        with console.status("report") as status:
+            written = study_report.write(
+                found, arguments.out, progress=lambda what, done, total: status.update(f"{what} {done}/{total}")
+            )
+    except (room.StudyError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for table in study_report.number_tables(found):
+        _print(table.title, table.columns, table.rows)
+    print(*study_report.notes(found), sep="\n")
+    for name, reason in written.missing.items():
+        print(f"not computed: {name} ({reason})")
+    print(f"written: {written.page}")
+    return 0
+
+
+def rewards_parser() -> argparse.ArgumentParser:
+    """The command line for rewards from elsewhere."""
+    command = argparse.ArgumentParser(
+        prog="python -m irl_exp.analysis rewards",
+        description="Accuracy, AUROC, correlations and agreement of the learned rewards of many runs with R*.",
         epilog=REWARDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("file", type=Path, metavar="FILE.npz")
     command.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: ./<name of FILE>_report")
-    command.set_defaults(run=rewards)
-    return root
+    return command
 
 
 def rewards(arguments: argparse.Namespace) -> int:
@@ -77,8 +123,10 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status of the command line."""
-    parsed = parser().parse_args(arguments)
-    return int(parsed.run(parsed))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["rewards"]:
+        return rewards(rewards_parser().parse_args(given[1:]))
+    return study(study_parser().parse_args(given))
 
 
 if __name__ == "__main__":

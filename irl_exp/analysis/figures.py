@@ -58,5 +58,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     figure.savefig(paths[0])
+    figure.set_layout_engine("none")  # it is laid out now: to do so for each file takes as long as to draw it
     figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths

@@ -22,7 +22,7 @@ import pandas as pd
 from irl_exp.report import Outcome
 
 Values = Mapping[str, Any]
-UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "study")
+UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
 """In the order of the chain: a later one is drawn within the earlier ones."""

@@ -1,9 +1,9 @@
 """The report of a study: read, compute, draw, write. index.html opens offline and needs no other file.
 
-    report/index.html          the page
-    report/<figure>.png .pdf   each figure
-    report/<table>.csv         each table
-    report/summary.json        all numbers
+report/index.html          the page
+report/<figure>.png .pdf   each figure
+report/<table>.csv         each table
+report/summary.json        all numbers
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 def _more_tables(study: Study) -> dict[str, pd.DataFrame]:
     makers: dict[str, Callable[[Study], pd.DataFrame]] = {
-        "toxicity": paper_figures.toxicity_table,
+        "toxicity": lambda study: paper_figures.toxicity_table(study),
         "distances": _distances,
     }
     found = {}
@@ -172,9 +172,7 @@ def _distances(study: Study) -> pd.DataFrame:
     return pd.DataFrame(matrix, columns=labels).assign(reward=labels).set_index("reward").reset_index()
 
 
-def _draw(
-    study: Study, summary: Summary, folder: Path, progress: Progress
-) -> tuple[dict[str, Drawn], dict[str, str]]:
+def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:
     """All figures that these runs can fill, and why the others cannot."""
     drawn, missing = {}, {}
     with figures.style():
@@ -207,7 +205,7 @@ def _page(
         subtitle=f"Launch {study.folder.name}. {', '.join(study.shared)}".strip(),
         command=study.command,
         facts=list(_facts(study, summary.data)),
-        notes=[*study.notes, *_losses(study)],
+        notes=notes(study),
         sections=[section for section in sections if section.figures or section.text],
         tables=shown,
         files=[f"{name}.csv" for name in tables],
@@ -218,9 +216,9 @@ def _page(
 
 def number_tables(study: Study) -> list[Table]:
     """The tables of the terminal, of the same numbers."""
-    outcomes = [
-        Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in study.runs
-    ] + [Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost]
+    outcomes = [Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in study.runs] + [
+        Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost
+    ]
     compared = [comparison_table(outcomes)] if len(study.cells) > 1 else []
     return [*compared, study_table(outcomes)]
 
@@ -232,6 +230,11 @@ def _shown(table: Table, *, open_: bool) -> dict[str, Any]:
 
 def _is_number(cell: str) -> bool:
     return cell[:1] in "-+[" or cell[:1].isdigit()
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader has to know before the numbers."""
+    return [*study.notes, *_losses(study)]
 
 
 def _losses(study: Study) -> Iterator[str]:
@@ -270,31 +273,31 @@ def _text(section: str, data: Mapping[str, Any]) -> Iterator[str]:
 
 def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
     if "spread_shares" in data:
-        parts = data["spread_shares"]
+        parts = {name: _percent(share) for name, share in data["spread_shares"].items()}
         yield (
-            "(a) Offset and scale. No loss of margins determines a constant per prompt or a scale: of the variance of a "
-            f"completion's reward over runs they are {_percent(parts['offset'])} and {_percent(parts['scale'])}. What "
-            f"is left, {_percent(parts['direction'])}, changes the order of completions."
+            "(a) Offset and scale. No loss of margins determines a constant per prompt or a scale: of the variance of "
+            f"a completion's reward over runs they are {parts['offset']} and {parts['scale']}. What is left, "
+            f"{parts['direction']}, changes the order of completions."
         )
-    agreement = data.get("agreement", {}).get("pairwise_spearman")
-    if agreement:
-        excess = data.get("left_open", {}).get("excess_se")
-        yield f"(b) Optimisation. The rewards of two runs correlate by {_number(agreement)} in rank." + (
-            f" On the pairs that they were fitted to, runs lie {_number(excess)} standard errors of the loss above the "
-            "best reward of all."
-            if excess
-            else ""
-        )
+    if agreement := data.get("agreement", {}).get("pairwise_spearman"):
+        yield f"(b) Optimisation. The rewards of two runs correlate by {_number(agreement)} in rank."
     if "left_open" in data:
-        found = data["left_open"]
-        level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
-        yield (
-            f"(c) What the demonstrations leave open. All runs agree on the sign of {_percent(found['runs_agree'])} of "
-            f"{found['n_pairs']} test pairs. The rewards that explain the demonstrations as well as the typical run (within "
-            f"{level['tolerance_se']:.2g} standard errors of the best loss) all agree on {_percent(level['determined'])}: "
-            "the order of the other pairs is decided by the method (its start, its steps, when it stops), not by the "
-            "demonstrations."
-        )
+        yield from _open_text(data["left_open"])
+
+
+def _open_text(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the loss "
+        "above the best reward of all."
+    )
+    level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
+    yield (
+        "(c) What the demonstrations leave open. All runs agree on the sign of "
+        f"{_percent(found['runs_agree'])} of {found['n_pairs']} test pairs. The rewards that explain the demonstrations "
+        f"as well as the typical run (within {level['tolerance_se']:.2g} standard errors of the best loss) all agree on "
+        f"{_percent(level['determined'])}: the order of the other pairs is decided by the method (its start, its steps, "
+        "when it stops), not by the demonstrations."
+    )
 
 
 def _number(estimate: Mapping[str, Any]) -> str:
