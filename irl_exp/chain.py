@@ -18,6 +18,7 @@ from typing import Any
 
 from irl_exp.artifacts import Artifact, Identity, Store, fingerprint, read_manifest
 from irl_exp.config import Config, ImplicitConfig, Node, NoShortcut, ProbeConfig, frozen_features, of_identity
+from irl_exp.report import cell_of
 from irl_exp.runtime import Context, Device, Event, Report, State, find_device, prepare_process
 from irl_exp.tracking import Tracker, track
 
@@ -157,10 +158,11 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
     device = find_device(config.device, config.precision, config.threads)
     store = Store(config.store.dir)
     steps = build(config, device)
+    group = f"{config.name}/{job.folder.parent.name}"
     record = {
         **config.model_dump(mode="json"),
         "artifacts": {step.stage: step.identity.digest for step in steps.values()},
-        "job": {"number": job.number, "name": job.name},
+        "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
         "device_used": str(device),
         "versions": _versions(),
         "code": _source_digest(),
@@ -173,7 +175,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         project=config.tracking.project,
         entity=config.tracking.entity,
         name=job.name,
-        group=f"{config.name}/{job.folder.parent.name}",
+        group=group,
         tags=config.tracking.tags,
         config=record,
         job_type="run",

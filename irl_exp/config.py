@@ -906,10 +906,20 @@ def describe_groups() -> str:
         group = folder.relative_to(CONF).as_posix()
         lines.append(f"  {group}=")
         for path in sorted(folder.glob("*.yaml")):
-            comments = [line for line in path.read_text().splitlines() if line.startswith("# ")]
-            comments = [line for line in comments if "@package" not in line]
-            lines.append(f"    {path.stem:<27}{comments[0][2:] if comments else ''}")
+            lines.append(f"    {path.stem:<27}{_first_comment(path)}")
     return "\n".join(lines)
+
+
+def _first_comment(path: Path) -> str:
+    """What a config file says of itself; "" where it says nothing."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in lines if line.startswith("# ") and "@package" not in line), "")
+
+
+def question_of(study: str) -> str:
+    """What a study of conf/study asks: the first comment of its file after the command; "" for another name."""
+    path = CONF / "study" / f"{study}.yaml"
+    return _first_comment(path).partition(": ")[2] if path.is_file() else ""
 
 
 def describe_options() -> str:

@@ -154,8 +154,12 @@ class Outcome:
 
     @property
     def cell(self) -> str:
-        """The name without its seeds: jobs of one cell differ in seeds only."""
-        return re.sub(r"(^|,)\+*(\w+\.)*seed=\d+", "", self.name).strip(", ") or "default"
+        return cell_of(self.name)
+
+
+def cell_of(name: str) -> str:
+    """The name of a job without its seeds: jobs of one cell differ in seeds only."""
+    return re.sub(r"(^|,)\+*(\w+\.)*seed=\d+", "", name).strip(", ") or "default"
 
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:

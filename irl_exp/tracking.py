@@ -48,7 +48,7 @@ _decided: Mode | None = None  # what "wandb" means in this process
 
 
 class TrackingError(Exception):
-    """A number that cannot be recorded, or a tracking mode that does not exist."""
+    """A number that cannot be recorded, a tracking mode that does not exist, or no account where one is needed."""
 
 
 def resolve_mode(mode: str) -> Mode:
@@ -74,26 +74,59 @@ def settle(mode: Mode) -> None:
 
 
 def _decide() -> Mode:
+    mode, why = _find_out()
+    if why:
+        log.warning("%s: runs are logged offline, `wandb sync` uploads them later", why)
+    return mode
+
+
+def _find_out() -> tuple[Mode, str]:
+    """What the environment asks for, or offline and why an account cannot be used."""
     word = os.environ.get("WANDB_MODE") or "online"
     if word not in _WORDS:
         raise TrackingError(f"WANDB_MODE={word!r} is none of {', '.join(_WORDS)}")
     if _WORDS[word] != "online":
-        return _WORDS[word]
-    _quieten()
+        return _WORDS[word], ""
+    quieten()
     import wandb
 
     try:
         mode = _WORDS[wandb.setup().settings.mode]  # knows of `wandb offline` too, which writes a file
         if mode != "online" or wandb.login(prompt=False, verify=False):
-            return mode
-        why = "no W&B account here (`wandb login` makes runs appear online)"
+            return mode, ""
+        return "offline", "no W&B account here (`wandb login` makes runs appear online)"
     except Exception as error:  # a malformed key, an unreadable netrc, ...
-        why = f"the W&B account cannot be used ({_first_line(error)})"
-    log.warning("%s: runs are logged offline, `wandb sync` uploads them later", why)
-    return "offline"
+        return "offline", f"the W&B account cannot be used ({_first_line(error)})"
 
 
-def _quieten() -> None:
+def why_not_online() -> str:
+    """Why nothing can be sent to W&B from here, as far as that shows without network; "" if it can be tried."""
+    mode, why = _find_out()
+    if mode == "online":
+        return ""
+    return why or f"W&B is {mode} here: unset WANDB_MODE, or say `wandb online`"
+
+
+def default_entity(timeout: int = 10) -> str | None:
+    """The user or team that runs without a tracking.entity go to, if the account has one.
+
+    Asks the server, in at most `timeout` seconds.
+
+    Raises:
+        TrackingError: there is no account, the server does not answer, or takes the key for wrong.
+    """
+    if why := why_not_online():
+        raise TrackingError(why)
+    import wandb
+
+    try:
+        entity = wandb.Api(timeout=timeout).default_entity
+    except Exception as error:
+        raise TrackingError(f"the W&B server does not let us in ({_first_line(error)})") from error
+    return str(entity) if entity else None
+
+
+def quieten() -> None:
     """No word of wandb on the console, no crash reports to its makers, unless the environment says so."""
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -269,7 +302,7 @@ def _start(mode: Mode, init: Mapping[str, Any]) -> wandb.Run | None:
     global _decided
     if mode == "disabled":
         return None
-    _quieten()
+    quieten()
     import wandb
 
     try:
@@ -390,6 +423,16 @@ def log_report(
         for name, (columns, rows) in tables.items():
             view.log_table(name, columns, rows)
     return view
+
+
+def recorded(run_dir: Path) -> Path | None:
+    """The folder of the last W&B run of a job, online or offline; None where nothing was recorded for W&B."""
+    return max(run_dir.glob("wandb/*run-*"), key=lambda folder: folder.name.partition("run-")[2], default=None)
+
+
+def not_uploaded(folder: Path) -> bool:
+    """Whether this is an offline run (`Tracker.offline_folder`) that `wandb sync` has not taken yet."""
+    return folder.name.startswith("offline-run-") and not any(folder.glob("*.wandb.synced"))
 
 
 def sync_command(folders: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "irl_exp"
 
 # From the top to the bottom: a module imports only what stands below it. A new module needs a place here.
 ORDER = (
-    *("planner", "jobs", "preflight", "chain", "console", "report", "stages"),
+    *("dashboard", "planner", "jobs", "preflight", "chain", "console", "report", "stages"),
     *("policy_optimization", "backbones", "methods", "learned_rewards", "shortcuts"),
     *("ground_truth", "rewards", "features", "supervised"),
     *("policies", "data", "comments", "heads", "policy_metrics", "reward_metrics"),
@@ -30,6 +30,7 @@ ONLY_IN = {
     "trl": {"policy_optimization"},
     "peft": {"backbones"},
     "wandb": {"tracking"},
+    "wandb_workspaces": {"dashboard"},
     "hydra": {"planner", "jobs", "config"},
     "omegaconf": {"planner", "jobs", "config"},
     "pydantic": {"config"},
@@ -96,6 +97,11 @@ def test_metrics_of_rewards_stand_on_their_mathematics_alone() -> None:
 @pytest.mark.parametrize("name", ["artifacts", "tracking"])
 def test_machinery_knows_no_machine_learning(name: str) -> None:
     assert libraries(PACKAGE / f"{name}.py") & LEARNING == set()
+
+
+def test_the_dashboard_reads_files_and_knows_no_machine_learning() -> None:
+    assert ours(PACKAGE / "dashboard.py") == {"config", "tracking"}
+    assert libraries(PACKAGE / "dashboard.py") - set(sys.stdlib_module_names) == {"irl_exp", "wandb_workspaces"}
 
 
 @pytest.mark.parametrize("name", ["losses", "reward_comparison", "bayesian"])

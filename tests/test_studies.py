@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from irl_exp import config as schema
 from irl_exp import planner
 from irl_exp.config import CONF, Config, EnsembleConfig, MarginConfig, WeightedConfig, swept_by
+from irl_exp.dashboard import flatten, varied
 from irl_exp.jobs import LaunchContext, job_name, typed
 from irl_exp.report import Outcome
 
@@ -96,6 +97,16 @@ def test_the_help_says_the_command_and_the_question(study: str) -> None:
     (line,) = [line for line in TEXT[study].splitlines()[:2] if "@package" not in line]
     assert re.match(rf"# python launch\.py study={study}: .+\?", line)
     assert f"    {study:<24}{line[2:]}" in schema.describe_groups().splitlines()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_keys_of_the_config_tell_the_cells_apart(study: str) -> None:
+    """As W&B, which knows no overrides, needs them."""
+    jobs = jobs_of(f"study={study}")
+    flat = [dict(flatten(job.config.model_dump(mode="json"))) for job in jobs]
+    keys = varied([job.config.model_dump(mode="json") for job in jobs])
+    assert len({str([values.get(key) for key in keys]) for values in flat}) == len(cells(f"study={study}"))
+    assert len(keys) <= 6
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -25,7 +25,17 @@ from wandb_files import read_run
 from wandb_server import StandIn, wandb_server
 
 from irl_exp import tracking
-from irl_exp.tracking import Tracker, TrackingError, View, log_report, resolve_mode, sync_command, track
+from irl_exp.tracking import (
+    Tracker,
+    TrackingError,
+    View,
+    log_report,
+    not_uploaded,
+    recorded,
+    resolve_mode,
+    sync_command,
+    track,
+)
 
 CONFIG = {"seed": 0, "irl": {"lr": 0.001, "loss": {"name": "max_margin"}, "layers": [1, 2]}}
 KEY = "0123456789" * 4
@@ -620,6 +630,27 @@ def sync(command: str, folder: Path, server: StandIn) -> str:
         command, shell=True, cwd=folder, env=env, **BATCH, check=True
     )
     return done.stderr
+
+
+def test_the_last_attempt_of_a_run_is_its_record(tmp_path: Path, server: StandIn) -> None:
+    assert recorded(tmp_path / "launch" / "0") is None
+    program = "with run() as tracker: rows(tracker)"
+    child(program, tmp_path)
+    first = offline_run(tmp_path)
+    first = first.rename(first.with_name("offline-run-20260101_000000-abcdefgh"))
+    child(program, tmp_path)
+    assert recorded(tmp_path / "launch" / "0") not in (None, first)
+    child(program, tmp_path, **online(server))
+    last = recorded(tmp_path / "launch" / "0")
+    assert last is not None
+    assert last.name.startswith("run-")
+
+
+def test_what_sync_has_taken_is_no_longer_waiting(tmp_path: Path, server: StandIn) -> None:
+    child("with run() as tracker: rows(tracker)", tmp_path)
+    assert not_uploaded(offline_run(tmp_path))
+    sync(f"wandb sync {offline_run(tmp_path)}", tmp_path, server)
+    assert not not_uploaded(offline_run(tmp_path))
 
 
 def test_sync_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """A stand-in for the W&B server: the few requests that wandb 0.31 makes for a run, on a free loopback port.
 
+Those of wandb-workspaces 0.4.13 for a workspace and a report, too.
+
 with wandb_server() as server:
     ...                             # in a process with WANDB_BASE_URL=server.url and WANDB_API_KEY=server.key
 server.runs["4ucm7xkp"].history     # what a person would see in the browser
@@ -38,13 +40,26 @@ class RemoteRun:
 
 
 @dataclass
+class View:
+    """A saved workspace or report; `where` is entity/project."""
+
+    title: str
+    where: str
+    spec: dict[str, Any]
+
+
+@dataclass
 class StandIn:
-    """What arrived: runs by id, artifacts by name (path -> bytes), and every request ("POST /graphql")."""
+    """What arrived: runs by id, artifacts by name (path -> bytes), and every request ("POST /graphql").
+
+    `views` are by type: "project-view" is a workspace, "runs" a report.
+    """
 
     url: str = ""
     key: str = "0123456789abcdef" * 2 + "01234567"
     runs: dict[str, RemoteRun] = field(default_factory=dict)
     artifacts: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     gone: bool = False
 
@@ -57,7 +72,7 @@ class StandIn:
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The `data` of one GraphQL reply; operations that are not known get an empty one."""
-        method = getattr(self, "_on" + re.sub(r"(?=[A-Z])", "_", operation).lower(), None)
+        method = getattr(self, "_on_" + re.sub(r"(?<!^)(?=[A-Z])", "_", operation).lower(), None)
         return method(variables) if method else {}
 
     def stream(self, run_id: str, body: dict[str, Any]) -> None:
@@ -80,6 +95,29 @@ class StandIn:
 
     def _on_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"id": "u", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
+
+    def _on_get_default_entity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "u", "entity": ENTITY}}
+
+    def _on_get_projects(self, v: dict[str, Any]) -> dict[str, Any]:
+        about = {"id": "P", "entityName": v["entity"], "createdAt": "2026-01-01T00:00:00Z"}
+        about |= {"isBenchmark": False, "user": None}
+        edges = [{"node": {"name": name, **about}} for name in {run.project for run in self.runs.values()}]
+        return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": edges}}
+
+    def _on_project_internal_id(self, v: dict[str, Any]) -> dict[str, Any]:
+        known = any(run.project == v["projectName"] for run in self.runs.values())
+        return {"project": {"id": "P", "internalId": "I"} if known else None}
+
+    def _on_upsert_view(self, v: dict[str, Any]) -> dict[str, Any]:
+        where = f"{v['entityName']}/{v['projectName']}"
+        self.views[v["type"]] = View(v["displayName"], where, json.loads(v["spec"]))
+        project = {"id": "P", "name": v["projectName"], "entityName": v["entityName"]}
+        view = {"id": "V" + v["type"], "project": project, "updatedAt": "2026-01-01T00:00:00Z"}
+        view |= {key: v[key] for key in ("type", "name", "displayName", "description", "spec")}
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    _on_upsert_view2 = _on_upsert_view
 
     def _on_server_features_query(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
