@@ -126,12 +126,13 @@ def _typical(values: Sequence[float] | Floats) -> Estimate:
     return statistics.typical(values, generator=np.random.default_rng(0))
 
 
-def _count(number: int, word: str) -> str:
+def _count(number: int, word: str, words: str | None = None) -> str:
+    """A number with its noun.
+
+    >>> _count(1, "run"), _count(1200, "run"), _count(2, "policy", "policies")
+    ('1 run', '1,200 runs', '2 policies')
     """
-    >>> _count(1, "run"), _count(1200, "run")
-    ('1 run', '1,200 runs')
-    """
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
+    return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
 def _grid(count: int, columns: int, height: float, width: float = 9.0, **shared: Any) -> tuple[Figure, list[Axes]]:
@@ -297,14 +298,15 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
     """A panel a cell with all five measures in it."""
     names, shown = labels(study), cells[:MOST_PANELS]
     colours = dict(zip(CURVES, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, "black"), strict=True))
-    figure, panels = _grid(len(shown), 4, 2.1, width=10, sharey=True)
+    figure, panels = _grid(len(shown), 4, 2.1, width=10, sharex=True, sharey=True)
     for cell, axes in zip(shown, panels, strict=True):
         rows = table[table["cell"] == cell]
         for key in set(CURVES) & set(rows):
             _curve(axes, rows, key, colours[key], spread=spread)
         axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=SMALL, weight="normal")
     for axes in panels[-4:]:
-        axes.set_xlabel("epoch of IRL")
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("epoch of IRL", fontsize=9)
     handles: list[Any] = [Line2D([], [], color=colour, label=CURVES[key]) for key, colour in colours.items()]
     band = f"line: mean, band: {_band_name(spread=spread)}"
     handles.append(Patch(color=figures.GREY, alpha=0.3, label=band))
@@ -463,9 +465,6 @@ def best_and_all(study: Study) -> Figure:
         row[0].set_title(rule, fontsize=10)
     for axes, text in zip(panels[-1], ("accuracy", "F1 of the toxic class"), strict=True):
         axes.set_xlabel(text)
-    for axes in panels[-1]:
-        low, high = axes.get_xlim()
-        axes.set_xlim(max(low, -0.02), min(high, 1.02))  # t intervals of two runs pass the ends
     for row in panels:
         _levels_below(row[0], [_majority(runs) for runs in cells.values()], "majority class")
         _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], "all called toxic")
@@ -487,17 +486,17 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     best = int(np.argmax([run.metrics[keys[1]] for run in runs]))
     spread = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
     heights = place + np.random.default_rng(place).permutation(spread)
-    marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > MANY_POINTS}
-    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, _alpha(len(values))), zorder=6, **marks)
+    few = len(values) < statistics.FEW
+    marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > MANY_POINTS, "zorder": 6 if few else 3}
+    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, _alpha(len(values))), **marks)
     found = _typical(values)
     text = _interval(found)
     if len(values) > 1:
         axes.hlines(place, found.low, found.high, color="black", linewidth=2, zorder=4)
         axes.scatter(found.value, place, s=22, marker="D", color="black", zorder=5)
         axes.scatter(values[best], heights[best], s=70, facecolors="none", edgecolors="black", linewidths=1.2, zorder=7)
-        text += (
-            f"\nbest {_number(values[best])}" if measure == "accuracy" else f"\nthe ringed run {_number(values[best])}"
-        )
+        who = "best" if measure == "accuracy" else "the ringed run"
+        text += f"\n{who} {_number(values[best])}"
     axes.annotate(text, (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
 
 
@@ -528,6 +527,7 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
         places = np.arange(len(values))
         axes.vlines(values, places - 0.42, places + 0.42, color=figures.GREY, linestyle="--", linewidth=1.2, zorder=1)
     low, high = axes.get_xlim()
+    low, high = axes.set_xlim(max(low, -0.02), min(high, 1.02))  # t intervals of two runs pass the ends
     place = float(np.mean(values))
     right = place > (low + high) / 2
     name = f"{text} {place:.3f}" if shared else f"{text}: {min(values):.3f} to {max(values):.3f}"
@@ -551,9 +551,157 @@ def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     return handles
 
 
+# ----------------------------------------------------------------------------------------------- training curves
+
+TRAINED = {"rlhf": "RLHF on R*: the expert", "refinetune": "refinetuning on the learned reward"}
+LOG_ODDS = ("classifier", "sequence_classifier")
+"""Ground truths that are log-odds of 'civil'."""
+
+
+def training_curves(study: Study) -> Figure:
+    """Reward and KL from the reference of the batches of RLHF (on R*, left) and of refinetuning (on R, right).
+
+    Every policy is drawn once, however many runs share it. The reward is that of the batch without the KL term. The
+    two rewards have scales of their own, so only their courses compare; the KL has one scale. A reward that is still
+    rising at the last step says that RL has not converged. A refinetuned policy that goes further from the reference
+    than the expert may have left the texts on which the learned reward was fitted.
+    """
+    tables = {stage: table for stage in TRAINED if not (table := _trained(study, stage)).empty}
+    if not tables:
+        raise NotComputed("No run has trained a policy by RL, or metrics.jsonl is missing.")
+    figure = figures.new(4.4 * len(tables) + (1.2 if len(tables) == 1 else 0.2), 5.4)
+    panels = figure.subplots(2, len(tables), squeeze=False, sharey="row" if len(tables) == 1 else False)
+    for axes in panels[1, 1:]:
+        axes.sharey(panels[1, 0])
+    for (stage, table), (reward, kl) in zip(tables.items(), panels.T, strict=True):
+        colours = _owners(table, figures.BLUE if stage == "rlhf" else figures.ORANGE)
+        spread = bool(table.groupby("owner")["run"].nunique().min() >= statistics.FEW)
+        for axes, key in ((reward, "reward"), (kl, "kl")):
+            for owner, colour in colours.items():
+                _curve(axes, table[table["owner"] == owner], key, colour, spread=spread)
+            axes.set_xlabel("optimiser step")
+            axes.margins(x=0.02)
+        reward.set_title(f"{TRAINED[stage]}\n({_count(table['run'].nunique(), 'policy', 'policies')})", fontsize=10)
+        reward.set_ylabel(_reward_unit(study) if stage == "rlhf" else "R of the batch\n(sd on the fit demonstrations)")
+        reward.legend(handles=_trained_legend(study, table, colours, spread=spread), loc="lower right", fontsize=SMALL)
+        _level(kl, 0.0, "reference", below=True)
+    panels[1, 0].set_ylabel("KL from the reference\n(nats per token)")
+    figure.suptitle("Reward and KL over the steps of RL", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _trained(study: Study, stage: str) -> pd.DataFrame:
+    """The curve of each policy of a stage, with the cell that owns it; '' where cells share policies."""
+    table = study.curves.get(stage, pd.DataFrame(columns=["run", "cell", "step"]))
+    if "reward" not in table or "kl" not in table:
+        return table.iloc[:0]
+    present = set(table["run"])
+    runs = [run for run in study.runs if run.number in present]
+    cells: dict[object, set[str]] = {}
+    for run in runs:
+        cells.setdefault(run.artifact(stage) or run.number, set()).add(run.cell)
+    shared = any(len(owners) > 1 for owners in cells.values())
+    table = table[table["run"].isin([run.number for run in _distinct(runs, stage)])]
+    return table.assign(owner="" if shared else table["cell"])
+
+
+def _owners(table: pd.DataFrame, alone: str) -> dict[str, str]:
+    """Owner -> colour; more than can be told apart have one colour, and a mean each."""
+    owners = list(table["owner"].unique())
+    several = 1 < len(owners) <= len(CELL_COLOURS)
+    return dict(zip(owners, CELL_COLOURS if several else [alone] * len(owners), strict=False))
+
+
+def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], *, spread: bool) -> list[Any]:
+    counts = table.groupby("owner")["run"].nunique()
+    base = next(iter(colours.values())) if len(set(colours.values())) == 1 else figures.GREY
+    if counts.max() == 1 and len(colours) == 1:
+        return [Line2D([], [], color=base, label="the policy of all runs" if len(study.runs) > 1 else "the policy")]
+    mean = "mean" if len(colours) == 1 or base == figures.GREY else f"means of {len(colours)} cells"
+    handles: list[Any] = [Line2D([], [], color=base, linewidth=0.6, label="a policy")]
+    if counts.max() > 1:
+        handles += [Line2D([], [], color=base, label=mean)]
+        handles += [Patch(color=base, alpha=0.2, label=_band_name(spread=spread))]
+    if len(set(colours.values())) > 1:
+        names = labels(study)
+        handles += [
+            Line2D([], [], color=colour, label=f"{names[owner]} (n = {counts[owner]})")
+            for owner, colour in colours.items()
+        ]
+    return handles
+
+
+def _reward_unit(study: Study) -> str:
+    known = {run.config.get("reward.name") for run in study.runs} <= set(LOG_ODDS)
+    return "R* of the batch" + ("\n(log-odds of civil)" if known else "")
+
+
+# ---------------------------------------------------------------------------------------------------- threshold
+
+THRESHOLDS = {"_at_zero": ("o", figures.BLUE), "_unsupervised": ("s", figures.ORANGE), "": ("^", figures.GREEN)}
+
+
+def threshold(study: Study) -> Figure:
+    """Accuracy of each learned reward with three thresholds against its AUROC, which needs none.
+
+    A grey line joins the three accuracies of one reward: its length is what the choice of the threshold alone does.
+    Rewards beside each other order the completions equally well; how far apart they are in height is their threshold.
+    The unsupervised threshold separates expert from reference best on select; the last one was set there with R*.
+    """
+    cells = _learned(study)
+    shown = dict(list(cells.items())[:MOST_PANELS])
+    names, columns = labels(study), min(4 if len(shown) > len(CELL_COLOURS) else 3, len(shown))
+    figure, panels = _grid(
+        len(shown), columns, 4.0 if columns == 1 else 2.6, 6.4 if columns == 1 else 9.6, sharex=True, sharey=True
+    )
+    for axes, (cell, runs) in zip(panels, shown.items(), strict=True):
+        _thresholds(axes, runs)
+        name = f"{names[cell]}\n(n = {len(runs)})" if len(shown) > 1 else _ranges(runs)
+        axes.set_title(name, fontsize=SMALL, weight="normal")
+    figure.supxlabel("AUROC: the order alone", fontsize=9)
+    for number, (axes, runs) in enumerate(zip(panels, shown.values(), strict=True)):
+        _level(axes, _majority(runs), "majority class", below=True)
+        axes.tick_params(labelbottom=number >= len(shown) - columns)
+        if number % columns == 0:
+            axes.set_ylabel("accuracy")
+    handles = [
+        Line2D([], [], linestyle="none", marker=marker, color=colour, label=RULES[ending])
+        for ending, (marker, colour) in THRESHOLDS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    only = f", the first {MOST_PANELS} of {len(cells)} cells" if len(cells) > MOST_PANELS else ""
+    count = _count(sum(map(len, cells.values())), "learned reward")
+    figure.suptitle(f"What the threshold does, {count}{only}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _ranges(runs: Sequence[Run]) -> str:
+    """In words, as a narrow axis makes any spread look wide."""
+    auroc, accuracy = ([run.metrics[f"irl/{key}"] for run in runs] for key in ("auroc", "accuracy_unsupervised"))
+    told = [f"{min(values):.4f} to {max(values):.4f}" for values in (auroc, accuracy)]
+    return f"AUROC from {told[0]}, accuracy with the unsupervised threshold from {told[1]}"
+
+
+def _thresholds(axes: Axes, runs: Sequence[Run]) -> None:
+    """Three marks a reward, joined."""
+    auroc = np.array([run.metrics["irl/auroc"] for run in runs])
+    rows = [[run.metrics.get(f"irl/accuracy{ending}", np.nan) for run in runs] for ending in THRESHOLDS]
+    values = np.array(rows)
+    many, faint = values.size > MANY_POINTS, max(0.3, _alpha(len(runs)))
+    ends = (
+        np.where(np.isnan(values), -np.inf, values).max(axis=0),
+        np.where(np.isnan(values), np.inf, values).min(axis=0),
+    )
+    axes.vlines(auroc, *ends, color="#D0D0D0", linewidth=0.7, zorder=1, rasterized=many)
+    for height, (marker, colour) in zip(values, THRESHOLDS.values(), strict=True):
+        axes.scatter(auroc, height, s=18, marker=marker, color=colour, alpha=faint, linewidths=0, rasterized=many)
+
+
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "over_epochs": over_epochs,
     "accuracy_heatmap": accuracy_heatmap,
     "best_and_all": best_and_all,
+    "training_curves": training_curves,
+    "threshold": threshold,
 }
 """Name of the file -> figure, in the order of the page."""
