@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,17 +21,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from irl_exp.analysis import figures, statistics
-from irl_exp.analysis.statistics import Estimate, Floats
+from irl_exp.analysis import figures, panels, statistics, toxicity
+from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-
-CELL_COLOURS = (figures.ORANGE, figures.BLUE, figures.GREEN, figures.PURPLE, "#56B4E9", "#000000")
-"""Of up to six cells, told apart with any common colour vision. More cells get a panel or a row each."""
-MOST_PANELS = 40
-MANY_POINTS = 2000
-"""From here on marks are drawn as pixels: a PDF of a hundred thousand vectors opens slowly."""
-SMALL = 8
-"""Points; the smallest text of a figure."""
 
 CURVES = {
     "accuracy_at_zero": "accuracy, threshold 0",
@@ -54,123 +45,13 @@ Scale = tuple[float, float]
 """Ends of a colour scale."""
 
 
-# ------------------------------------------------------------------------------------------ what all figures need
-
-
-def labels(study: Study, width: int = 30) -> dict[str, str]:
-    """Short names of cells in lines of `width` letters: `loss=hinge` of `irl/loss=hinge` where no other ends alike."""
-    items = {cell: re.split(r",(?![^\[{(]*[\]})])", cell) for cell in study.cells}
-    keys = {item.partition("=")[0] for row in items.values() for item in row}
-    short = {key: _ending(key, keys) for key in keys}
-
-    def name(item: str) -> str:
-        key, equals, value = item.partition("=")
-        return f"{short[key]}{equals}{value}" if equals else item
-
-    return {cell: textwrap.fill(", ".join(map(name, row)), width) for cell, row in items.items()}
-
-
-def _ending(key: str, keys: set[str]) -> str:
-    """The last parts of a dotted name that no other of the names ends with."""
-    parts = re.split(r"[./]", key)
-    for start in range(len(parts) - 1, 0, -1):
-        ending = ".".join(parts[start:])
-        if not any(re.sub("/", ".", other).endswith(f".{ending}") for other in keys - {key}):
-            return ending
-    return key
-
-
-def _distinct(runs: Sequence[Run], stage: str) -> list[Run]:
-    """The first run of each artifact of a stage; a run that names none stands for itself."""
-    found: dict[object, Run] = {}
-    for run in runs:
-        found.setdefault(run.artifact(stage) or run.number, run)
-    return list(found.values())
-
-
 def _learned(study: Study) -> dict[str, list[Run]]:
     """Runs with a learned reward by cell, one a reward."""
     cells = {cell: [run for run in runs if "irl/auroc" in run.metrics] for cell, runs in study.cells.items()}
-    found = {cell: _distinct(runs, "irl") for cell, runs in cells.items() if runs}
+    found = {cell: panels.distinct(runs, "irl") for cell, runs in cells.items() if runs}
     if not found:
         raise NotComputed("No run has a learned reward: they stopped before irl (until=...), or on texts of one class.")
     return found
-
-
-def _agreed(values: Sequence[float], within: float = 0.005) -> float | None:
-    """The mean of values that agree, else None: runs on other demonstrations differ a little in such a level."""
-    return float(np.mean(values)) if values and max(values) - min(values) <= within else None
-
-
-def _alpha(count: int) -> float:
-    """Of one of many lines or points: many make a cloud, few are seen each."""
-    return float(np.clip(8 / max(count, 1), 0.06, 0.6))
-
-
-def _number(value: float) -> str:
-    """Three significant digits, or integers where they are large.
-
-    >>> _number(0.7777), _number(-12.345), _number(0.0)
-    ('0.778', '-12.3', '0.000')
-    """
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _interval(found: Estimate) -> str:
-    bounds = "" if np.isnan(found.low) else f" [{_number(found.low)}, {_number(found.high)}]"
-    return f"{_number(found.value)}{bounds}"
-
-
-def _typical(values: Sequence[float] | Floats) -> Estimate:
-    """As the tables say it."""
-    return statistics.typical(values, generator=np.random.default_rng(0))
-
-
-def _count(number: int, word: str, words: str | None = None) -> str:
-    """A number with its noun.
-
-    >>> _count(1, "run"), _count(1200, "run"), _count(2, "policy", "policies")
-    ('1 run', '1,200 runs', '2 policies')
-    """
-    return f"{number:,} {word if number == 1 else words or word + 's'}"
-
-
-def _grid(count: int, columns: int, height: float, width: float = 9.0, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels in rows of `columns`; height of a row in inches. Cells of the last row stay empty."""
-    rows = -(-count // columns)
-    figure = figures.new(width, max(2.4, rows * height + 0.8))
-    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
-    for spare in axes[count:]:
-        spare.set_axis_off()
-    return figure, list(axes[:count])
-
-
-def _level(axes: Axes, value: float, text: str, *, colour: str = figures.GREY, below: bool) -> None:
-    """A horizontal line with its name on it; where it would squeeze the data into a corner, an arrow says where."""
-    low, high = axes.get_ylim()
-    room = 0.8 * (high - low)
-    name, paper = f"{text} {_number(value)}", {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-    if low - room <= value <= high + room:
-        axes.axhline(value, color=colour, linestyle="--", linewidth=1, zorder=1)
-        offset = (-2, -2 if below else 2)
-        at: tuple[float, float] = (1.0, value)
-        axes.annotate(
-            name, at, offset, xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha="right",
-            va="top" if below else "bottom", color=colour, fontsize=SMALL, bbox=paper, zorder=6,
-        )  # fmt: skip
-        edge = 0.12 * (max(high, value) - min(low, value))
-        axes.set_ylim(min(low, value - edge), max(high, value + edge))
-    else:
-        arrow, y = ("↓", 0.02) if value < low else ("↑", 0.98)
-        axes.text(
-            0.98, y, f"{arrow} {name}", transform=axes.transAxes, ha="right",
-            va="bottom" if value < low else "top", color=colour, fontsize=SMALL, bbox=paper, zorder=6,
-        )  # fmt: skip
-
-
-def _hide_spines(axes: Axes) -> None:
-    axes.spines[["left"]].set_visible(False)
-    axes.tick_params(left=False)
 
 
 # -------------------------------------------------------------------------------------------------- over epochs
@@ -201,21 +82,21 @@ def over_epochs(study: Study) -> Figure:
     table = _evaluated(study)
     cells = list(dict.fromkeys(table["cell"]))
     spread = bool(table.groupby("cell")["run"].nunique().min() >= statistics.FEW)
-    if len(cells) > len(CELL_COLOURS):
+    if len(cells) > len(panels.CELL_COLOURS):
         return _epochs_by_cell(study, table, cells, spread=spread)
     keys = [key for key in CURVES if key in table]
-    figure, panels = _grid(6, 3, 2.2, sharex=True)
-    legend = panels.pop(2)
-    for key, axes in zip(keys, panels, strict=False):
-        for cell, colour in zip(cells, CELL_COLOURS, strict=False):
+    figure, parts = panels.grid(6, 3, 2.2, sharex=True)
+    legend = parts.pop(2)
+    for key, axes in zip(keys, parts, strict=False):
+        for cell, colour in zip(cells, panels.CELL_COLOURS, strict=False):
             _curve(axes, table[table["cell"] == cell], key, colour, spread=spread)
         axes.set_title(CURVES[key], fontsize=10)
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _epoch_levels(axes, study, table, key)
-    for axes in panels[2:]:
+    for axes in parts[2:]:
         axes.set_xlabel("epoch of IRL")
-    for axes in [legend, *panels[len(keys) :]]:
+    for axes in [legend, *parts[len(keys) :]]:
         axes.set_axis_off()
     legend.legend(handles=_epoch_legend(study, table, cells, spread=spread), loc="center left", borderaxespad=0)
     figure.suptitle(f"Learned rewards against R* over epochs, {_rewards(table)}", x=0.01, ha="left", weight="bold")
@@ -223,7 +104,7 @@ def over_epochs(study: Study) -> Figure:
 
 
 def _rewards(table: pd.DataFrame) -> str:
-    return _count(int(table["run"].nunique()), "learned reward")
+    return panels.count(int(table["run"].nunique()), "learned reward")
 
 
 def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bool) -> None:
@@ -231,7 +112,11 @@ def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bo
     wide = table.set_index(["step", "run"])[key].unstack("run")
     steps, values = wide.index.to_numpy(dtype=np.float64), wide.to_numpy()
     lines = [np.column_stack([steps, run])[~np.isnan(run)] for run in values.T]
-    style: dict[str, Any] = {"colors": colour, "alpha": _alpha(len(lines)), "rasterized": values.size > MANY_POINTS}
+    style: dict[str, Any] = {
+        "colors": colour,
+        "alpha": panels.alpha(len(lines)),
+        "rasterized": values.size > panels.MANY_POINTS,
+    }
     axes.add_collection(LineCollection(lines, linewidths=0.6, **style))
     whole = ~np.isnan(values).any(axis=1)
     mean, low, high = _band(values[whole], spread=spread)
@@ -261,17 +146,17 @@ def _epoch_levels(axes: Axes, study: Study, table: pd.DataFrame, key: str) -> No
 
     def shared(name: str) -> float | None:
         values = [study.values(name, cell) for cell in cells]
-        return _agreed([float(np.mean(row)) for row in values]) if all(values) else None
+        return panels.agreed([float(np.mean(row)) for row in values]) if all(values) else None
 
     last = float(table.loc[table["step"] == table["step"].max(), key].mean())
     ceiling = shared(f"implicit/{key}")
     floor = CHANCE.get(key, shared("irl/majority_accuracy"))
     if ceiling is not None:
-        _level(
+        panels.level(
             axes, ceiling, "implicit reward", colour=figures.BLUE if len(cells) == 1 else "black", below=last > ceiling
         )
     if floor is not None:
-        _level(axes, floor, FLOORS.get(key, "unrelated"), below=last > floor)
+        panels.level(axes, floor, FLOORS.get(key, "unrelated"), below=last > floor)
 
 
 def _band_name(*, spread: bool) -> str:
@@ -279,39 +164,37 @@ def _band_name(*, spread: bool) -> str:
 
 
 def _epoch_legend(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> list[Any]:
-    names = labels(study)
+    names = panels.labels(study)
     counts = table.groupby("cell")["run"].nunique()
     band = _band_name(spread=spread)
-    colour = CELL_COLOURS[0] if len(cells) == 1 else figures.GREY
+    colour = panels.CELL_COLOURS[0] if len(cells) == 1 else figures.GREY
     handles: list[Any] = [Line2D([], [], color=colour, linewidth=0.6 if counts.max() > 1 else 1.5, label="a run")]
     if counts.max() > 1:
         handles += [Line2D([], [], color=colour, label="mean"), Patch(color=colour, alpha=0.2, label=band)]
     if len(cells) > 1:
         handles += [
             Line2D([], [], color=shade, label=f"{names[cell]} (n = {counts[cell]})")
-            for cell, shade in zip(cells, CELL_COLOURS, strict=False)
+            for cell, shade in zip(cells, panels.CELL_COLOURS, strict=False)
         ]
     return handles
 
 
 def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> Figure:
     """A panel a cell with all five measures in it."""
-    names, shown = labels(study), cells[:MOST_PANELS]
+    names, shown = panels.labels(study), cells[: panels.MOST_PANELS]
     colours = dict(zip(CURVES, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, "black"), strict=True))
-    figure, panels = _grid(len(shown), 4, 2.1, width=10, sharex=True, sharey=True)
-    for cell, axes in zip(shown, panels, strict=True):
+    figure, parts = panels.grid(len(shown), 4, 2.1, width=10, sharex=True, sharey=True)
+    for cell, axes in zip(shown, parts, strict=True):
         rows = table[table["cell"] == cell]
         for key in set(CURVES) & set(rows):
             _curve(axes, rows, key, colours[key], spread=spread)
-        axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=SMALL, weight="normal")
-    for axes in panels[-4:]:
-        axes.tick_params(labelbottom=True)
-    figure.supxlabel("epoch of IRL", fontsize=9)
+        axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=panels.SMALL, weight="normal")
+    panels.bottom(parts, 4, "epoch of IRL")
     handles: list[Any] = [Line2D([], [], color=colour, label=CURVES[key]) for key, colour in colours.items()]
     band = f"line: mean, band: {_band_name(spread=spread)}"
     handles.append(Patch(color=figures.GREY, alpha=0.3, label=band))
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {MOST_PANELS} of {len(cells)} cells" if len(cells) > MOST_PANELS else ""
+    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
     figure.suptitle(
         f"Learned rewards against R* over epochs, {_rewards(table)}{only}", x=0.01, ha="left", weight="bold"
     )
@@ -337,11 +220,11 @@ def accuracy_heatmap(study: Study) -> Figure:
     if abs(np.mean(majority) - (low + high) / 2) < 1.5 * (high - low):
         low, high = min(low, *majority), max(high, *majority)
     scale = (low, high if high > low else low + 0.01)
-    if len(blocks) > len(CELL_COLOURS):
-        figure, panels, image = _stacked(study, blocks, scale)
+    if len(blocks) > len(panels.CELL_COLOURS):
+        figure, parts, image = _stacked(study, blocks, scale)
     else:
-        figure, panels, image = _side_by_side(study, blocks, scale)
-    bar = figure.colorbar(image, ax=panels, label="accuracy, threshold 0", fraction=0.05, pad=0.02, aspect=40)
+        figure, parts, image = _side_by_side(study, blocks, scale)
+    bar = figure.colorbar(image, ax=parts, label="accuracy, threshold 0", fraction=0.05, pad=0.02, aspect=40)
     _mark(bar.ax, min(majority), max(majority), scale)
     title = f"Accuracy at threshold 0 of {_rewards(table)} over epochs"
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
@@ -391,23 +274,23 @@ def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -
     columns = min(3, len(blocks))
     most = max(map(len, blocks.values()))
     height = float(np.clip(0.16 * most + 0.8, 1.8, 5.2))
-    figure, panels = _grid(len(blocks), columns, height, width=6.4 if columns == 1 else 9.0)
-    names = labels(study)
+    figure, parts = panels.grid(len(blocks), columns, height, width=6.4 if columns == 1 else 9.0)
+    names = panels.labels(study)
     seeds = " / ".join(study.varying_seeds) or "seed"
-    for number, ((cell, block), axes) in enumerate(zip(blocks.items(), panels, strict=True)):
+    for number, ((cell, block), axes) in enumerate(zip(blocks.items(), parts, strict=True)):
         image = _image(axes, block.to_numpy(), scale)
         places = _thin(len(block), max(4, int(height / 0.18)))
-        axes.set_yticks(places, [str(block.index[place]) for place in places], fontsize=SMALL)
+        axes.set_yticks(places, [str(block.index[place]) for place in places], fontsize=panels.SMALL)
         if number % columns == 0:
             axes.set_ylabel(f"run, by {textwrap.fill(seeds, 40)}")
         if len(blocks) > 1:
             axes.set_title(f"{names[cell]} (n = {len(block)})", fontsize=9, weight="normal")
-    return figure, panels, image
+    return figure, parts, image
 
 
 def _stacked(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Figure, list[Axes], Any]:
     """One panel: cells above each other, in each its runs by seed, a white line between."""
-    names = labels(study)
+    names = panels.labels(study)
     sizes = [len(block) for block in blocks.values()]
     ends = np.cumsum(sizes)
     lines = [names[cell].count("\n") + 1 for cell in blocks]
@@ -415,7 +298,7 @@ def _stacked(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tup
     axes = figure.add_subplot()
     image = _image(axes, np.vstack([block.to_numpy() for block in blocks.values()]), scale)
     axes.hlines(ends[:-1] - 0.5, *axes.get_xlim(), color="white", linewidth=2)
-    axes.set_yticks(ends - np.array(sizes) / 2 - 0.5, [names[cell] for cell in blocks], fontsize=SMALL)
+    axes.set_yticks(ends - np.array(sizes) / 2 - 0.5, [names[cell] for cell in blocks], fontsize=panels.SMALL)
     axes.tick_params(left=False)
     seeds = " / ".join(study.varying_seeds) or "seed"
     axes.set_title(f"rows: runs of a cell, by {seeds}", fontsize=9, weight="normal")
@@ -432,11 +315,11 @@ def _mark(bar: Axes, low: float, high: float, scale: Scale) -> None:
             bar.axhline(edge, color="black", linewidth=1.2)
         bar.annotate(
             text, (-0.25, middle), xycoords=bar.get_yaxis_transform(), rotation=90, ha="right", va="center",
-            fontsize=SMALL,
+            fontsize=panels.SMALL,
         )  # fmt: skip
     else:
         arrow, y, va = ("↓", -0.02, "top") if middle < scale[0] else ("↑", 1.02, "bottom")
-        bar.text(0.5, y, f"{arrow} {text}", transform=bar.transAxes, ha="center", va=va, fontsize=SMALL)
+        bar.text(0.5, y, f"{arrow} {text}", transform=bar.transAxes, ha="center", va=va, fontsize=panels.SMALL)
 
 
 # ------------------------------------------------------------------------------------------------ best and all
@@ -452,24 +335,24 @@ def best_and_all(study: Study) -> Figure:
     majority class, and F1 with calling everything toxic.
     """
     cells = _learned(study)
-    names = labels(study, 44 if len(cells) > len(CELL_COLOURS) else 30)
+    names = panels.labels(study, 44 if len(cells) > len(panels.CELL_COLOURS) else 30)
     tall = 0.6 + sum(0.06 + 0.13 * max(2, names[cell].count("\n") + 1) for cell in cells)
     figure = figures.new(9.6, 3 * tall + 1.1)
-    panels = figure.subplots(3, 2, sharex="col", squeeze=False)
-    for row, (ending, rule) in zip(panels, RULES.items(), strict=True):
+    parts = figure.subplots(3, 2, sharex="col", squeeze=False)
+    for row, (ending, rule) in zip(parts, RULES.items(), strict=True):
         for axes, measure in zip(row, ("accuracy", "f1"), strict=True):
             for place, runs in enumerate(cells.values()):
                 _all_of(axes, place, runs, measure, ending)
             named = len(cells) > 1 and measure == "accuracy"
-            _rows(axes, [names[cell] if named else "" for cell in cells])
+            panels.rows(axes, [names[cell] if named else "" for cell in cells])
         row[0].set_title(rule, fontsize=10)
-    for axes, text in zip(panels[-1], ("accuracy", "F1 of the toxic class"), strict=True):
+    for axes, text in zip(parts[-1], ("accuracy", "F1 of the toxic class"), strict=True):
         axes.set_xlabel(text)
-    for row in panels:
+    for row in parts:
         _levels_below(row[0], [_majority(runs) for runs in cells.values()], "majority class")
         _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], "all called toxic")
     figure.legend(handles=_best_legend(cells), loc="outside lower left", ncols=3)
-    count = _count(sum(map(len, cells.values())), "learned reward")
+    count = panels.count(sum(map(len, cells.values())), "learned reward")
     figure.suptitle(f"The best run and all others: {count}", x=0.01, ha="left", weight="bold")
     figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))
     return figure
@@ -480,31 +363,26 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     keys = (f"irl/{measure}{ending}", f"irl/accuracy{ending}")
     runs = [run for run in runs if all(key in run.metrics for key in keys)]
     if not runs:
-        axes.annotate("not defined", (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
+        axes.annotate(
+            "not defined", (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=panels.SMALL
+        )
         return
     values = np.array([run.metrics[keys[0]] for run in runs])
     best = int(np.argmax([run.metrics[keys[1]] for run in runs]))
     spread = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
     heights = place + np.random.default_rng(place).permutation(spread)
     few = len(values) < statistics.FEW
-    marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > MANY_POINTS, "zorder": 6 if few else 3}
-    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, _alpha(len(values))), **marks)
-    found = _typical(values)
-    text = _interval(found)
+    marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > panels.MANY_POINTS, "zorder": 6 if few else 3}
+    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, panels.alpha(len(values))), **marks)
+    found = panels.typical(values)
+    text = panels.interval(found)
     if len(values) > 1:
         axes.hlines(place, found.low, found.high, color="black", linewidth=2, zorder=4)
         axes.scatter(found.value, place, s=22, marker="D", color="black", zorder=5)
         axes.scatter(values[best], heights[best], s=70, facecolors="none", edgecolors="black", linewidths=1.2, zorder=7)
         who = "best" if measure == "accuracy" else "the ringed run"
-        text += f"\n{who} {_number(values[best])}"
-    axes.annotate(text, (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Named rows from the top down, and room below them for the name of a line."""
-    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
-    axes.set_ylim(len(names) + 0.05, -0.55)
-    _hide_spines(axes)
+        text += f"\n{who} {panels.number(values[best])}"
+    panels.beside(axes, place, text)
 
 
 def _majority(runs: Sequence[Run]) -> float:
@@ -520,7 +398,7 @@ def _all_toxic(runs: Sequence[Run]) -> float:
 
 def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
     """A dashed line a row, or one through all where they agree, named below the rows."""
-    shared = _agreed(values) is not None
+    shared = panels.agreed(values) is not None
     if shared:
         axes.axvline(float(np.mean(values)), color=figures.GREY, linestyle="--", linewidth=1, zorder=1)
     else:
@@ -533,7 +411,7 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
     name = f"{text} {place:.3f}" if shared else f"{text}: {min(values):.3f} to {max(values):.3f}"
     axes.annotate(
         name, (place, len(values) - 0.18), (-4 if right else 4, 0), textcoords="offset points",
-        ha="right" if right else "left", va="center", color=figures.GREY, fontsize=SMALL,
+        ha="right" if right else "left", va="center", color=figures.GREY, fontsize=panels.SMALL,
     )  # fmt: skip
 
 
@@ -543,7 +421,7 @@ def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     point: dict[str, Any] = {"linestyle": "none", "marker": "o"}
     handles = [Line2D([], [], color=figures.ORANGE, markersize=4, label="a learned reward", **point)]
     if sizes[-1] > 1:
-        most = _typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
+        most = panels.typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
         method = most.method.split(",")[0] + " with 95 % interval"
         ring = f"best of {n}, chosen on the same texts: no result"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2.5, label=method))
@@ -554,8 +432,6 @@ def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
 # ----------------------------------------------------------------------------------------------- training curves
 
 TRAINED = {"rlhf": "RLHF on R*: the expert", "refinetune": "refinetuning on the learned reward"}
-LOG_ODDS = ("classifier", "sequence_classifier")
-"""Ground truths that are log-odds of 'civil'."""
 
 
 def training_curves(study: Study) -> Figure:
@@ -570,10 +446,10 @@ def training_curves(study: Study) -> Figure:
     if not tables:
         raise NotComputed("No run has trained a policy by RL, or metrics.jsonl is missing.")
     figure = figures.new(4.4 * len(tables) + (1.2 if len(tables) == 1 else 0.2), 5.4)
-    panels = figure.subplots(2, len(tables), squeeze=False, sharey="row" if len(tables) == 1 else False)
-    for axes in panels[1, 1:]:
-        axes.sharey(panels[1, 0])
-    for (stage, table), (reward, kl) in zip(tables.items(), panels.T, strict=True):
+    parts = figure.subplots(2, len(tables), squeeze=False, sharey="row" if len(tables) == 1 else False)
+    for axes in parts[1, 1:]:
+        axes.sharey(parts[1, 0])
+    for (stage, table), (reward, kl) in zip(tables.items(), parts.T, strict=True):
         colours = _owners(table, figures.BLUE if stage == "rlhf" else figures.ORANGE)
         spread = bool(table.groupby("owner")["run"].nunique().min() >= statistics.FEW)
         for axes, key in ((reward, "reward"), (kl, "kl")):
@@ -581,11 +457,15 @@ def training_curves(study: Study) -> Figure:
                 _curve(axes, table[table["owner"] == owner], key, colour, spread=spread)
             axes.set_xlabel("optimiser step")
             axes.margins(x=0.02)
-        reward.set_title(f"{TRAINED[stage]}\n({_count(table['run'].nunique(), 'policy', 'policies')})", fontsize=10)
+        reward.set_title(
+            f"{TRAINED[stage]}\n({panels.count(table['run'].nunique(), 'policy', 'policies')})", fontsize=10
+        )
         reward.set_ylabel(_reward_unit(study) if stage == "rlhf" else "R of the batch\n(sd on the fit demonstrations)")
-        reward.legend(handles=_trained_legend(study, table, colours, spread=spread), loc="lower right", fontsize=SMALL)
-        _level(kl, 0.0, "reference", below=True)
-    panels[1, 0].set_ylabel("KL from the reference\n(nats per token)")
+        reward.legend(
+            handles=_trained_legend(study, table, colours, spread=spread), loc="lower right", fontsize=panels.SMALL
+        )
+        panels.level(kl, 0.0, "reference", below=True)
+    parts[1, 0].set_ylabel("KL from the reference\n(nats per token)")
     figure.suptitle("Reward and KL over the steps of RL", x=0.01, ha="left", weight="bold")
     return figure
 
@@ -601,15 +481,15 @@ def _trained(study: Study, stage: str) -> pd.DataFrame:
     for run in runs:
         cells.setdefault(run.artifact(stage) or run.number, set()).add(run.cell)
     shared = any(len(owners) > 1 for owners in cells.values())
-    table = table[table["run"].isin([run.number for run in _distinct(runs, stage)])]
+    table = table[table["run"].isin([run.number for run in panels.distinct(runs, stage)])]
     return table.assign(owner="" if shared else table["cell"])
 
 
 def _owners(table: pd.DataFrame, alone: str) -> dict[str, str]:
     """Owner -> colour; more than can be told apart have one colour, and a mean each."""
     owners = list(table["owner"].unique())
-    several = 1 < len(owners) <= len(CELL_COLOURS)
-    return dict(zip(owners, CELL_COLOURS if several else [alone] * len(owners), strict=False))
+    several = 1 < len(owners) <= len(panels.CELL_COLOURS)
+    return dict(zip(owners, panels.CELL_COLOURS if several else [alone] * len(owners), strict=False))
 
 
 def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], *, spread: bool) -> list[Any]:
@@ -623,7 +503,7 @@ def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], 
         handles += [Line2D([], [], color=base, label=mean)]
         handles += [Patch(color=base, alpha=0.2, label=_band_name(spread=spread))]
     if len(set(colours.values())) > 1:
-        names = labels(study)
+        names = panels.labels(study)
         handles += [
             Line2D([], [], color=colour, label=f"{names[owner]} (n = {counts[owner]})")
             for owner, colour in colours.items()
@@ -632,7 +512,7 @@ def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], 
 
 
 def _reward_unit(study: Study) -> str:
-    known = {run.config.get("reward.name") for run in study.runs} <= set(LOG_ODDS)
+    known = {run.config.get("reward.name") for run in study.runs} <= set(toxicity.LOG_ODDS)
     return "R* of the batch" + ("\n(log-odds of civil)" if known else "")
 
 
@@ -649,19 +529,18 @@ def threshold(study: Study) -> Figure:
     The unsupervised threshold separates expert from reference best on select; the last one was set there with R*.
     """
     cells = _learned(study)
-    shown = dict(list(cells.items())[:MOST_PANELS])
-    names, columns = labels(study), min(4 if len(shown) > len(CELL_COLOURS) else 3, len(shown))
-    figure, panels = _grid(
+    shown = dict(list(cells.items())[: panels.MOST_PANELS])
+    names, columns = panels.labels(study), min(4 if len(shown) > len(panels.CELL_COLOURS) else 3, len(shown))
+    figure, parts = panels.grid(
         len(shown), columns, 4.0 if columns == 1 else 2.6, 6.4 if columns == 1 else 9.6, sharex=True, sharey=True
     )
-    for axes, (cell, runs) in zip(panels, shown.items(), strict=True):
+    for axes, (cell, runs) in zip(parts, shown.items(), strict=True):
         _thresholds(axes, runs)
         name = f"{names[cell]}\n(n = {len(runs)})" if len(shown) > 1 else _ranges(runs)
-        axes.set_title(name, fontsize=SMALL, weight="normal")
-    figure.supxlabel("AUROC: the order alone", fontsize=9)
-    for number, (axes, runs) in enumerate(zip(panels, shown.values(), strict=True)):
-        _level(axes, _majority(runs), "majority class", below=True)
-        axes.tick_params(labelbottom=number >= len(shown) - columns)
+        axes.set_title(name, fontsize=panels.SMALL, weight="normal")
+    panels.bottom(parts, columns, "AUROC: the order alone")
+    for number, (axes, runs) in enumerate(zip(parts, shown.values(), strict=True)):
+        panels.level(axes, _majority(runs), "majority class", below=True)
         if number % columns == 0:
             axes.set_ylabel("accuracy")
     handles = [
@@ -669,8 +548,8 @@ def threshold(study: Study) -> Figure:
         for ending, (marker, colour) in THRESHOLDS.items()
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {MOST_PANELS} of {len(cells)} cells" if len(cells) > MOST_PANELS else ""
-    count = _count(sum(map(len, cells.values())), "learned reward")
+    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
+    count = panels.count(sum(map(len, cells.values())), "learned reward")
     figure.suptitle(f"What the threshold does, {count}{only}", x=0.01, ha="left", weight="bold")
     return figure
 
@@ -687,7 +566,7 @@ def _thresholds(axes: Axes, runs: Sequence[Run]) -> None:
     auroc = np.array([run.metrics["irl/auroc"] for run in runs])
     rows = [[run.metrics.get(f"irl/accuracy{ending}", np.nan) for run in runs] for ending in THRESHOLDS]
     values = np.array(rows)
-    many, faint = values.size > MANY_POINTS, max(0.3, _alpha(len(runs)))
+    many, faint = values.size > panels.MANY_POINTS, max(0.3, panels.alpha(len(runs)))
     ends = (
         np.where(np.isnan(values), -np.inf, values).max(axis=0),
         np.where(np.isnan(values), np.inf, values).min(axis=0),
@@ -702,6 +581,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "accuracy_heatmap": accuracy_heatmap,
     "best_and_all": best_and_all,
     "training_curves": training_curves,
+    "toxicity": toxicity.toxicity,
     "threshold": threshold,
 }
 """Name of the file -> figure, in the order of the page."""
