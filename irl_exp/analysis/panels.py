@@ -112,7 +112,7 @@ def level(axes: Axes, value: float, text: str, *, colour: str = figures.GREY, be
     """A horizontal line with its name on it; where it would squeeze the data into a corner, an arrow says where."""
     low, high = axes.get_ylim()
     room = 0.8 * (high - low)
-    name, paper = f"{text} {number(value)}", {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
+    name, paper = f"{text} {number(value)}", {"facecolor": "white", "edgecolor": "none", "alpha": 0.5, "pad": 0.6}
     if low - room <= value <= high + room:
         axes.axhline(value, color=colour, linestyle="--", linewidth=1, zorder=1)
         offset = (-2, -2 if below else 2)

@@ -170,7 +170,9 @@ def _epoch_legend(study: Study, table: pd.DataFrame, cells: Sequence[str], *, sp
     colour = panels.CELL_COLOURS[0] if len(cells) == 1 else figures.GREY
     handles: list[Any] = [Line2D([], [], color=colour, linewidth=0.6 if counts.max() > 1 else 1.5, label="a run")]
     if counts.max() > 1:
-        handles += [Line2D([], [], color=colour, label="mean"), Patch(color=colour, alpha=0.2, label=band)]
+        handles.append(Line2D([], [], color=colour, label="mean"))
+    if counts.max() > 2:
+        handles.append(Patch(color=colour, alpha=0.2, label=band))
     if len(cells) > 1:
         handles += [
             Line2D([], [], color=shade, label=f"{names[cell]} (n = {counts[cell]})")
@@ -498,10 +500,12 @@ def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], 
     if counts.max() == 1 and len(colours) == 1:
         return [Line2D([], [], color=base, label="the policy of all runs" if len(study.runs) > 1 else "the policy")]
     mean = "mean" if len(colours) == 1 or base == figures.GREY else f"means of {len(colours)} cells"
-    handles: list[Any] = [Line2D([], [], color=base, linewidth=0.6, label="a policy")]
+    width = 0.6 if counts.max() > 1 else 1.5
+    handles: list[Any] = [Line2D([], [], color=base, linewidth=width, label="a policy")]
     if counts.max() > 1:
-        handles += [Line2D([], [], color=base, label=mean)]
-        handles += [Patch(color=base, alpha=0.2, label=_band_name(spread=spread))]
+        handles.append(Line2D([], [], color=base, label=mean))
+    if counts.max() > 2:
+        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=spread)))
     if len(set(colours.values())) > 1:
         names = panels.labels(study)
         handles += [

@@ -300,7 +300,7 @@ def toxicity(study: Study) -> Figure:
     of a policy that writes shorter, repeated or broken text.
     """
     found = judged(study)
-    names = panels.labels(study)
+    names = panels.labels(study, 44 if len(found) > len(panels.CELL_COLOURS) else 30)
     rows = [_name(item, study, names) for item in found]
     height = sum(0.08 + 0.14 * max(2, row.count("\n") + 1) for row in rows)
     figure = figures.new(11.5, max(1.0, height) + 1.5)
