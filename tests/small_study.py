@@ -1,4 +1,4 @@
-"""Launches of made-up runs on disk, whose figures can be checked by hand. No chain runs, nothing of ours is imported."""
+"""Launches of made-up runs on disk, whose figures can be checked by hand. Nothing of ours is imported."""
 
 from __future__ import annotations
 
@@ -74,12 +74,8 @@ def _metrics(run: Made) -> dict[str, float]:
     n = PROMPTS * COMPLETIONS
     found: dict[str, float] = {"n_prompts": PROMPTS}
     for policy, count in run.toxic.items():
-        numbers = {
-            "n_completions": n,
-            "toxic_count": count,
-            "toxic_fraction": count / n,
-            "second_toxic_fraction": count / n,
-        }
+        numbers: dict[str, float] = {"n_completions": n, "toxic_count": count}
+        numbers |= dict.fromkeys(("toxic_fraction", "second_toxic_fraction"), count / n)
         numbers |= {"toxic_fraction_low": count / n - 0.01, "toxic_fraction_high": count / n + 0.01}
         found |= {f"{policy}/{key}": value for key, value in numbers.items()}
     if run.irl:

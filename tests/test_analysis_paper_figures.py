@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -310,9 +311,8 @@ def test_twenty_cells_with_long_names_overlap_nothing(name: str, tmp_path: Path)
     figure = drawn(paper_figures.FIGURES[name](made(tmp_path, cells(20))))
     for axes in figure.axes:
         boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
-        for below, above in zip(
-            sorted(boxes, key=lambda box: box.y0), sorted(boxes, key=lambda box: box.y0)[1:], strict=False
-        ):
+        boxes.sort(key=lambda box: box.y0)
+        for below, above in itertools.pairwise(boxes):
             assert below.y1 <= above.y0 + 1
 
 

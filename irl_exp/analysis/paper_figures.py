@@ -571,10 +571,7 @@ def _thresholds(axes: Axes, runs: Sequence[Run]) -> None:
     rows = [[run.metrics.get(f"irl/accuracy{ending}", np.nan) for run in runs] for ending in THRESHOLDS]
     values = np.array(rows)
     many, faint = values.size > panels.MANY_POINTS, max(0.3, panels.alpha(len(runs)))
-    ends = (
-        np.where(np.isnan(values), -np.inf, values).max(axis=0),
-        np.where(np.isnan(values), np.inf, values).min(axis=0),
-    )
+    ends = np.fmin.reduce(values), np.fmax.reduce(values)
     axes.vlines(auroc, *ends, color="#D0D0D0", linewidth=0.7, zorder=1, rasterized=many)
     for height, (marker, colour) in zip(values, THRESHOLDS.values(), strict=True):
         axes.scatter(auroc, height, s=18, marker=marker, color=colour, alpha=faint, linewidths=0, rasterized=many)
