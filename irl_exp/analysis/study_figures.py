@@ -70,9 +70,9 @@ def _named(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     return [", ".join(f"{short[key]}={value}" for key, value in parts.items()) for parts in overrides]
 
 
-def _fold(text: str, width: int = 28) -> str:
-    """In two lines of `width` letters at most."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" …"))
+def _fold(text: str, width: int = 28, lines: int = 2) -> str:
+    """In two lines of `width` letters at most; what is left out is marked."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
 
 
 def _counted(study: Study, runs: int) -> str:
@@ -325,6 +325,10 @@ def distance_matrix(study: Study) -> Figure:
     return figure
 
 
+MOST_BLOCKS = 26
+"""So many cells can be named beside the matrix."""
+
+
 def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thick: int) -> None:
     """R*, implicit (`thick` rows each) and the blocks of runs of one cell: lines between them, a name at each."""
     starts = [place for place, cell in enumerate(cells) if not place or cell != cells[place - 1]]
@@ -333,7 +337,8 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         axes.axhline(edge - 0.5, color="white", linewidth=0.8)
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
     middles = [(start + end - 1) / 2 + 2 * thick for start, end in zip(starts, ends, strict=True)]
-    ticks = dict(zip(middles, [_fold(names[cells[start]], 24) for start in starts], strict=True))
+    blocks = [_fold(names[cells[start]], *((24, 2) if len(starts) <= 12 else (32, 1))) for start in starts]
+    ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
     if len(cells) <= 12:
         ticks = {0.0: "R*", 1.0: "implicit"} | ticks
     else:  # two thin rows share a name, which stands above them
@@ -341,7 +346,7 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         axes.annotate("R*, implicit", at, (-5, 0), textcoords="offset points", ha="right", va="bottom", fontsize=SMALL)
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=SMALL)
     axes.set_xticks([])
-    axes.set_xlabel("the same order")
+    axes.set_xlabel("the same order" if ticks else f"{len(starts)} cells in the order of the launch")
 
 
 def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
@@ -549,7 +554,8 @@ def swept(study: Study) -> Sweep:
             f"no number varies between the cells (what varies: {', '.join(overridden) or 'seeds alone'})."
         )
     override = max(found, key=lambda name: len(set(found[name][1].values())))  # the first of equals
-    rest = [{key: value for key, value in one.items() if key != override} for one in parts.values()]
+    alone = len(set(found[override][1].values())) == len(parts)  # whatever else varies goes along with it
+    rest = [{key: value for key, value in one.items() if key != override and not alone} for one in parts.values()]
     beside = list(dict.fromkeys(key for one in rest for key in one))
     others = dict(zip(study.cells, _named(rest), strict=True))
     return Sweep(*found[override], others, beside[0] if len(beside) == 1 else "")
