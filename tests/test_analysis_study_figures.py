@@ -31,7 +31,7 @@ Job = tuple[str, Mapping[str, Any], Mapping[str, float]]
 def table(seed: int, *, refinetuned: bool = False, constant: bool = False) -> pd.DataFrame:
     """Completions with one R* for all seeds and a learned reward of its own noise."""
     policies = ("reference", "expert", *(["refinetuned"] if refinetuned else []))
-    world = np.random.default_rng(7)
+    world = np.random.default_rng(1007)
     rows = len(policies) * PROMPTS * EACH
     truth = world.normal(size=rows)
     return pd.DataFrame(
@@ -193,6 +193,15 @@ def test_a_single_run_has_no_interval(tmp_path: Path) -> None:
     assert "0.930\nn = 1" in words(figure)
 
 
+def test_a_constant_reward_has_an_auroc_and_no_distance(tmp_path: Path) -> None:
+    constant = {key: value for key, value in judged(0.5).items() if key != "irl/epic"}
+    jobs = [("irl=majority", {}, constant), ("irl=margin", {}, judged(0.9))]
+    figure = make("distribution", write(tmp_path, jobs))
+    np.testing.assert_allclose(points(figure.axes[1])[:, 0], [0.5, 0.9])
+    np.testing.assert_allclose(points(figure.axes[3])[:, 0], [0.3])
+    assert words(figure).count("not defined:\nconstant reward") == 1
+
+
 # ------------------------------------------------------------------------------------------------- distance matrix
 
 
@@ -296,6 +305,8 @@ def test_a_number_and_a_choice(tmp_path: Path) -> None:
     np.testing.assert_allclose([low, high], 1e-4 * np.sqrt(2 / stats.chi2.ppf([0.975, 0.025], 2)))
     (ceiling,) = [line for line in auroc.lines if line.get_linestyle() == "--"]
     assert set(ceiling.get_ydata()) == {0.95}
+    assert "implicit 0.950\n" in words(figure)
+    assert "implicit 0.260, below" in words(figure)  # all EPIC distances are 0.3: the panel ends above it
 
 
 def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:

@@ -70,9 +70,15 @@ def _named(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     return [", ".join(f"{short[key]}={value}" for key, value in parts.items()) for parts in overrides]
 
 
-def _fold(text: str, width: int = 28, lines: int = 2) -> str:
+def _fold(text: str, width: int = 28) -> str:
     """In two lines of `width` letters at most; what is left out is marked."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" …"))
+
+
+def _cut(text: str, width: int = 40) -> str:
+    """In one line: the middle is left out, as cells differ at the end."""
+    half = width // 2 - 1
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
 def _counted(study: Study, runs: int) -> str:
@@ -97,15 +103,20 @@ def _values(runs: Sequence[Run], key: str) -> Floats:
     return np.array([run.metrics[key] for run in runs if key in run.metrics])
 
 
+def _bounds(estimates: Iterable[Estimate]) -> list[float]:
+    """Ends of the intervals, of those that have one."""
+    return [bound for found in estimates for bound in (found.low, found.high) if bound == bound]
+
+
 def _limits(values: Floats, references: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
-    """Limits that show the spread of values, and of the references those that are at most three spreads away.
+    """Limits that show the spread of values, and of the references those that are at most 1.5 spreads away.
 
     Bounds of intervals too, as far as half a spread away: that of two runs would squeeze all points into one.
     """
     low, high = float(values.min()), float(values.max())
     spread = max(high - low, 1e-3)
-    near = [value for value in references if low - 3 * spread <= value <= high + 3 * spread]
-    near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds if bound == bound]
+    near = [value for value in references if low - 1.5 * spread <= value <= high + 1.5 * spread]
+    near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * max(high - low, spread)
     return low - margin, high + margin
@@ -182,7 +193,7 @@ def distribution(study: Study) -> Figure:
     has smoothed them. Dashed is a reward that knows nothing (AUROC 0.5, EPIC 0.707). Grey cells are the placebo, expert
     and baseline swapped at random: the null distribution.
     """
-    cells = _with(study, "irl/auroc", "irl/epic")
+    cells = _with(study, "irl/auroc")
     if not cells:
         raise NotComputed("no run has a learned reward that was judged against R* (irl/auroc): run until irl or later.")
     names = labels(study)
@@ -204,21 +215,23 @@ def distribution(study: Study) -> Figure:
 
 def _zoom(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:
     """A row a cell, at limits that show the spread; returns them."""
+    values = {cell: _values(runs, f"irl/{metric}") for cell, runs in cells.items()}
     ceilings = {cell: np.unique(_values(runs, f"implicit/{metric}")) for cell, runs in cells.items()}
-    values = np.concatenate([_values(runs, f"irl/{metric}") for runs in cells.values()])
-    found = {cell: _typical(list(_values(runs, f"irl/{metric}"))) for cell, runs in cells.items()}
-    bounds = [bound for estimate in found.values() for bound in (estimate.low, estimate.high)]
-    limits = _limits(values, [level, *(float(value) for values in ceilings.values() for value in values)], bounds)
+    found = {cell: _typical(list(those)) for cell, those in values.items() if len(those)}
+    references = [level, *(float(value) for ceiling in ceilings.values() for value in ceiling)]
+    every = np.concatenate(list(values.values())) if found else np.array([level])
+    limits = _limits(every, references, _bounds(found.values()))
     axes.set_xlim(limits)
     axes.axvline(level, color=GREY, linestyle="--", linewidth=1)
     digits, tall = _digits(found.values()), len(cells) == 1
     for place, (cell, runs) in enumerate(cells.items()):
-        colour = GREY if is_placebo(runs[0]) else ORANGE
-        _row(axes, place, _values(runs, f"irl/{metric}"), colour, step=0.06 if tall else 0.12)
-        _mark(axes, found[cell], place + 0.2)
+        told = "not defined:\nconstant reward"
+        if cell in found:
+            _row(axes, place, values[cell], GREY if is_placebo(runs[0]) else ORANGE, step=0.06 if tall else 0.12)
+            _mark(axes, found[cell], place + 0.2)
+            told = f"{_told(found[cell], digits)}\nn = {found[cell].n}"
         thin = len(ceilings[cell]) > 1
         axes.vlines(ceilings[cell], place - 0.7, place + 0.35, color=BLUE, linewidth=0.6 if thin else 1.4, zorder=1)
-        told = f"{_told(found[cell], digits)}\nn = {found[cell].n}"
         axes.text(1.01, place - 0.1, told, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     _plain_ticks(axes)
     return limits
@@ -248,7 +261,8 @@ def _whole(
     _above(axes, level, f"{name} {level:.3g}", aside, "#555555")
     if len(ceiling):
         axes.vlines(ceiling, 0, 1, color=BLUE, linewidth=1.2)
-        text = f"implicit {middle:.3f}" if len(ceiling) == 1 else f"implicit {ceiling.min():.3f} to {ceiling.max():.3f}"
+        ends = dict.fromkeys(f"{value:.{2 + (len(ceiling) == 1)}f}" for value in (ceiling.min(), ceiling.max()))
+        text = f"implicit {' to '.join(ends)}"
         inside = {"left": middle < 0.7, "right": middle > 0.35}[outward]
         _above(axes, middle, text, outward if inside else {"left": "right", "right": "left"}[outward], BLUE)
     axes.set_yticks([])
@@ -337,7 +351,7 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         axes.axhline(edge - 0.5, color="white", linewidth=0.8)
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
     middles = [(start + end - 1) / 2 + 2 * thick for start, end in zip(starts, ends, strict=True)]
-    blocks = [_fold(names[cells[start]], *((24, 2) if len(starts) <= 12 else (32, 1))) for start in starts]
+    blocks = [(_fold if len(starts) <= 12 else _cut)(names[cells[start]]) for start in starts]
     ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
     if len(cells) <= 12:
         ticks = {0.0: "R*", 1.0: "implicit"} | ticks
@@ -372,7 +386,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
             label=f"{name}: median {np.median(values):.3f}, n = {len(values):,}",
         )
     smallest = min(float(values.min()) for values, _, _ in shown.values())
-    if smallest > 0 and matrix.max() > 20 * smallest:
+    if smallest > 1e-4 and matrix.max() > 20 * smallest:  # below, it is the rounding of equal rewards
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
@@ -395,7 +409,7 @@ COVERAGES = {
     "triangle_reference": ("reference", GREY),
     "triangle_refinetuned": ("refinetuned", ORANGE),
 }
-PITCH = 0.33
+PITCH = 0.36
 """Inches between the rows of a cell."""
 
 
@@ -615,19 +629,23 @@ def _shades(count: int) -> list[tuple[str, str]]:
 
 def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
     """One metric: runs, typical runs and the implicit reward."""
+    estimates = []
     for name, colour, marker, cells in _series(study, sweep):
         with_key = [cell for cell in cells if study.values(key, cell)]
         for cell in with_key:
             values = study.values(key, cell)
             axes.scatter([_places(sweep, cell)] * len(values), values, s=14, color=colour, alpha=0.45, linewidths=0)
         found = [_typical(study.values(key, cell)) for cell in with_key]
+        estimates += found
         x = [_places(sweep, cell) for cell in with_key]
         axes.plot(x, [one.value for one in found], color=colour, marker=marker, markersize=5, label=_fold(name))
         bounded = [(at, one) for at, one in zip(x, found, strict=True) if one.low == one.low]
         axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
     axes.set_title(MEASURES[key], fontsize=10)
-    if key.startswith("irl/"):
-        _ceiling(axes, study, sweep, key.replace("irl/", "implicit/"))
+    ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
+    axes.set_ylim(_limits(np.array(study.values(key)), study.values(ceiling), _bounds(estimates)))
+    if ceiling:
+        _ceiling(axes, study, sweep, ceiling)
 
 
 def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
@@ -635,10 +653,11 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
     shared = np.unique(study.values(key))
     if len(shared) == 1:
         axes.axhline(shared[0], color=BLUE, linestyle="--", linewidth=1.2)
-        at = (1.0, float(shared[0]))
-        axes.annotate(
-            "implicit", at, xycoords=axes.get_yaxis_transform(), color=BLUE, fontsize=SMALL, ha="right", va="bottom"
-        )
+        low, high = axes.get_ylim()
+        side = "" if low <= shared[0] <= high else ", above" if shared[0] > high else ", below"
+        height = (float(np.clip(shared[0], low, high)) - low) / (high - low)
+        text, up = f"implicit {shared[0]:.3f}{side}", "top" if side == ", above" else "bottom"
+        axes.text(1, height, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va=up)
         return
     for cell in study.cells:
         values = study.values(key, cell)
@@ -663,7 +682,12 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
     logarithmic, values = _axis_values(sweep)
     if logarithmic:
         axes.set_xscale("log")
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    scaled = np.log(values) if logarithmic else values
+    shown = [0]  # those that do not run into the one before
+    for place in range(1, len(values)):
+        if scaled[place] - scaled[shown[-1]] > 0.08 * (scaled[-1] - scaled[0]):
+            shown.append(place)
+    axes.set_xticks(values, [f"{value:g}" if place in shown else "" for place, value in enumerate(values)])
     axes.minorticks_off()
     axes.set_xlabel(sweep.key)
 
@@ -819,10 +843,11 @@ def _at_matched_kl(
 ) -> None:
     key, other = "overoptimisation/reward_at_matched_kl", "overoptimisation/expert_reward_at_matched_kl"
     every = np.concatenate([_values(runs, name) for runs in cells.values() for name in (key, other)])
-    axes.set_xlim(_limits(every, [], []))
+    found = {cell: _typical(list(_values(runs, key))) for cell, runs in cells.items()}
+    axes.set_xlim(_limits(every, [], _bounds(found.values())))
     for place, (cell, runs) in enumerate(cells.items()):
         _row(axes, place, _values(runs, key), styles[cell][0], step=0.1)
-        _mark(axes, _typical(list(_values(runs, key))), place + 0.2)
+        _mark(axes, found[cell], place + 0.2)
         axes.vlines(np.unique(_values(runs, other)), place - 0.6, place + 0.35, color=BLUE, linewidth=1.2, zorder=1)
     _cells_axis(axes, [names[cell] for cell in cells])
     axes.set_xlabel("mean R* on prompts of fit, at the expert's KL (blue: the expert there)")
