@@ -376,6 +376,7 @@ def test_the_median_run_is_shown_never_the_best(tmp_path: Path) -> None:
     order = np.lexsort(points(left).T[::-1])
     expected = shown[["truth", "learned"]].to_numpy()
     np.testing.assert_allclose(points(left)[order], expected[np.lexsort(expected.T[::-1])])
+    assert room.POLICIES == {"reference": figures.GREY, "expert": figures.BLUE, "refinetuned": figures.ORANGE}
     colour = {tuple(at): tuple(face[:3]) for at, face in zip(points(left), faces(left), strict=True)}
     for row in shown.itertuples():
         assert colour[row.truth, row.learned] == to_rgb(room.POLICIES[str(row.policy)])

@@ -155,8 +155,8 @@ def _digits(estimates: Iterable[Estimate]) -> int:
 
 def _told(found: Estimate, digits: int = 3) -> str:
     """A number with its interval: "0.951 [0.943, 0.959]"; one run has none."""
-    value = f"{found.value:.{digits}f}"
-    return value if found.low != found.low else f"{value} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    value, low, high = (f"{round(one, digits) + 0.0:.{digits}f}" for one in (found.value, found.low, found.high))
+    return value if found.low != found.low else f"{value} [{low}, {high}]"  # + 0.0: there is no -0.00
 
 
 def _cells_axis(axes: Axes, names: Sequence[str], *, below: float = 0.45) -> None:
@@ -657,7 +657,8 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         side = "" if low <= shared[0] <= high else ", above" if shared[0] > high else ", below"
         height = (float(np.clip(shared[0], low, high)) - low) / (high - low)
         text, up = f"implicit {shared[0]:.3f}{side}", "top" if side == ", above" else "bottom"
-        axes.text(1, height, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va=up)
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+        axes.text(1, height, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va=up, bbox=paper)
         return
     for cell in study.cells:
         values = study.values(key, cell)
