@@ -135,6 +135,28 @@ def test_intervals_of_counts_solve_their_equations(pair: tuple[int, int]) -> Non
         assert stats.binom.cdf(count, n, exact.high) == pytest.approx(0.025, abs=1e-6)
 
 
+@pytest.mark.parametrize("n", [10, 30])
+def test_spearman_covers(n: int) -> None:
+    """Normal pairs of correlation 0.6: Spearman's is 6 / pi asin(0.6 / 2)."""
+
+    def draw(random: np.random.Generator) -> Estimate:
+        one = random.normal(size=n)
+        other = 0.6 * one + 0.8 * random.normal(size=n)
+        found = statistics.spearman(one, other)
+        assert found.value == pytest.approx(stats.spearmanr(one, other).statistic)
+        return found if found.low == found.low else Estimate(found.value, -1, 1, n, "no interval")
+
+    assert covered(draw, 6 / math.pi * math.asin(0.3), 1000) == pytest.approx(0.95, abs=0.025)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
+def test_spearman_of_few_or_of_one_order_has_no_interval(values: list[float]) -> None:
+    found = statistics.spearman(values, values)
+    assert found.value == 1
+    assert math.isnan(found.low)
+    assert found.method == "Spearman, no interval"
+
+
 def test_pairwise_rank_correlation_by_brute_force() -> None:
     rewards = generator().normal(size=(5, 30))
     rewards[1] = np.round(rewards[0])  # ties

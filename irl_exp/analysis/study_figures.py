@@ -11,16 +11,22 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.stats import chi2
 
 from irl_exp import reward_comparison as compare
 from irl_exp.analysis import statistics
-from irl_exp.analysis.figures import BLUE, GREY, ORANGE, PURPLE, new
+from irl_exp.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, new
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 
@@ -48,23 +54,31 @@ def _parts(cell: str) -> dict[str, str]:
 
 def labels(study: Study) -> dict[str, str]:
     """A short name for each cell: last parts of keys where that is unique, the value alone where one key varies."""
-    overrides = {cell: _parts(cell) for cell in study.cells}
-    keys = list(dict.fromkeys(key for parts in overrides.values() for key in parts))
+    if len(study.cells) == 1:
+        return dict.fromkeys(study.cells, "all runs")
+    names = _named([_parts(cell) for cell in study.cells])
+    return {cell: name or cell for cell, name in zip(study.cells, names, strict=True)}
+
+
+def _named(overrides: Sequence[Mapping[str, str]]) -> list[str]:
+    """A short name of each of these overrides, in the same order."""
+    keys = list(dict.fromkeys(key for parts in overrides for key in parts))
     last = [re.split(r"[./]", key)[-1] for key in keys]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-    if len(overrides) == 1:
-        return dict.fromkeys(overrides, "all runs")
-    if len(keys) == 1 and all(overrides.values()):
-        return {cell: parts[keys[0]] for cell, parts in overrides.items()}
-    named = {
-        cell: ", ".join(f"{short[key]}={value}" for key, value in parts.items()) for cell, parts in overrides.items()
-    }
-    return {cell: name or cell for cell, name in named.items()}
+    if len(keys) == 1 and all(overrides):
+        return [parts[keys[0]] for parts in overrides]
+    return [", ".join(f"{short[key]}={value}" for key, value in parts.items()) for parts in overrides]
 
 
 def _fold(text: str, width: int = 28) -> str:
-    """In two lines of `width` letters at most."""
+    """In two lines of `width` letters at most; what is left out is marked."""
     return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" …"))
+
+
+def _cut(text: str, width: int = 40) -> str:
+    """In one line: the middle is left out, as cells differ at the end."""
+    half = width // 2 - 1
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
 def _counted(study: Study, runs: int) -> str:
@@ -89,15 +103,20 @@ def _values(runs: Sequence[Run], key: str) -> Floats:
     return np.array([run.metrics[key] for run in runs if key in run.metrics])
 
 
+def _bounds(estimates: Iterable[Estimate]) -> list[float]:
+    """Ends of the intervals, of those that have one."""
+    return [bound for found in estimates for bound in (found.low, found.high) if bound == bound]
+
+
 def _limits(values: Floats, references: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
-    """Limits that show the spread of values, and of the references those that are at most three spreads away.
+    """Limits that show the spread of values, and of the references those that are at most 1.5 spreads away.
 
     Bounds of intervals too, as far as half a spread away: that of two runs would squeeze all points into one.
     """
     low, high = float(values.min()), float(values.max())
     spread = max(high - low, 1e-3)
-    near = [value for value in references if low - 3 * spread <= value <= high + 3 * spread]
-    near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds if bound == bound]
+    near = [value for value in references if low - 1.5 * spread <= value <= high + 1.5 * spread]
+    near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * max(high - low, spread)
     return low - margin, high + margin
@@ -136,8 +155,8 @@ def _digits(estimates: Iterable[Estimate]) -> int:
 
 def _told(found: Estimate, digits: int = 3) -> str:
     """A number with its interval: "0.951 [0.943, 0.959]"; one run has none."""
-    value = f"{found.value:.{digits}f}"
-    return value if found.low != found.low else f"{value} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    value, low, high = (f"{round(one, digits) + 0.0:.{digits}f}" for one in (found.value, found.low, found.high))
+    return value if found.low != found.low else f"{value} [{low}, {high}]"  # + 0.0: there is no -0.00
 
 
 def _cells_axis(axes: Axes, names: Sequence[str], *, below: float = 0.45) -> None:
@@ -152,7 +171,7 @@ def _cells_axis(axes: Axes, names: Sequence[str], *, below: float = 0.45) -> Non
 
 def _plain_ticks(axes: Axes, count: int = 5) -> None:
     """Numbers as they are: no offset, not too many."""
-    axes.xaxis.set_major_locator(MaxNLocator(count))
+    axes.xaxis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")
 
 
@@ -174,11 +193,11 @@ def distribution(study: Study) -> Figure:
     has smoothed them. Dashed is a reward that knows nothing (AUROC 0.5, EPIC 0.707). Grey cells are the placebo, expert
     and baseline swapped at random: the null distribution.
     """
-    cells = _with(study, "irl/auroc", "irl/epic")
+    cells = _with(study, "irl/auroc")
     if not cells:
         raise NotComputed("no run has a learned reward that was judged against R* (irl/auroc): run until irl or later.")
     names = labels(study)
-    height = max(1.6, 0.62 * len(cells))
+    height = max(1.6, (0.62 if len(cells) < 7 else 0.5) * len(cells))
     figure = new(10.4, height + 1.9)
     grid = figure.add_gridspec(2, 2, height_ratios=[0.34, height])
     for column, (metric, (text, chance, level)) in enumerate(AGAINST_TRUTH.items()):
@@ -196,21 +215,23 @@ def distribution(study: Study) -> Figure:
 
 def _zoom(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:
     """A row a cell, at limits that show the spread; returns them."""
+    values = {cell: _values(runs, f"irl/{metric}") for cell, runs in cells.items()}
     ceilings = {cell: np.unique(_values(runs, f"implicit/{metric}")) for cell, runs in cells.items()}
-    values = np.concatenate([_values(runs, f"irl/{metric}") for runs in cells.values()])
-    found = {cell: _typical(list(_values(runs, f"irl/{metric}"))) for cell, runs in cells.items()}
-    bounds = [bound for estimate in found.values() for bound in (estimate.low, estimate.high)]
-    limits = _limits(values, [level, *(float(value) for values in ceilings.values() for value in values)], bounds)
+    found = {cell: _typical(list(those)) for cell, those in values.items() if len(those)}
+    references = [level, *(float(value) for ceiling in ceilings.values() for value in ceiling)]
+    every = np.concatenate(list(values.values())) if found else np.array([level])
+    limits = _limits(every, references, _bounds(found.values()))
     axes.set_xlim(limits)
     axes.axvline(level, color=GREY, linestyle="--", linewidth=1)
     digits, tall = _digits(found.values()), len(cells) == 1
     for place, (cell, runs) in enumerate(cells.items()):
-        colour = GREY if is_placebo(runs[0]) else ORANGE
-        _row(axes, place, _values(runs, f"irl/{metric}"), colour, step=0.06 if tall else 0.12)
-        _mark(axes, found[cell], place + 0.2)
+        told = "not defined:\nconstant reward"
+        if cell in found:
+            _row(axes, place, values[cell], GREY if is_placebo(runs[0]) else ORANGE, step=0.06 if tall else 0.12)
+            _mark(axes, found[cell], place + 0.2)
+            told = f"{_told(found[cell], digits)}\nn = {found[cell].n}"
         thin = len(ceilings[cell]) > 1
         axes.vlines(ceilings[cell], place - 0.7, place + 0.35, color=BLUE, linewidth=0.6 if thin else 1.4, zorder=1)
-        told = f"{_told(found[cell], digits)}\nn = {found[cell].n}"
         axes.text(1.01, place - 0.1, told, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     _plain_ticks(axes)
     return limits
@@ -240,7 +261,8 @@ def _whole(
     _above(axes, level, f"{name} {level:.3g}", aside, "#555555")
     if len(ceiling):
         axes.vlines(ceiling, 0, 1, color=BLUE, linewidth=1.2)
-        text = f"implicit {middle:.3f}" if len(ceiling) == 1 else f"implicit {ceiling.min():.3f} to {ceiling.max():.3f}"
+        ends = dict.fromkeys(f"{value:.{2 + (len(ceiling) == 1)}f}" for value in (ceiling.min(), ceiling.max()))
+        text = f"implicit {' to '.join(ends)}"
         inside = {"left": middle < 0.7, "right": middle > 0.35}[outward]
         _above(axes, middle, text, outward if inside else {"left": "right", "right": "left"}[outward], BLUE)
     axes.set_yticks([])
@@ -296,8 +318,8 @@ def distance_matrix(study: Study) -> Figure:
     Rewards are compared on the same test completions of expert and reference: centred within prompts, scaled to norm 1,
     then sqrt((1 - correlation) / 2); 0 is the same reward up to what no data can tell (a constant per prompt, a scale),
     0.707 unrelated, 1 opposite. Left: all pairs, runs ordered by cell and then by seed. Right: what part of the pairs
-    is nearer than a distance. Where the lines between runs lie left of those to R*, runs agree with each other more than
-    with R*: their error is shared, and averaging runs cannot remove it.
+    is nearer than a distance. Where the lines between runs lie left of those to R*, runs agree with each other more
+    than with R*: their error is shared, and averaging runs cannot remove it.
     """
     names, matrix = distances(study)
     if len(names) < 4:
@@ -306,43 +328,39 @@ def distance_matrix(study: Study) -> Figure:
     cells = [cell_of[name] for name in names[2:]]
     figure = new(10.4, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    image = left.imshow(matrix, vmin=0, vmax=float(matrix.max()), interpolation="nearest")
+    thick = -(-len(cells) // 60)  # rows of R* and implicit, so that they are seen beside many runs
+    rows = np.repeat(np.arange(len(names)), [thick] * 2 + [1] * len(cells))
+    image = left.imshow(matrix[np.ix_(rows, rows)], vmin=0, vmax=float(matrix.max()), interpolation="nearest")
     figure.colorbar(image, ax=left, label="EPIC distance (0 equal, 0.707 unrelated)", shrink=0.85)
-    _name_blocks(left, cells, labels(study))
+    _name_blocks(left, cells, labels(study), thick)
     left.set_title(f"{_counted(study, len(cells))} on the same completions")
     _pairs(right, matrix, cells)
     figure.legend(loc="outside lower right", ncols=2, fontsize=SMALL + 0.5)
     return figure
 
 
-def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str]) -> None:
-    """R*, implicit and the blocks of runs of one cell: lines between them, a name at each."""
+MOST_BLOCKS = 26
+"""So many cells can be named beside the matrix."""
+
+
+def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thick: int) -> None:
+    """R*, implicit (`thick` rows each) and the blocks of runs of one cell: lines between them, a name at each."""
     starts = [place for place, cell in enumerate(cells) if not place or cell != cells[place - 1]]
     ends = [*starts[1:], len(cells)]
-    for edge in [1, *(start + 2 for start in starts)]:
+    for edge in [thick, *(start + 2 * thick for start in starts)]:
         axes.axhline(edge - 0.5, color="white", linewidth=0.8)
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
-    many = len(cells) > 12
-    middles = [(start + end) / 2 + 1.5 for start, end in zip(starts, ends, strict=True)]
-    blocks = [_fold(names[cells[start]], 24) for start in starts]
-    # In a big matrix the first two rows are thin: their names would run into each other and into the first block.
-    ticks = [0.0, 1.0, *middles] if not many else middles
-    axes.set_yticks(ticks, ["R*", "implicit", *blocks] if not many else blocks, fontsize=SMALL)
-    if many:
-        for place, name, away in ((0, "R*", 4), (1, "implicit", -8)):
-            axes.annotate(
-                name,
-                (-0.5, place),
-                (-22, away),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=SMALL,
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0},
-                annotation_clip=False,
-            )
+    middles = [(start + end - 1) / 2 + 2 * thick for start, end in zip(starts, ends, strict=True)]
+    blocks = [(_fold if len(starts) <= 12 else _cut)(names[cells[start]]) for start in starts]
+    ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
+    if len(cells) <= 12:
+        ticks = {0.0: "R*", 1.0: "implicit"} | ticks
+    else:  # two thin rows share a name, which stands above them
+        at = (-0.5, 2 * thick - 0.5)
+        axes.annotate("R*, implicit", at, (-5, 0), textcoords="offset points", ha="right", va="bottom", fontsize=SMALL)
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=SMALL)
     axes.set_xticks([])
-    axes.set_xlabel("the same order")
+    axes.set_xlabel("the same order" if ticks else f"{len(starts)} cells in the order of the launch")
 
 
 def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
@@ -368,7 +386,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
             label=f"{name}: median {np.median(values):.3f}, n = {len(values):,}",
         )
     smallest = min(float(values.min()) for values, _, _ in shown.values())
-    if smallest > 0 and matrix.max() > 20 * smallest:
+    if smallest > 1e-4 and matrix.max() > 20 * smallest:  # below, it is the rounding of equal rewards
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
@@ -376,88 +394,601 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
     axes.set_xlabel("EPIC distance")
     axes.set_ylabel("fraction of pairs that are nearer")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title("Are runs nearer to each other than to R*?")
+    axes.set_title("Nearer to each other than to R*?")
 
 
 # -------------------------------------------------------------------------------------------------------- triangle
 
 SIDES = {
-    "truth_implicit": ("R* to implicit", "what RLHF did not install"),
-    "implicit_learned": ("implicit to learned", "what IRL did not recover"),
-    "truth_learned": ("R* to learned", "what others report"),
+    "truth_implicit": "R* to implicit:\nwhat RLHF did not install",
+    "implicit_learned": "implicit to learned:\nwhat IRL did not recover",
+    "truth_learned": "R* to learned:\nwhat others report",
 }
-PITCH = 0.36
-"""Inches between the rows of a cell."""
 COVERAGES = {
     "triangle": ("expert and reference, half and half", BLUE),
     "triangle_reference": ("reference", GREY),
     "triangle_refinetuned": ("refinetuned", ORANGE),
 }
+PITCH = 0.36
+"""Inches between the rows of a cell."""
 
 
 def triangle(study: Study) -> Figure:
     """Where R* gets lost: EPIC distances between R*, the implicit and the learned reward.
 
     R* to implicit is what RLHF did not install in the policies, implicit to learned what IRL did not recover from them,
-    R* to learned what is usually reported: as EPIC is a metric, at most the first plus the second. Each point is a run, the diamond the typical run of the cell with its 95 % interval. Colours are the completions on which the
-    rewards are compared: of expert and reference, of the reference alone, and of the refinetuned policy, where
-    over-optimisation shows. 0 is equivalent, 0.707 unrelated.
+    R* to learned what is usually reported: as EPIC is a metric, at most the first plus the second. Each point is a run,
+    the diamond and the number above it the typical run of the cell, the line its 95 % interval. Colours are the
+    completions on which the rewards are compared: of expert and reference, of the reference alone, and of the
+    refinetuned policy, where over-optimisation shows. 0 is equivalent, 0.707 unrelated.
     """
     shown = [name for name in COVERAGES if _with(study, *(f"{name}/{side}/epic" for side in SIDES))]
     if not shown:
         raise NotComputed("no run has the three distances triangle/*/epic: they need a learned reward (until irl).")
     cells = _with(study, *(f"{shown[0]}/{side}/epic" for side in SIDES))
-    names = labels(study)
-    unit = 0.2 + PITCH * len(shown)  # inches a cell
-    figure = new(10.4, unit * len(cells) + 1.7)
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    every = [
-        value
-        for runs in cells.values()
-        for name in shown
-        for side in SIDES
-        for value in _values(runs, f"{name}/{side}/epic")
-    ]
-    for axes, (side, (title, meaning)) in zip(panels, SIDES.items(), strict=True):
-        axes.set_xlim(0, max(every) * 1.12)
-        axes.set_title(f"{title}:\n{meaning}", fontsize=9.5)
-        axes.set_xlabel("EPIC distance")
-        for place, runs in enumerate(cells.values()):
-            for number, name in enumerate(shown):
-                y = place + (number - (len(shown) - 1) / 2) * PITCH / unit
-                _side(axes, y, _values(runs, f"{name}/{side}/epic"), COVERAGES[name][1], 0.05 / unit)
-        _cells_axis(axes, [names[cell] for cell in cells], below=0.5)
-        axes.set_ylim(len(cells) - 0.5, -0.5)
-    handles = [panels[0].plot([], [], "o", color=COVERAGES[name][1], label=COVERAGES[name][0])[0] for name in shown]
-    total = sum(map(len, cells.values()))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, title="compared on completions of")
-    figure.suptitle(f"Where R* gets lost: {_counted(study, total)}", x=0.01, ha="left", weight="bold")
+    columns = {title: [(f"{name}/{side}/epic", COVERAGES[name][1]) for name in shown] for side, title in SIDES.items()}
+    figure, panels = _panels(study, cells, columns, "EPIC distance")
+    for axes in panels:
+        axes.set_xlim(left=0)
+        _line(axes, UNRELATED)
+    _legend_below(figure, dict(COVERAGES[name] for name in shown), "compared on completions of")
+    _headline(figure, f"Where R* gets lost: {_counted(study, _total(cells))}")
     return figure
 
 
-def _side(axes: Axes, y: float, values: Floats, colour: str, jitter: float) -> None:
-    """Points of the runs, jittered, below the typical value and its number."""
+def _panels(
+    study: Study, cells: Mapping[str, Sequence[Run]], columns: Mapping[str, Sequence[tuple[str, str]]], unit: str
+) -> tuple[Figure, list[Axes]]:
+    """A panel for each title, a row for each cell, and in it a line of points for each (metric, colour)."""
+    names, lines = labels(study), max(map(len, columns.values()))
+    inches = 0.2 + PITCH * lines
+    figure = new(10.4, inches * len(cells) + 1.7)
+    panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0].tolist()
+    for axes, (title, keys) in zip(panels, columns.items(), strict=True):
+        axes.set_title(title, fontsize=9.5)
+        axes.set_xlabel(unit)
+        for place, runs in enumerate(cells.values()):
+            for number, (key, colour) in enumerate(keys):
+                y = place + (number - (len(keys) - 1) / 2) * PITCH / inches
+                _line_of_points(axes, y, _values(runs, key), colour, inches)
+        _cells_axis(axes, [names[cell] for cell in cells], below=0.5)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.1)
+    return figure, panels
+
+
+def _line_of_points(axes: Axes, y: float, values: Floats, colour: str, inches: float) -> None:
+    """The typical value with its number above, and below it the runs; `inches` is what one unit of y is."""
     if not len(values):
         return
-    away = np.random.default_rng(SEED).uniform(-jitter, jitter, len(values)) if len(values) > 1 else np.zeros(1)
-    axes.scatter(
-        values, y + 2.5 * jitter + away, s=10, color=colour, alpha=0.5, linewidths=0, rasterized=len(values) > RASTER
-    )
+    away = np.random.default_rng(SEED).uniform(-0.05, 0.05, len(values)) if len(values) > 1 else np.zeros(1)
+    raster = len(values) > RASTER
+    axes.scatter(values, y + (0.12 + away) / inches, s=10, color=colour, alpha=0.5, linewidths=0, rasterized=raster)
     found = _typical(list(values))
     _mark(axes, found, y)
+    told, at = f"{found.value:.3f}", (found.value, y)
+    axes.annotate(told, at, (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)
+
+
+def _line(axes: Axes, level: float, text: str = "") -> None:
+    """A dashed line at a level that needs no reward, if the panel reaches it."""
+    low, high = axes.get_xlim()
+    if low <= level <= high:
+        axes.axvline(level, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.text(level, 1.0, text, transform=axes.get_xaxis_transform(), va="bottom", ha="center", fontsize=SMALL)
+
+
+def _legend_below(figure: Figure, entries: Mapping[str, str], title: str) -> None:
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, markersize=5, label=name)
+        for name, colour in entries.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, title=title)
+
+
+def _headline(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", weight="bold", fontsize=11)
+
+
+def _total(cells: Mapping[str, Sequence[Run]]) -> int:
+    return sum(map(len, cells.values()))
+
+
+# ----------------------------------------------------------------------------------------------- against parameter
+
+SHADES = (ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+"""For cells: none is the colour of a reference line."""
+MARKERS = "os^Dv<>P"
+MOST = 8
+"""So many lines in one panel can be told apart."""
+MEASURES = {
+    "irl/auroc": "AUROC against R*",
+    "irl/epic": "EPIC distance to R*",
+    "refinetuned/toxic_fraction": "toxic fraction, refinetuned",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A number that varies between cells: its key, its value in each cell, what else varies, by cell, and its key."""
+
+    key: str
+    values: Mapping[str, float]
+    others: Mapping[str, str]
+    beside: str
+
+
+def against_parameter(study: Study) -> Figure:
+    """What a parameter of the study does: AUROC, EPIC and, where there is one, the refinetuned policy's toxicity.
+
+    Each point is a run; diamonds, joined by a line, are the typical run of a cell with its 95 % interval. Colours are
+    what else varies; lines of one value of the parameter are drawn side by side. Blue dashed is the implicit reward,
+    the ceiling of what the policies themselves tell; where it varies between runs, its values are small blue points.
+    For the members of an ensemble, the last panel has the sd of AUROC over ensembles with its 95 % interval
+    (chi-squared): how many members until another draw of members gives the same.
+    """
+    sweep = swept(study)
+    series = list(dict.fromkeys(sweep.others.values()))
+    if len(series) > MOST:
+        raise NotComputed(f"{len(series)} lines in one panel (what varies beside {sweep.key}) cannot be told apart.")
+    keys = [key for key in MEASURES if _with(study, key)]
+    if not keys:
+        raise NotComputed("no run has a learned reward that was judged against R* (irl/auroc).")
+    ensemble = sweep.key == "irl.members" and max(map(len, study.cells.values())) > 2
+    count = len(keys) + ensemble
+    figure = new(1.2 + 3.3 * count, 4.2)
+    panels = figure.subplots(1, count, squeeze=False)[0].tolist()
+    for axes, key in zip(panels, keys, strict=False):
+        _against(axes, study, sweep, key)
+    if ensemble:
+        _stability(panels[-1], study, sweep)
+    for axes in panels:
+        _parameter_axis(axes, sweep)
+    handles, texts = panels[0].get_legend_handles_labels()
+    if len(series) > 1:
+        figure.legend(handles, texts, loc="outside right center", fontsize=SMALL + 0.5, title=sweep.beside)
+    sizes = sorted({len(runs) for runs in study.cells.values()})
+    each = f"{sizes[0]} a cell" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} a cell"
+    _headline(figure, f"Against {sweep.key}: {_counted(study, len(study.runs))}, {each}")
+    return figure
+
+
+def swept(study: Study) -> Sweep:
+    """The number that takes the most values between cells, of those that were overridden, alone or with their group."""
+    parts = {cell: _parts(cell) for cell in study.cells}
+    overridden = list(dict.fromkeys(key for one in parts.values() for key in one))
+    found: dict[str, tuple[str, dict[str, float]]] = {}
+    for override in overridden:
+        key = _number_of(study, override)
+        if key is not None:
+            found[override] = key, {cell: float(runs[0].config[key]) for cell, runs in study.cells.items()}
+    if not found:
+        raise NotComputed(
+            f"no number varies between the cells (what varies: {', '.join(overridden) or 'seeds alone'})."
+        )
+    override = max(found, key=lambda name: len(set(found[name][1].values())))  # the first of equals
+    alone = len(set(found[override][1].values())) == len(parts)  # whatever else varies goes along with it
+    rest = [{key: value for key, value in one.items() if key != override and not alone} for one in parts.values()]
+    beside = list(dict.fromkeys(key for one in rest for key in one))
+    others = dict(zip(study.cells, _named(rest), strict=True))
+    return Sweep(*found[override], others, beside[0] if len(beside) == 1 else "")
+
+
+def _number_of(study: Study, override: str) -> str | None:
+    """The numeric key that an override sets: itself, or the first of its group that tells all its values apart."""
+    configs = {cell: runs[0].config for cell, runs in study.cells.items()}
+    place = override.replace("/", ".")
+    choices = {_parts(cell).get(override, "") for cell in configs}
+    inside = {cell: [key for key in config if f"{key}.".startswith(f"{place}.")] for cell, config in configs.items()}
+    keys = next(iter(inside.values()))
+    if any(others != keys for others in inside.values()):
+        return None  # another schema: a choice, not a number
+    for key in keys:
+        values = [config[key] for config in configs.values()]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if numbers and key.split(".")[-1] != "seed" and len(set(values)) == len(choices) > 1:
+            return key
+    return None
+
+
+def _axis_values(sweep: Sweep) -> tuple[bool, Floats]:
+    """Whether the axis is logarithmic (a decade or more, all above 0), and the values in order."""
+    values = np.unique(list(sweep.values.values()))
+    return bool(values[0] > 0 and values[-1] / values[0] >= 10), values
+
+
+def _places(sweep: Sweep, cell: str) -> float:
+    """x of a cell: its value, moved aside by what else varies, so that lines lie beside each other."""
+    logarithmic, values = _axis_values(sweep)
+    series = list(dict.fromkeys(sweep.others.values()))
+    if len(series) == 1:
+        return sweep.values[cell]
+    scaled = np.log(values) if logarithmic else values
+    gap = float(np.diff(scaled).min()) if len(values) > 1 else 1.0
+    aside = gap * 0.5 * (series.index(sweep.others[cell]) / (len(series) - 1) - 0.5)
+    return float(sweep.values[cell] * np.exp(aside)) if logarithmic else sweep.values[cell] + aside
+
+
+def _series(study: Study, sweep: Sweep) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Name, colour and marker of each line, and its cells in the order of the parameter."""
+    names = list(dict.fromkeys(sweep.others.values()))
+    for name, (colour, marker) in zip(names, _shades(len(names)), strict=True):
+        cells = [cell for cell in study.cells if sweep.others[cell] == name]
+        yield name, colour, marker, sorted(cells, key=lambda cell: sweep.values[cell])
+
+
+def _shades(count: int) -> list[tuple[str, str]]:
+    """Colour and marker of each of `count` cells or lines: both differ as far as they go."""
+    if count <= len(SHADES):
+        colours = list(SHADES[:count])
+    else:
+        colours = [to_hex(colour) for colour in colormaps["cividis"](np.linspace(0, 0.9, count))]
+    return [(colour, MARKERS[place % len(MARKERS)]) for place, colour in enumerate(colours)]
+
+
+def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
+    """One metric: runs, typical runs and the implicit reward."""
+    estimates = []
+    for name, colour, marker, cells in _series(study, sweep):
+        with_key = [cell for cell in cells if study.values(key, cell)]
+        for cell in with_key:
+            values = study.values(key, cell)
+            axes.scatter([_places(sweep, cell)] * len(values), values, s=14, color=colour, alpha=0.45, linewidths=0)
+        found = [_typical(study.values(key, cell)) for cell in with_key]
+        estimates += found
+        x = [_places(sweep, cell) for cell in with_key]
+        axes.plot(x, [one.value for one in found], color=colour, marker=marker, markersize=5, label=_fold(name))
+        bounded = [(at, one) for at, one in zip(x, found, strict=True) if one.low == one.low]
+        axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
+    axes.set_title(MEASURES[key], fontsize=10)
+    ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
+    axes.set_ylim(_limits(np.array(study.values(key)), study.values(ceiling), _bounds(estimates)))
+    if ceiling:
+        _ceiling(axes, study, sweep, ceiling)
+
+
+def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
+    """The implicit reward: a line where all runs share it, points where they do not."""
+    shared = np.unique(study.values(key))
+    if len(shared) == 1:
+        axes.axhline(shared[0], color=BLUE, linestyle="--", linewidth=1.2)
+        low, high = axes.get_ylim()
+        side = "" if low <= shared[0] <= high else ", above" if shared[0] > high else ", below"
+        height = (float(np.clip(shared[0], low, high)) - low) / (high - low)
+        text, up = f"implicit {shared[0]:.3f}{side}", "top" if side == ", above" else "bottom"
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+        axes.text(1, height, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va=up, bbox=paper)
+        return
+    for cell in study.cells:
+        values = study.values(key, cell)
+        axes.scatter([_places(sweep, cell)] * len(values), values, s=6, color=BLUE, marker="_", linewidths=1)
+
+
+def _stability(axes: Axes, study: Study, sweep: Sweep) -> None:
+    """The sd of AUROC over the runs of a cell, with its chi-squared interval."""
+    for _, colour, marker, cells in _series(study, sweep):
+        many = [cell for cell in cells if len(study.values("irl/auroc", cell)) > 2]
+        x = [_places(sweep, cell) for cell in many]
+        freedom = np.array([len(study.values("irl/auroc", cell)) - 1 for cell in many])
+        sd = np.array([np.std(study.values("irl/auroc", cell), ddof=1) for cell in many])
+        axes.plot(x, sd, color=colour, marker=marker, markersize=5)
+        low, high = (sd * np.sqrt(freedom / chi2.ppf(level, freedom)) for level in (0.975, 0.025))
+        axes.vlines(x, low, high, color=colour)
+    axes.set_ylim(bottom=0)
+    axes.set_title("sd of AUROC over ensembles", fontsize=10)
+
+
+def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
+    logarithmic, values = _axis_values(sweep)
+    if logarithmic:
+        axes.set_xscale("log")
+    scaled = np.log(values) if logarithmic else values
+    shown = [0]  # those that do not run into the one before
+    for place in range(1, len(values)):
+        if scaled[place] - scaled[shown[-1]] > 0.08 * (scaled[-1] - scaled[0]):
+            shown.append(place)
+    axes.set_xticks(values, [f"{value:g}" if place in shown else "" for place, value in enumerate(values)])
+    axes.minorticks_off()
+    axes.set_xlabel(sweep.key)
+
+
+# ------------------------------------------------------------------------------------------- learned against truth
+
+POLICIES = {"reference": GREY, "expert": BLUE, "refinetuned": ORANGE}
+
+
+def _judged(study: Study) -> list[Run]:
+    """Runs with a judged reward that kept their completions."""
+    return [run for run in study.runs if "irl/auroc" in run.metrics and (run.folder / "completions.parquet").exists()]
+
+
+def median_run(study: Study) -> Run:
+    """The run whose AUROC is the median of all runs that kept their completions; of an even number the lower one."""
+    found = _judged(study)
+    if not found:
+        raise NotComputed("no run has both a learned reward (irl/auroc) and its completions.parquet.")
+    return sorted(found, key=lambda run: (run.metrics["irl/auroc"], run.number))[(len(found) - 1) // 2]
+
+
+def learned_against_truth(study: Study) -> Figure:
+    """The learned reward of each test completion against R*, and how much it differs between runs.
+
+    Left: the run whose AUROC is the median of the study. A point is a test completion, coloured by the policy that
+    wrote it; left of the line R* calls it toxic. The learned reward has mean 0 and sd 1 on the fit demonstrations; the
+    AUROC is over the completions of expert and reference. Right, where the median run's cell has three runs or more on
+    the same completions: for each completion of expert and reference the mean and the sd over runs of the reward,
+    standardised over these completions in each run. An sd near 0 means that all runs give this completion the same
+    reward, right or wrong.
+    """
+    run = median_run(study)
+    table = study.completions(run)
+    if table is None or "learned" not in table:
+        raise NotComputed(f"completions.parquet of run {run.number}, the median run, has no learned reward.")
+    spread = _standardised(study, run)
+    figure = new(10.4 if spread is not None else 6.4, 4.6)
+    panels = figure.subplots(1, 1 if spread is None else 2, squeeze=False)[0]
+    _one_run(panels[0], table, run)
+    where = "" if len(study.cells) == 1 else f" ({labels(study)[run.cell]})"
+    title = _fold(f"Run {run.number}{where}, the median of {_counted(study, len(_judged(study)))}:", 46)
+    judged = int((table["policy"] != "refinetuned").sum())
+    panels[0].set_title(f"{title}\nAUROC {run.metrics['irl/auroc']:.3f}, n = {judged:,}", pad=14)
+    if spread is not None:
+        _between_runs(panels[1], *spread)
+    return figure
+
+
+def _one_run(axes: Axes, table: pd.DataFrame, run: Run) -> None:
+    _cloud(axes, table["policy"], table["truth"], table["learned"])
+    axes.axvline(0, color="black", linewidth=0.8)
+    for side, text in (("right", "toxic "), ("left", " civil")):
+        axes.text(0, 1, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=SMALL)
+    axes.set_xlabel("R* (log-odds of civil)" if run.config.get("reward.name") == "classifier" else "R*")
+    axes.set_ylabel("learned reward (sd on the fit demonstrations)")
+    axes.legend(loc="lower right", fontsize=SMALL, markerscale=2.5)
+
+
+def _between_runs(axes: Axes, policy: pd.Series, rewards: Floats) -> None:
+    """Mean and sd over runs of each completion: rewards (n, runs)."""
+    spread = rewards.std(axis=1, ddof=1)
+    _cloud(axes, policy, rewards.mean(axis=1), spread)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("mean over runs of the learned reward (standardised)")
+    axes.set_ylabel("sd over runs")
+    count = f"{rewards.shape[1]} runs, {len(rewards):,} completions"
+    axes.set_title(f"{count}:\nmedian sd {np.median(spread):.3f}", pad=14)
+
+
+def _standardised(study: Study, run: Run) -> tuple[pd.Series, Floats] | None:
+    """Policy (n,) and rewards (n, runs) of the runs of this run's cell, each with mean 0 and sd 1; None below three."""
+    table = study.rewards
+    if table is None:
+        return None
+    numbers = [one.number for one in study.cells[run.cell] if one.number in table.columns]
+    rewards = table[numbers].to_numpy(dtype=np.float64)
+    rewards = rewards[:, np.ptp(rewards, axis=0) > 0]
+    if rewards.shape[1] < 3:
+        return None
+    return table["policy"], (rewards - rewards.mean(axis=0)) / rewards.std(axis=0)
+
+
+def _cloud(axes: Axes, policy: pd.Series, x: pd.Series | Floats, y: pd.Series | Floats) -> None:
+    """Completions, in the colours of their policies, in a random order so that none lies on top."""
+    order = np.random.default_rng(SEED).permutation(len(policy))
+    colours = policy.map(POLICIES).to_numpy()[order]
+    x, y = np.asarray(x)[order], np.asarray(y)[order]
+    axes.scatter(x, y, s=5, c=colours, alpha=0.5, linewidths=0, rasterized=len(order) > RASTER)
+    for name in [name for name in POLICIES if (policy == name).any()]:
+        axes.scatter([], [], s=5, color=POLICIES[name], label=name)
+
+
+# -------------------------------------------------------------------------------------------------------- frontier
+
+
+def frontier(study: Study) -> Figure:
+    """What the policies earn and how far they went for it: mean R* against KL from the reference.
+
+    Every refinetuned run is a point, coloured by cell; the reference stands at KL 0, the expert is the policy that was
+    trained on R* itself. Above and left of the expert would be a better use of the same distance. On the right the same
+    without the reference. Below, where it was measured: mean R* of refinetuning on its training prompts when it first
+    passes the expert's final KL (points: runs; diamond and line: typical run with 95 % interval; blue: the expert at
+    the same KL). A run that never went so far has no such value.
+    """
+    cells = _with(study, "refinetuned/kl", "refinetuned/reward_mean")
+    if not cells:
+        raise NotComputed("no run has a refinetuned policy: these runs end before refinetune (until=...).")
+    matched = _with(study, "overoptimisation/reward_at_matched_kl")
+    tall = 0.55 * len(matched) + 0.9
+    figure = new(10.4, 3.8 + (tall if matched else 0))
+    grid = figure.add_gridspec(2 if matched else 1, 2, height_ratios=[3.8, tall] if matched else None)
+    whole, near = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    names, styles = labels(study), dict(zip(cells, _shades(len(cells)), strict=True))
+    for axes, anchors in ((whole, ("reference", "expert")), (near, ("expert",))):
+        for cell, runs in cells.items():
+            colour, marker = styles[cell]
+            x, y = _values(runs, "refinetuned/kl"), _values(runs, "refinetuned/reward_mean")
+            text = f"{_fold(names[cell])} (n = {len(runs)})"
+            axes.scatter(x, y, s=24, color=colour, marker=marker, alpha=0.7, linewidths=0, label=text)
+        for policy in anchors:
+            _anchor(axes, [run for runs in cells.values() for run in runs], policy)
+        axes.margins(0.1)
+        axes.set_xlabel("KL from the reference (nats per completion)")
+    whole.set_ylabel("mean R* on test prompts")
+    near.set_title("without the reference", fontsize=10)
+    _headline(figure, f"Reward and distance of the refinetuned policies: {_counted(study, _total(cells))}")
+    handles, texts = whole.get_legend_handles_labels()
+    if len(cells) > 1:
+        figure.legend(handles, texts, loc="outside right center", fontsize=SMALL)
+    if matched:
+        _at_matched_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
+    return figure
+
+
+def _anchor(axes: Axes, runs: Sequence[Run], policy: str) -> None:
+    """Reference or expert of these runs, each once, with its name."""
+    keys = (f"{policy}/kl", f"{policy}/reward_mean")
+    found = sorted({(run.metrics[keys[0]], run.metrics[keys[1]]) for run in runs if keys[1] in run.metrics})
+    if not found:
+        return
+    x, y = zip(*found, strict=True)
+    colour, marker, size = (BLUE, "*", 90) if policy == "expert" else (GREY, "s", 36)
+    axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
+    text = f"{policy} ({len(found)})" if len(found) > 1 else policy
     axes.annotate(
-        f"{found.value:.3f}",
-        (found.value, y),
-        (0, 6),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=SMALL,
+        text, found[0], (0, 7), textcoords="offset points", color=colour, ha="center", va="bottom", fontsize=SMALL + 1
     )
+
+
+def _at_matched_kl(
+    axes: Axes, cells: Mapping[str, Sequence[Run]], names: Mapping[str, str], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    key, other = "overoptimisation/reward_at_matched_kl", "overoptimisation/expert_reward_at_matched_kl"
+    every = np.concatenate([_values(runs, name) for runs in cells.values() for name in (key, other)])
+    found = {cell: _typical(list(_values(runs, key))) for cell, runs in cells.items()}
+    axes.set_xlim(_limits(every, [], _bounds(found.values())))
+    for place, (cell, runs) in enumerate(cells.items()):
+        _row(axes, place, _values(runs, key), styles[cell][0], step=0.1)
+        _mark(axes, found[cell], place + 0.2)
+        axes.vlines(np.unique(_values(runs, other)), place - 0.6, place + 0.35, color=BLUE, linewidth=1.2, zorder=1)
+    _cells_axis(axes, [names[cell] for cell in cells])
+    axes.set_xlabel("mean R* on prompts of fit, at the expert's KL (blue: the expert there)")
+    axes.set_title("What the same KL buys", fontsize=10)
+
+
+# --------------------------------------------------------------------------------------------------------- paradox
+
+REWARD_SIDE = {"irl/auroc": "AUROC of the learned reward", "irl/epic": "EPIC distance of the learned reward to R*"}
+POLICY_SIDE = {
+    "refinetuned/reward_mean": "mean R*, refinetuned",
+    "refinetuned/toxic_fraction": "toxic fraction, refinetuned",
+}
+
+
+def paradox(study: Study) -> Figure:
+    """Does a better recovered reward give a better refinetuned policy?
+
+    Each point is a run, coloured by cell, a cross the mean of a cell with two runs or more. In each title: Spearman
+    correlation over runs with its 95 % interval (Bonett and Wright 2000; it takes runs as independent, although runs of
+    one cell resemble each other), and over the means of cells. EPIC and toxicity are better when lower: for a reward
+    that pays, the correlations are positive in the first panel and in the last, and negative in the other two.
+    """
+    cells = _with(study, *REWARD_SIDE, *POLICY_SIDE)
+    if not cells:
+        raise NotComputed("no run has both a judged learned reward and a refinetuned policy.")
+    if _total(cells) < 4:
+        raise NotComputed(f"{_total(cells)} runs with a refinetuned policy: a correlation over runs needs four.")
+    names, styles = labels(study), dict(zip(cells, _shades(len(cells)), strict=True))
+    figure = new(9.4 + (len(cells) > 1) * 1.6, 7.2)
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for row, (policy, y_text) in enumerate(POLICY_SIDE.items()):
+        for column, (reward, x_text) in enumerate(REWARD_SIDE.items()):
+            axes = panels[row, column]
+            for cell, runs in cells.items():
+                x, y = _values(runs, reward), _values(runs, policy)
+                axes.scatter(x, y, s=24, color=styles[cell][0], marker=styles[cell][1], alpha=0.7, linewidths=0)
+                if len(runs) > 1 and len(cells) > 1:
+                    axes.plot(x.mean(), y.mean(), "x", color=styles[cell][0], markersize=8, markeredgewidth=2)
+            axes.set_title(_correlated(cells, reward, policy), fontsize=9, weight="normal")
+            axes.set_xlabel(x_text if row else "")
+            axes.set_ylabel("" if column else y_text)
+    handles = [
+        Line2D([], [], linestyle="", color=colour, marker=marker, label=_fold(names[cell]))
+        for cell, (colour, marker) in styles.items()
+    ]
+    if len(cells) > 1:
+        figure.legend(handles=handles, loc="outside right center", fontsize=SMALL)
+    title = "Does a better recovered reward give a better policy?"
+    _headline(figure, f"{title} {_counted(study, _total(cells))}")
+    return figure
+
+
+def _correlated(cells: Mapping[str, Sequence[Run]], one: str, other: str) -> str:
+    """Spearman correlations over runs and over the means of cells, as text."""
+    over = {
+        "runs": [np.concatenate([_values(runs, key) for runs in cells.values()]) for key in (one, other)],
+        "means of cells": [np.array([_values(runs, key).mean() for runs in cells.values()]) for key in (one, other)],
+    }
+    lines = []
+    for what, (x, y) in over.items():
+        if len(x) < 4 or len(x) == 1:
+            continue
+        if not (np.ptp(x) and np.ptp(y)):
+            lines.append(f"over {len(x)} {what}: no correlation, as all values are equal")
+            continue
+        lines.append(f"Spearman over {len(x)} {what}: {_told(statistics.spearman(x, y), 2)}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+# -------------------------------------------------------------------------------------------------------- tradeoff
+
+REWARDS = {"truth": ("R*", "black"), "implicit": ("implicit", BLUE), "learned": ("learned", ORANGE)}
+
+
+def tradeoff(study: Study) -> Figure:
+    """Which trade-off between objectives is recovered: the share of each part of R* in R* and in the rewards.
+
+    A share is the weight of that part in a least-squares fit of the reward on the standardised parts within prompts,
+    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run, the diamond
+    the typical run of the cell with its 95 % interval. Implicit apart from R*: RLHF did not install it. Learned apart
+    from implicit: IRL did not recover it.
+    """
+    found = (key.split("/", 2)[2] for run in study.runs for key in run.metrics if key.startswith("tradeoff/truth/"))
+    parts = [part for part in dict.fromkeys(found) if not part.endswith(("_low", "_high"))]
+    if not parts:
+        raise NotComputed("R* has one objective in these runs: shares need reward=weighted.")
+    cells = _with(study, *(f"tradeoff/truth/{part}" for part in parts))
+    columns = {part: [(f"tradeoff/{name}/{part}", REWARDS[name][1]) for name in REWARDS] for part in parts}
+    figure, panels = _panels(study, cells, columns, "share of the weight")
+    for axes in panels:
+        _line(axes, 0.0)
+    _legend_below(figure, dict(REWARDS.values()), "share in")
+    _headline(figure, f"Which trade-off is recovered: {_counted(study, _total(cells))}")
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------------- uncertainty
+
+SIGNALS = {
+    "epistemic": ("epistemic sd", ORANGE),
+    "norm": ("norm of the features", PURPLE),
+    "length": ("length", GREY),
+    "perplexity": ("perplexity", GREEN),
+}
+
+
+def uncertainty(study: Study) -> Figure:
+    """Does the uncertainty of the learned reward know where it is wrong?
+
+    AUROC of four signals for the errors: test completions on the wrong side of the threshold that was set with R* on
+    select. Each point is a run, the diamond the typical run of the cell with its 95 % interval, the dashed line chance.
+    An epistemic sd that does not beat the norm of the features, the length or the perplexity under the reference, which
+    need no reward at all, says nothing about the reward.
+    """
+    cells = _with(study, *(f"uncertainty/{name}_auroc" for name in SIGNALS))
+    if not cells:
+        raise NotComputed("no run has an uncertainty: it needs irl=bayesian or irl=ensemble.")
+    columns = {text: [(f"uncertainty/{name}_auroc", colour)] for name, (text, colour) in SIGNALS.items()}
+    figure, panels = _panels(study, cells, columns, "AUROC for errors")
+    for axes in panels:
+        axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1, zorder=0)
+    errors = [int(value) for runs in cells.values() for value in _values(runs, "uncertainty/n_errors")]
+    told = f", {min(errors)} to {max(errors)} errors a run" if errors else ""
+    _headline(figure, f"Does the uncertainty find the errors? {_counted(study, _total(cells))}{told}")
+    return figure
 
 
 FIGURES: dict[str, Callable[[Study], Figure]] = {
-    "distribution": distribution,
-    "distance_matrix": distance_matrix,
-    "triangle": triangle,
+    function.__name__: function
+    for function in (
+        distribution,
+        distance_matrix,
+        triangle,
+        against_parameter,
+        learned_against_truth,
+        frontier,
+        paradox,
+        tradeoff,
+        uncertainty,
+    )
 }
+"""Name of the file -> figure, in the order of the page."""
