@@ -342,8 +342,10 @@ def _report(jobs: Sequence[PlannedJob], folder: Path, console: Console, later: s
 
     Whatever goes wrong here costs no result of a run.
     """
-    from irl_exp.analysis import study, study_report
-
+    try:
+        from irl_exp.analysis import study, study_report
+    except ImportError as error:
+        return f"not written ({error}); with what is missing installed: {later}"
     try:
         with console.working() as progress:
             written = study_report.write(study.read(folder), progress=progress)

@@ -302,9 +302,9 @@ def study_table(outcomes: Sequence[Outcome]) -> Table:
 def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     """A row a cell: mean and half width of its t interval; one table of the rewards and one of the policies.
 
-    `placebo >=` is how many placebo runs (cells named irl=placebo) have an AUROC that reaches the cell's mean. Overrides
-    that all cells have in common are in the title. Where runs of a cell have no result, or not all have a metric, the
-    table says how many have.
+    `placebo >=` is how many placebo runs (cells named irl=placebo) have an AUROC that reaches the cell's mean.
+    Overrides that all cells have in common are in the title. Where runs of a cell have no result, or not all have a
+    metric, the table says how many have.
     """
     cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
     cells |= _by_cell(outcomes)

@@ -497,6 +497,7 @@ def possible_margins(
     max_norm: float,
     tolerance: float,
     precision: float = 0.01,
+    best: Optimum | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Possible:
     """Least and greatest t . w over all rewards w within `tolerance` of the best loss and |w| <= max_norm.
@@ -507,6 +508,7 @@ def possible_margins(
         tolerance: above 0, in units of the loss.
         precision: `low` and `attained_low`, `high` and `attained_high` differ by at most this fraction of the distance
             of the bound from the optimum's margin, where the numbers allow.
+        best: the optimum of these differences, if it is known; one that is too rough for the tolerance is found anew.
         progress: called with how many sides (two a test pair) are done, and of how many.
     """
     _check(differences, max_norm=max_norm, tolerance=tolerance, precision=precision)
@@ -514,7 +516,8 @@ def possible_margins(
         raise ValueError(
             f"tests must be finite (pairs, {differences.shape[1]}) as differences are, not {tests.shape} or with NaN."
         )
-    best = optimum(differences, loss, max_norm=max_norm, precision=OPTIMUM * tolerance)
+    if best is None or best.loss - best.lower > OPTIMUM * tolerance:
+        best = optimum(differences, loss, max_norm=max_norm, precision=OPTIMUM * tolerance)
     reduced, directions, centre = _reduce(differences, tests, best.weights / max_norm)
     level = _Level(_Pairs(reduced * max_norm, loss), centre, best.loss, tolerance)
     size = np.linalg.norm(directions, axis=1)

@@ -121,6 +121,8 @@ class Open:
         )
 
 
+PRECISION = 0.01
+"""Of the bounds: attained and proven ones differ by less than this fraction of their distance from the best reward."""
 FRACTIONS = (0.05, 0.2, 1.0)
 """Tolerances beside that of the runs, in standard errors of the loss."""
 
@@ -139,11 +141,18 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
     if typical > min(tolerances) / 10:
         tolerances.add(typical)
     possible = []
+    sides = 2 * len(problem.tests)
     for number, tolerance in enumerate(sorted(tolerances)):
-        progress(number, len(tolerances))
         possible.append(
             determined.possible_margins(
-                problem.fit, problem.tests, problem.loss, max_norm=problem.max_norm, tolerance=tolerance
+                problem.fit,
+                problem.tests,
+                problem.loss,
+                max_norm=problem.max_norm,
+                tolerance=tolerance,
+                precision=PRECISION,
+                best=best,
+                progress=lambda done, total, before=number * sides: progress(before + done, len(tolerances) * sides),  # type: ignore[misc]
             )
         )
     margins, at_best = problem.margins, problem.tests @ best.weights
@@ -181,7 +190,9 @@ def _problem(study: Study) -> _Problem:
     )
     truth = pd.read_parquet(folders["judge"] / "scores.parquet")["reward"].to_numpy()
     rough = determined.optimum(fit, loss, max_norm=settings["max_norm"], precision=1e-3)
-    best = determined.optimum(fit, loss, max_norm=settings["max_norm"], precision=1e-4 * rough.standard_error)
+    best = determined.optimum(
+        fit, loss, max_norm=settings["max_norm"], precision=determined.OPTIMUM * FRACTIONS[0] * rough.standard_error
+    )
     return _Problem(
         loss,
         settings["max_norm"],

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from irl_exp.analysis import figures, paper_figures, spread_figures, study_figures
+from irl_exp.analysis import figures, paper_figures, spread_figures, study_figures, toxicity
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report import Outcome, Table, comparison_tables, study_table
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 def _more_tables(study: Study) -> dict[str, pd.DataFrame]:
     makers: dict[str, Callable[[Study], pd.DataFrame]] = {
-        "toxicity": lambda study: paper_figures.toxicity_table(study),
+        "toxicity": toxicity.toxicity_table,
         "distances": _distances,
     }
     found = {}
@@ -287,16 +287,16 @@ def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
 
 def _open_text(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the loss "
-        "above the best reward of all."
+        f"On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the "
+        "loss above the best reward of all."
     )
     level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
+    alike, fixed = _percent(found["runs_agree"]), _percent(level["determined"])
     yield (
-        "(c) What the demonstrations leave open. All runs agree on the sign of "
-        f"{_percent(found['runs_agree'])} of {found['n_pairs']} test pairs. The rewards that explain the demonstrations "
-        f"as well as the typical run (within {level['tolerance_se']:.2g} standard errors of the best loss) all agree on "
-        f"{_percent(level['determined'])}: the order of the other pairs is decided by the method (its start, its steps, "
-        "when it stops), not by the demonstrations."
+        f"(c) What the demonstrations leave open. All runs agree on the sign of {alike} of {found['n_pairs']} test "
+        "pairs. The rewards that explain the demonstrations as well as the typical run (within "
+        f"{level['tolerance_se']:.2g} standard errors of the best loss) all agree on {fixed}: the order of the other "
+        "pairs is decided by the method (its start, its steps, when it stops), not by the demonstrations."
     )
 
 
