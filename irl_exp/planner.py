@@ -25,7 +25,16 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from irl_exp.config import CONF, Config, ConfigError, check_choices, check_override, known_groups, swept_by
+from irl_exp.config import (
+    CONF,
+    Config,
+    ConfigError,
+    check_choices,
+    check_override,
+    known_groups,
+    question_of,
+    swept_by,
+)
 from irl_exp.jobs import Batch, LaunchContext, PlannedJob, job_name, run_all, short, terminate_like_interrupt, typed
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -106,7 +115,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         jobs, device = _plan(context, job_overrides, first)
     from irl_exp.console import Console
 
-    _write_plan(folder, jobs)
+    _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
     outcomes: dict[int, Outcome] = {}
     with Console(len(jobs)) as console:
         missing, batches = _announce(jobs, device, console)
@@ -128,14 +137,12 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes[job.number].metrics) for job in jobs]
 
 
-def _write_plan(folder: Path, jobs: Sequence[PlannedJob]) -> None:
-    """plan.json: the command and all jobs, so that those without a result are known whatever happens."""
+def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
+    """plan.json: what was asked, and all jobs, so that those without a result are known whatever happens."""
     planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
-    command = shlex.join(["python", *sys.argv])
+    plan = {"command": shlex.join(["python", *sys.argv]), "question": question_of(study), "jobs": planned}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(
-        json.dumps({"command": command, "jobs": planned}, indent=1) + "\n", encoding="utf-8"
-    )
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

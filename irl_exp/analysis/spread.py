@@ -1,7 +1,8 @@
 """The spread over seeds, explained: what the papers call non-identifiability, in three parts that must not be mixed.
 
 (a) Offset and scale, which no loss of margins determines: they move an accuracy at a fixed threshold, no ranking.
-(b) Optimisation: how far the runs are from each other, and from the best reward on the same demonstrations.
+(b) Optimisation and sampling: how far the runs are from each other and from the best reward on the same demonstrations;
+    and how far best rewards are from each other when the prompts of the demonstrations are drawn anew.
 (c) What the demonstrations leave open: the rewards that explain them as well as the recovered ones did (determined.py).
     Seeds that agree say nothing about (c): they may all stop in the same corner of a large set.
 """
@@ -83,7 +84,7 @@ class Open:
         best: (pairs,) what the best reward says.
         possible: at each tolerance, the least and greatest margins.
         truth: (pairs,) R* of the expert's completion minus that of the baseline's.
-        numbers: of the runs.
+        resampled: (RESAMPLES, pairs) what the best rewards say that are fitted to prompts drawn with replacement.
     """
 
     tolerances: tuple[float, ...]
@@ -93,7 +94,7 @@ class Open:
     best: Floats
     possible: tuple[determined.Possible, ...]
     truth: Floats
-    numbers: tuple[int, ...]
+    resampled: Floats
 
     def table(self) -> pd.DataFrame:
         """A row a test pair and tolerance."""
@@ -125,6 +126,7 @@ PRECISION = 0.01
 """Of the bounds: attained and proven ones differ by less than this fraction of their distance from the best reward."""
 FRACTIONS = (0.05, 0.2, 1.0)
 """Tolerances beside that of the runs, in standard errors of the loss."""
+RESAMPLES = 10
 
 
 def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Open:
@@ -157,8 +159,26 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
         )
     margins, at_best = problem.margins, problem.tests @ best.weights
     return Open(
-        tuple(sorted(tolerances)), error, excess, margins, at_best, tuple(possible), problem.truth, problem.numbers
+        tuple(sorted(tolerances)), error, excess, margins, at_best, tuple(possible), problem.truth, _resampled(problem)
     )
+
+
+def _resampled(problem: _Problem) -> Floats:
+    """(RESAMPLES, test pairs) margins of best rewards, each fitted to as many prompts, drawn with replacement."""
+    generator = np.random.default_rng(SEED)
+    names, prompt = np.unique(problem.fit_prompts, return_inverse=True)
+    rows_of = np.split(np.argsort(prompt, kind="stable"), np.cumsum(np.bincount(prompt))[:-1])
+    found = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([rows_of[drawn] for drawn in generator.integers(len(names), size=len(names))])
+        best = determined.optimum(
+            problem.fit[rows],
+            problem.loss,
+            max_norm=problem.max_norm,
+            precision=FRACTIONS[0] * problem.optimum.standard_error,
+        )
+        found.append(problem.tests @ best.weights)
+    return np.array(found)
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,7 @@ class _Problem:
     fitted_margins: Floats
     margins: Floats
     truth: Floats
-    numbers: tuple[int, ...]
+    fit_prompts: NDArray[np.int64]
 
 
 def _problem(study: Study) -> _Problem:
@@ -202,7 +222,7 @@ def _problem(study: Study) -> _Problem:
         heads @ seen.pairs(seen.features.astype(np.float64), "fit").T,
         heads @ (seen.features[rows[0]] - seen.features[rows[1]]).T,
         truth[rows[0]] - truth[rows[1]],
-        tuple(other.number for other in study.runs),
+        frame["prompt_id"].to_numpy()[pair_rows(frame, "fit")[0]],
     )
 
 
@@ -289,5 +309,18 @@ def summary(found: Open) -> dict[str, Any]:
         "excess_se": statistics.mean_t(found.excess / found.standard_error),
         "runs_width_mean": float(np.ptp(found.margins, axis=0).mean()),
         "runs_agree": statistics.wilson(alike, len(found.best)),
+        "runs_same_sign": _same_sign(found.margins),
+        "resampled_same_sign": _same_sign(found.resampled),
         "levels": levels,
     }
+
+
+def _same_sign(margins: Floats) -> Estimate | None:
+    """Chance that two of the rewards (rewards, pairs) order a test pair alike; the interval is over test pairs."""
+    rewards = len(margins)
+    if rewards < 2:
+        return None
+    above = (margins > 0).sum(axis=0)
+    alike = (above * (above - 1) + (rewards - above) * (rewards - above - 1)) / (rewards * (rewards - 1))
+    found = statistics.mean_t(alike)
+    return Estimate(found.value, found.low, min(found.high, 1.0), found.n, f"over test pairs: {found.method}")

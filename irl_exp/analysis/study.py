@@ -81,7 +81,7 @@ class Study:
         lost: those without.
         shared: overrides that all runs have in common.
         notes: what a reader has to know before the numbers, e.g. that versions are mixed.
-        command: what started the launch; empty if that is not known.
+        command, question: what started the launch, and what the study asks; empty where that is not known.
     """
 
     folder: Path
@@ -90,6 +90,7 @@ class Study:
     shared: tuple[str, ...]
     notes: tuple[str, ...]
     command: str = ""
+    question: str = ""
 
     @property
     def name(self) -> str:
@@ -211,7 +212,7 @@ def read(path: Path) -> Study:
     ]
     notes += _mixed(runs) + _unequal(runs)
     ordered = tuple(sorted(runs, key=lambda run: run.number))
-    return Study(folder, ordered, tuple(lost), shared, tuple(notes), _command(folder))
+    return Study(folder, ordered, tuple(lost), shared, tuple(notes), *_asked(folder))
 
 
 def _own(cell: str, shared: Sequence[str]) -> str:
@@ -256,11 +257,12 @@ def _planned(folder: Path) -> dict[str, str]:
         return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}
 
 
-def _command(folder: Path) -> str:
+def _asked(folder: Path) -> tuple[str, str]:
     try:
-        return str(_read(folder / "plan.json").get("command", ""))
+        plan = _read(folder / "plan.json")
     except _BrokenError:
-        return ""
+        return "", ""
+    return str(plan.get("command", "")), str(plan.get("question", ""))
 
 
 class _BrokenError(Exception):

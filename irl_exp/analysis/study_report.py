@@ -201,8 +201,8 @@ def _page(
     ]
     shown = [_shown(table, open_=not number) for number, table in enumerate(number_tables(study))]
     return environment.get_template("page.html.jinja").render(
-        title=study.name.replace("_", " "),
-        subtitle=f"Launch {study.folder.name}. {', '.join(study.shared)}".strip(),
+        title=_title(study),
+        subtitle=" · ".join([study.name, f"launch {study.folder.name}", *study.shared]),
         command=study.command,
         facts=list(_facts(study, summary.data)),
         notes=notes(study),
@@ -212,6 +212,11 @@ def _page(
         missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
         methods=METHODS,
     )
+
+
+def _title(study: Study) -> str:
+    found = study.question or study.name.replace("_", " ")
+    return found[:1].upper() + found[1:]
 
 
 def number_tables(study: Study) -> list[Table]:
@@ -261,8 +266,18 @@ def _facts(study: Study, data: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for key, text in texts.items():
         if key in metrics:
             found = metrics[key]
-            interval = f" [{found['typical_low']:.3f}, {found['typical_high']:.3f}]" if "typical_low" in found else ""
-            yield {"value": f"{found['typical']:.3f}", "text": f"{text}{interval}, n = {found['n']}"}
+            yield {"value": f"{found['typical']:.3f}", "text": f"{text} {_over(study, key, found)}"}
+
+
+def _over(study: Study, key: str, found: Mapping[str, Any]) -> str:
+    """The interval over runs; of what all runs share, e.g. the expert, that over prompts."""
+    if found["n"] > 1 and found["min"] < found["max"]:
+        return f"[{found['typical_low']:.3f}, {found['typical_high']:.3f}], n = {found['n']}"
+    metrics = study.runs[0].metrics
+    if f"{key}_low" not in metrics:
+        return "(the same in all runs)" if found["n"] > 1 else ""
+    interval = f"[{metrics[f'{key}_low']:.3f}, {metrics[f'{key}_high']:.3f}] over prompts"
+    return f"{interval}, the same in all runs" if found["n"] > 1 else interval
 
 
 def _text(section: str, data: Mapping[str, Any]) -> Iterator[str]:
@@ -280,19 +295,28 @@ def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
             f"{parts['direction']}, changes the order of completions."
         )
     if agreement := data.get("agreement", {}).get("pairwise_spearman"):
-        yield f"(b) Optimisation. The rewards of two runs correlate by {_number(agreement)} in rank."
+        told = f"(b) Optimisation and sampling. The rewards of two runs correlate by {_number(agreement)} in rank."
+        yield told + _noise(data.get("left_open"))
     if "left_open" in data:
-        yield from _open_text(data["left_open"])
+        yield _open_text(data["left_open"])
 
 
-def _open_text(found: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the "
-        "loss above the best reward of all."
+def _noise(found: Mapping[str, Any] | None) -> str:
+    """How far runs are from the best reward, and what drawing the prompts anew would change."""
+    if not found or not found["runs_same_sign"]:
+        return ""
+    return (
+        f" On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the "
+        f"loss above the best reward of all. Two runs order {_percent(found['runs_same_sign'])} of the test pairs "
+        "alike; two best rewards on prompts that are drawn anew with replacement, which is sampling noise that these "
+        f"runs do not have, {_percent(found['resampled_same_sign'])}."
     )
+
+
+def _open_text(found: Mapping[str, Any]) -> str:
     level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
     alike, fixed = _percent(found["runs_agree"]), _percent(level["determined"])
-    yield (
+    return (
         f"(c) What the demonstrations leave open. All runs agree on the sign of {alike} of {found['n_pairs']} test "
         "pairs. The rewards that explain the demonstrations as well as the typical run (within "
         f"{level['tolerance_se']:.2g} standard errors of the best loss) all agree on {fixed}: the order of the other "
