@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Transform, offset_copy
 from scipy.stats import chi2
 
 from irl_exp import reward_comparison as compare
@@ -553,9 +555,9 @@ class Sweep:
 def against_parameter(study: Study) -> Figure:
     """What a parameter of the study does: AUROC, EPIC and, where there is one, the refinetuned policy's toxicity.
 
-    Each point is a run; diamonds, joined by a line, are the typical run of a cell with its 95 % interval. Colours are
-    what else varies; lines of one value of the parameter are drawn side by side. Blue dashed is the implicit reward,
-    the ceiling of what the policies themselves tell; where it varies between runs, its values are small blue points.
+    Small points, a little to the left, are runs; large ones, joined by a line, are the typical run of a cell with its
+    95 % interval. Colours are what else varies; cells with one value of the parameter stand side by side. Blue dashed
+    is the implicit reward, the ceiling of what the policies themselves tell; where it varies, each run has a dash.
     For the members of an ensemble, the last panel has the sd of AUROC over ensembles with its 95 % interval
     (chi-squared): how many members until another draw of members gives the same.
     """
@@ -669,7 +671,8 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         with_key = [cell for cell in cells if study.values(key, cell)]
         for cell in with_key:
             values = study.values(key, cell)
-            axes.scatter([_places(sweep, cell)] * len(values), values, s=14, color=colour, alpha=0.45, linewidths=0)
+            x = [_places(sweep, cell)] * len(values)
+            axes.scatter(x, values, s=14, color=colour, alpha=0.6, linewidths=0, transform=_aside(axes, -5))
         found = [_typical(study.values(key, cell)) for cell in with_key]
         estimates += found
         x = [_places(sweep, cell) for cell in with_key]
@@ -682,6 +685,11 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
     axes.set_ylim(_of_fractions(limits))
     if ceiling:
         _ceiling(axes, study, sweep, ceiling)
+
+
+def _aside(axes: Axes, away: float) -> Transform:
+    """Data coordinates, moved by so many points to the right: beside the line of an interval."""
+    return offset_copy(axes.transData, cast(Figure, axes.figure), x=away, units="points")
 
 
 def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
@@ -698,7 +706,8 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         return
     for cell in study.cells:
         values = study.values(key, cell)
-        axes.scatter([_places(sweep, cell)] * len(values), values, s=14, color=BLUE, marker="_", linewidths=1)
+        x = [_places(sweep, cell)] * len(values)
+        axes.scatter(x, values, s=14, color=BLUE, marker="_", linewidths=1, transform=_aside(axes, 5))
     if len(shared):
         text = "implicit (one dash a run)"
         axes.text(1, 1, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va="bottom")
@@ -729,6 +738,7 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
             shown.append(place)
     axes.set_xticks(values, [f"{value:g}" if place in shown else "" for place, value in enumerate(values)])
     axes.minorticks_off()
+    axes.margins(x=0.1)
     axes.set_xlabel(sweep.key)
 
 
