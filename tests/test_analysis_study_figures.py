@@ -169,6 +169,20 @@ def test_distribution_shows_every_run_and_the_number_of_the_tables(tmp_path: Pat
         assert expected in text
 
 
+def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
+    jobs = [
+        (f"reward.parts.{part}.weight={weight},irl.epochs=5,irl.seed={seed}", {}, judged(0.9))
+        for part, weight in (("length", 1), ("sentiment", 1), ("length", 0.25))
+        for seed in range(2)
+    ]
+    study = write(tmp_path, jobs)
+    assert list(room.labels(study).values()) == ["length.weight=1", "sentiment.weight=1", "length.weight=0.25"]
+    assert room._named([{"irl.resample_pairs": "True"}, {"irl.resample_pairs": "False"}])[0] == "resample_pairs=True"
+    assert room._named([{"irl/loss": "hinge"}, {"irl/loss": "squared"}]) == ["hinge", "squared"]
+    assert room._fold("sentiment.weight=0.25, length.weight=0.25") == "sentiment.weight=0.25,\nlength.weight=0.25"
+    assert room._cut("abcdefghij", 6) == "ab…ij"
+
+
 def test_piles_hold_each_value_once() -> None:
     """Bins of width 1: 0.1, 0.2 and 0.3 share one, 5 has its own."""
     assert room._pile(np.array([0.1, 5.0, 0.2, 0.3]), 1.0).tolist() == [0, 0, 1, 2]
@@ -323,6 +337,7 @@ def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:
     study = write(tmp_path, jobs)
     sweep = room.swept(study)
     assert (sweep.key, sweep.beside) == ("irl.prompt_fraction", "irl.epochs")
+    assert list(dict.fromkeys(sweep.others.values())) == ["1", "5"]
     auroc, _, toxic = make("against_parameter", study).axes
     assert auroc.get_xscale() == "linear"
     assert toxic.get_title(loc="left") == "toxic fraction, refinetuned"

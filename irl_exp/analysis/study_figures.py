@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Transform, offset_copy
 from scipy.stats import chi2
 
 from irl_exp import reward_comparison as compare
@@ -63,19 +65,38 @@ def labels(study: Study) -> dict[str, str]:
 def _named(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     """A short name of each of these overrides, in the same order."""
     keys = list(dict.fromkeys(key for parts in overrides for key in parts))
-    last = [re.split(r"[./]", key)[-1] for key in keys]
-    short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-    if len(keys) == 1 and all(overrides):
-        return [parts[keys[0]] for parts in overrides]
+    choices = [value for parts in overrides for value in parts.values() if not PLAIN.fullmatch(value)]
+    if len(keys) == 1 and len(choices) == len(overrides):
+        return choices
+    short = {key: _end(key, keys) for key in keys}
     return [", ".join(f"{short[key]}={value}" for key, value in parts.items()) for parts in overrides]
 
 
+PLAIN = re.compile(r"[-+.\de]+|true|false|null|none", re.IGNORECASE)
+"""A value that says nothing without its key."""
+
+
+def _end(key: str, keys: Sequence[str]) -> str:
+    """As many of the last parts of a key as tell it from the others: "irl.loss" -> "loss"."""
+    parts = [re.split(r"[./]", one) for one in keys]
+    own = re.split(r"[./]", key)
+    for many in range(1, len(own)):
+        if sum(one[-many:] == own[-many:] for one in parts) == 1:
+            return ".".join(own[-many:])
+    return key
+
+
 def _fold(text: str, width: int = 28) -> str:
-    """In two lines of `width` letters at most; what is left out is marked."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" …"))
+    """In two lines of about `width` letters: between overrides, and the middle of a long one is left out."""
+    if len(text) <= width:
+        return text
+    parts = text.split(", ")
+    half = (len(parts) + 1) // 2
+    lines = [", ".join(parts[:half]) + ",", ", ".join(parts[half:])] if len(parts) > 1 else [text]
+    return "\n".join(_cut(line, width + 4) for line in lines)
 
 
-def _cut(text: str, width: int = 40) -> str:
+def _cut(text: str, width: int = 34) -> str:
     """In one line: the middle is left out, as cells differ at the end."""
     half = width // 2 - 1
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
@@ -120,6 +141,11 @@ def _limits(values: Floats, references: Sequence[float], bounds: Sequence[float]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * max(high - low, spread)
     return low - margin, high + margin
+
+
+def _of_fractions(limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of what lies between 0 and 1, whatever an interval says."""
+    return max(limits[0], -0.02), min(limits[1], 1.02)
 
 
 def _pile(values: Floats, width: float) -> Floats:
@@ -220,7 +246,7 @@ def _zoom(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, level: fl
     found = {cell: _typical(list(those)) for cell, those in values.items() if len(those)}
     references = [level, *(float(value) for ceiling in ceilings.values() for value in ceiling)]
     every = np.concatenate(list(values.values())) if found else np.array([level])
-    limits = _limits(every, references, _bounds(found.values()))
+    limits = _of_fractions(_limits(every, references, _bounds(found.values())))
     axes.set_xlim(limits)
     axes.axvline(level, color=GREY, linestyle="--", linewidth=1)
     digits, tall = _digits(found.values()), len(cells) == 1
@@ -258,24 +284,30 @@ def _whole(
     outward = "left" if middle > level else "right"
     axes.axvline(level, color=GREY, linestyle="--", linewidth=1)
     aside = "right" if 0.28 < level < 0.6 or middle > level else "left"
-    _above(axes, level, f"{name} {level:.3g}", aside, "#555555")
+    written = _above(axes, level, f"{name} {level:.3g}", aside, "#555555")
     if len(ceiling):
         axes.vlines(ceiling, 0, 1, color=BLUE, linewidth=1.2)
         ends = dict.fromkeys(f"{value:.{2 + (len(ceiling) == 1)}f}" for value in (ceiling.min(), ceiling.max()))
-        text = f"implicit {' to '.join(ends)}"
         inside = {"left": middle < 0.7, "right": middle > 0.35}[outward]
-        _above(axes, middle, text, outward if inside else {"left": "right", "right": "left"}[outward], BLUE)
+        side = outward if inside else {"left": "right", "right": "left"}[outward]
+        _above(axes, middle, f"implicit {' to '.join(ends)}", side, BLUE, written)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=SMALL)
     axes.tick_params(axis="x", length=2, pad=1)
 
 
-def _above(axes: Axes, x: float, text: str, side: str, colour: str) -> None:
+def _above(
+    axes: Axes, x: float, text: str, side: str, colour: str, taken: tuple[float, float] = (-1.0, -1.0)
+) -> tuple[float, float]:
+    """Text above the panel, a line higher where the part of the scale `taken` is; returns what it takes itself."""
+    width = 0.021 * len(text)  # at 3 inches a panel
+    ends = (x - width, x) if side == "right" else (x, x + width)
+    up = 13 if ends[0] < taken[1] and taken[0] < ends[1] else 2
     axes.annotate(
         text,
         (x, 1.0),
-        (0, 2),
+        (0, up),
         textcoords="offset points",
         ha=side,
         va="bottom",
@@ -283,6 +315,7 @@ def _above(axes: Axes, x: float, text: str, side: str, colour: str) -> None:
         color=colour,
         annotation_clip=False,
     )
+    return ends
 
 
 # ------------------------------------------------------------------------------------------------- distance matrix
@@ -522,9 +555,9 @@ class Sweep:
 def against_parameter(study: Study) -> Figure:
     """What a parameter of the study does: AUROC, EPIC and, where there is one, the refinetuned policy's toxicity.
 
-    Each point is a run; diamonds, joined by a line, are the typical run of a cell with its 95 % interval. Colours are
-    what else varies; lines of one value of the parameter are drawn side by side. Blue dashed is the implicit reward,
-    the ceiling of what the policies themselves tell; where it varies between runs, its values are small blue points.
+    Small points, a little to the left, are runs; large ones, joined by a line, are the typical run of a cell with its
+    95 % interval. Colours are what else varies; cells with one value of the parameter stand side by side. Blue dashed
+    is the implicit reward, the ceiling of what the policies themselves tell; where it varies, each run has a dash.
     For the members of an ensemble, the last panel has the sd of AUROC over ensembles with its 95 % interval
     (chi-squared): how many members until another draw of members gives the same.
     """
@@ -571,8 +604,10 @@ def swept(study: Study) -> Sweep:
     alone = len(set(found[override][1].values())) == len(parts)  # whatever else varies goes along with it
     rest = [{key: value for key, value in one.items() if key != override and not alone} for one in parts.values()]
     beside = list(dict.fromkeys(key for one in rest for key in one))
-    others = dict(zip(study.cells, _named(rest), strict=True))
-    return Sweep(*found[override], others, beside[0] if len(beside) == 1 else "")
+    if len(beside) == 1:  # the key is the title of the legend
+        others = {cell: one.get(beside[0], "default") for cell, one in zip(study.cells, rest, strict=True)}
+        return Sweep(*found[override], others, beside[0])
+    return Sweep(*found[override], dict(zip(study.cells, _named(rest), strict=True)), "")
 
 
 def _number_of(study: Study, override: str) -> str | None:
@@ -606,7 +641,9 @@ def _places(sweep: Sweep, cell: str) -> float:
         return sweep.values[cell]
     scaled = np.log(values) if logarithmic else values
     gap = float(np.diff(scaled).min()) if len(values) > 1 else 1.0
-    aside = gap * 0.5 * (series.index(sweep.others[cell]) / (len(series) - 1) - 0.5)
+    aside = min(gap / 2, 0.07 * float(np.ptp(scaled)) or gap) * (
+        series.index(sweep.others[cell]) / (len(series) - 1) - 0.5
+    )
     return float(sweep.values[cell] * np.exp(aside)) if logarithmic else sweep.values[cell] + aside
 
 
@@ -634,7 +671,8 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         with_key = [cell for cell in cells if study.values(key, cell)]
         for cell in with_key:
             values = study.values(key, cell)
-            axes.scatter([_places(sweep, cell)] * len(values), values, s=14, color=colour, alpha=0.45, linewidths=0)
+            x = [_places(sweep, cell)] * len(values)
+            axes.scatter(x, values, s=14, color=colour, alpha=0.6, linewidths=0, transform=_aside(axes, -5))
         found = [_typical(study.values(key, cell)) for cell in with_key]
         estimates += found
         x = [_places(sweep, cell) for cell in with_key]
@@ -643,9 +681,15 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
     axes.set_title(MEASURES[key], fontsize=10)
     ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
-    axes.set_ylim(_limits(np.array(study.values(key)), study.values(ceiling), _bounds(estimates)))
+    limits = _limits(np.array(study.values(key)), study.values(ceiling), _bounds(estimates))
+    axes.set_ylim(_of_fractions(limits))
     if ceiling:
         _ceiling(axes, study, sweep, ceiling)
+
+
+def _aside(axes: Axes, away: float) -> Transform:
+    """Data coordinates, moved by so many points to the right: beside the line of an interval."""
+    return offset_copy(axes.transData, cast(Figure, axes.figure), x=away, units="points")
 
 
 def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
@@ -662,7 +706,11 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         return
     for cell in study.cells:
         values = study.values(key, cell)
-        axes.scatter([_places(sweep, cell)] * len(values), values, s=6, color=BLUE, marker="_", linewidths=1)
+        x = [_places(sweep, cell)] * len(values)
+        axes.scatter(x, values, s=14, color=BLUE, marker="_", linewidths=1, transform=_aside(axes, 5))
+    if len(shared):
+        text = "implicit (one dash a run)"
+        axes.text(1, 1, text, transform=axes.transAxes, color=BLUE, fontsize=SMALL, ha="right", va="bottom")
 
 
 def _stability(axes: Axes, study: Study, sweep: Sweep) -> None:
@@ -690,6 +738,7 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
             shown.append(place)
     axes.set_xticks(values, [f"{value:g}" if place in shown else "" for place, value in enumerate(values)])
     axes.minorticks_off()
+    axes.margins(x=0.1)
     axes.set_xlabel(sweep.key)
 
 
@@ -730,7 +779,7 @@ def learned_against_truth(study: Study) -> Figure:
     panels = figure.subplots(1, 1 if spread is None else 2, squeeze=False)[0]
     _one_run(panels[0], table, run)
     where = "" if len(study.cells) == 1 else f" ({labels(study)[run.cell]})"
-    title = _fold(f"Run {run.number}{where}, the median of {_counted(study, len(_judged(study)))}:", 46)
+    title = textwrap.fill(f"Run {run.number}{where}, the median of {_counted(study, len(_judged(study)))}:", 48)
     judged = int((table["policy"] != "refinetuned").sum())
     panels[0].set_title(f"{title}\nAUROC {run.metrics['irl/auroc']:.3f}, n = {judged:,}", pad=14)
     if spread is not None:
@@ -777,7 +826,9 @@ def _cloud(axes: Axes, policy: pd.Series, x: pd.Series | Floats, y: pd.Series | 
     order = np.random.default_rng(SEED).permutation(len(policy))
     colours = policy.map(POLICIES).to_numpy()[order]
     x, y = np.asarray(x)[order], np.asarray(y)[order]
-    axes.scatter(x, y, s=5, c=colours, alpha=0.5, linewidths=0, rasterized=len(order) > RASTER)
+    axes.scatter(
+        x, y, s=5 if len(order) > RASTER else 12, c=colours, alpha=0.5, linewidths=0, rasterized=len(order) > RASTER
+    )
     for name in [name for name in POLICIES if (policy == name).any()]:
         axes.scatter([], [], s=5, color=POLICIES[name], label=name)
 
@@ -811,7 +862,7 @@ def frontier(study: Study) -> Figure:
             axes.scatter(x, y, s=24, color=colour, marker=marker, alpha=0.7, linewidths=0, label=text)
         for policy in anchors:
             _anchor(axes, [run for runs in cells.values() for run in runs], policy)
-        axes.margins(0.1)
+        axes.margins(0.15)
         axes.set_xlabel("KL from the reference (nats per completion)")
     whole.set_ylabel("mean R* on test prompts")
     near.set_title("without the reference", fontsize=10)
@@ -939,6 +990,8 @@ def tradeoff(study: Study) -> Figure:
     cells = _with(study, *(f"tradeoff/truth/{part}" for part in parts))
     columns = {part: [(f"tradeoff/{name}/{part}", REWARDS[name][1]) for name in REWARDS] for part in parts}
     figure, panels = _panels(study, cells, columns, "share of the weight")
+    low, high = panels[0].get_xlim()
+    panels[0].set_xlim(max(low, -1.1), min(high, 1.1))  # shares do not pass 1, though a t interval may
     for axes in panels:
         _line(axes, 0.0)
     _legend_below(figure, dict(REWARDS.values()), "share in")
