@@ -307,6 +307,14 @@ def test_any_number_of_runs(name: str, count: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", paper_figures.FIGURES)
+def test_one_epoch_and_rows_written_twice(name: str, tmp_path: Path) -> None:
+    found = made(tmp_path, [Made(accuracy=(0.7,))])
+    file = found.folder / "0" / "metrics.jsonl"
+    file.write_text(file.read_text() * 2)
+    drawn(paper_figures.FIGURES[name](found))
+
+
+@pytest.mark.parametrize("name", paper_figures.FIGURES)
 def test_twenty_cells_with_long_names_overlap_nothing(name: str, tmp_path: Path) -> None:
     figure = drawn(paper_figures.FIGURES[name](made(tmp_path, cells(20))))
     for axes in figure.axes:

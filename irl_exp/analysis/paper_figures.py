@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ def _evaluated(study: Study) -> pd.DataFrame:
             "No run has a curve of its reward against R* over epochs: the method has no epochs or several heads, or "
             "metrics.jsonl is missing."
         )
-    table = table[table["run"].isin(kept)]
+    table = table[table["run"].isin(kept)].drop_duplicates(["run", "step"], keep="last")
     return table[["run", "cell", "step", *(key for key in CURVES if key in table)]]
 
 
@@ -120,7 +121,9 @@ def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bo
     axes.add_collection(LineCollection(lines, linewidths=0.6, **style))
     whole = ~np.isnan(values).any(axis=1)
     mean, low, high = _band(values[whole], spread=spread)
-    axes.plot(steps[whole], mean, color=colour, marker="o" if whole.sum() == 1 else None, markersize=4, zorder=4)
+    rim = [patheffects.withStroke(linewidth=3, foreground="white")] if len(lines) > 1 else []
+    dot = "o" if whole.sum() == 1 else None
+    axes.plot(steps[whole], mean, color=colour, marker=dot, markersize=4, zorder=4, path_effects=rim)
     axes.autoscale_view()
     axes.autoscale(enable=False, axis="y")
     axes.fill_between(steps[whole], low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
@@ -375,7 +378,14 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     heights = place + np.random.default_rng(place).permutation(spread)
     few = len(values) < statistics.FEW
     marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > panels.MANY_POINTS, "zorder": 6 if few else 3}
-    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, panels.alpha(len(values))), **marks)
+    axes.scatter(
+        values,
+        heights,
+        s=14,
+        color=figures.ORANGE,
+        alpha=max(0.25 if len(values) < 100 else 0.08, panels.alpha(len(values))),
+        **marks,
+    )
     found = panels.typical(values)
     text = panels.interval(found)
     if len(values) > 1:
@@ -419,7 +429,7 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
 
 def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     sizes = sorted({len(runs) for runs in cells.values()})
-    n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    n = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
     point: dict[str, Any] = {"linestyle": "none", "marker": "o"}
     handles = [Line2D([], [], color=figures.ORANGE, markersize=4, label="a learned reward", **point)]
     if sizes[-1] > 1:
@@ -484,6 +494,7 @@ def _trained(study: Study, stage: str) -> pd.DataFrame:
         cells.setdefault(run.artifact(stage) or run.number, set()).add(run.cell)
     shared = any(len(owners) > 1 for owners in cells.values())
     table = table[table["run"].isin([run.number for run in panels.distinct(runs, stage)])]
+    table = table.drop_duplicates(["run", "step"], keep="last")
     return table.assign(owner="" if shared else table["cell"])
 
 
