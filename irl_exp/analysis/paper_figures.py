@@ -33,6 +33,8 @@ CURVES = {
     "spearman": "Spearman correlation",
     "kendall": "Kendall correlation",
 }
+DENSE = 100
+"""From so many runs on their lines make an area, on which a mean needs a rim to be seen."""
 CHANCE = {"auroc": 0.5, "pearson": 0.0, "spearman": 0.0, "kendall": 0.0}
 FLOORS = {"accuracy_at_zero": "majority class", "auroc": "chance"}
 RULES = {
@@ -121,7 +123,7 @@ def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bo
     axes.add_collection(LineCollection(lines, linewidths=0.6, **style))
     whole = ~np.isnan(values).any(axis=1)
     mean, low, high = _band(values[whole], spread=spread)
-    rim = [patheffects.withStroke(linewidth=3, foreground="white")] if len(lines) > 1 else []
+    rim = [patheffects.withStroke(linewidth=3, foreground="white")] if len(lines) >= DENSE else []
     dot = "o" if whole.sum() == 1 else None
     axes.plot(steps[whole], mean, color=colour, marker=dot, markersize=4, zorder=4, path_effects=rim)
     axes.autoscale_view()
@@ -378,14 +380,8 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     heights = place + np.random.default_rng(place).permutation(spread)
     few = len(values) < statistics.FEW
     marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > panels.MANY_POINTS, "zorder": 6 if few else 3}
-    axes.scatter(
-        values,
-        heights,
-        s=14,
-        color=figures.ORANGE,
-        alpha=max(0.25 if len(values) < 100 else 0.08, panels.alpha(len(values))),
-        **marks,
-    )
+    faint = max(0.25 if len(values) < DENSE else 0.08, panels.alpha(len(values)))
+    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=faint, **marks)
     found = panels.typical(values)
     text = panels.interval(found)
     if len(values) > 1:
