@@ -202,6 +202,7 @@ def test_a_shared_expert_is_drawn_once(tmp_path: Path) -> None:
     for axes, factor in ((expert, 1), (refinetuned, 2), (expert_kl, 0.1), (kl, 0.2)):
         assert axes.lines[0].get_ydata() == pytest.approx(factor * np.array([1, 2, 3]))
     assert expert_kl.get_ylim() == kl.get_ylim()
+    assert expert_kl.get_ylim()[1] >= 0.6, "the higher KL, that of refinetuning, is in view"
     assert "(1 policy)" in texts(figure)
     assert "(3 policies)" in texts(figure)
 
