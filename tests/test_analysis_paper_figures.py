@@ -202,6 +202,7 @@ def test_a_shared_expert_is_drawn_once(tmp_path: Path) -> None:
     for axes, factor in ((expert, 1), (refinetuned, 2), (expert_kl, 0.1), (kl, 0.2)):
         assert axes.lines[0].get_ydata() == pytest.approx(factor * np.array([1, 2, 3]))
     assert expert_kl.get_ylim() == kl.get_ylim()
+    assert expert_kl.get_ylim()[1] >= 0.6, "the higher KL, that of refinetuning, is in view"
     assert "(1 policy)" in texts(figure)
     assert "(3 policies)" in texts(figure)
 
@@ -304,6 +305,14 @@ def test_without_completions_metrics_are_drawn_and_the_rest_is_named(tmp_path: P
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_any_number_of_runs(name: str, count: int, tmp_path: Path) -> None:
     drawn(paper_figures.FIGURES[name](made(tmp_path, several(count))))
+
+
+@pytest.mark.parametrize("name", paper_figures.FIGURES)
+def test_one_epoch_and_rows_written_twice(name: str, tmp_path: Path) -> None:
+    found = made(tmp_path, [Made(accuracy=(0.7,))])
+    file = found.folder / "0" / "metrics.jsonl"
+    file.write_text(file.read_text() * 2)
+    drawn(paper_figures.FIGURES[name](found))
 
 
 @pytest.mark.parametrize("name", paper_figures.FIGURES)

@@ -62,7 +62,7 @@ def agreed(values: Sequence[float], within: float = 0.005) -> float | None:
 
 def alpha(count: int) -> float:
     """Of one of many lines or points: many make a cloud, few are seen each."""
-    return float(np.clip(8 / max(count, 1), 0.06, 0.6))
+    return float(np.clip(8 / max(count, 1), 0.02, 0.6))
 
 
 def number(value: float) -> str:

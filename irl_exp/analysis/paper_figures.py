@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -32,6 +33,8 @@ CURVES = {
     "spearman": "Spearman correlation",
     "kendall": "Kendall correlation",
 }
+DENSE = 100
+"""From so many runs on their lines make an area, on which a mean needs a rim to be seen."""
 CHANCE = {"auroc": 0.5, "pearson": 0.0, "spearman": 0.0, "kendall": 0.0}
 FLOORS = {"accuracy_at_zero": "majority class", "auroc": "chance"}
 RULES = {
@@ -66,7 +69,7 @@ def _evaluated(study: Study) -> pd.DataFrame:
             "No run has a curve of its reward against R* over epochs: the method has no epochs or several heads, or "
             "metrics.jsonl is missing."
         )
-    table = table[table["run"].isin(kept)]
+    table = table[table["run"].isin(kept)].drop_duplicates(["run", "step"], keep="last")
     return table[["run", "cell", "step", *(key for key in CURVES if key in table)]]
 
 
@@ -107,7 +110,7 @@ def _rewards(table: pd.DataFrame) -> str:
     return panels.count(int(table["run"].nunique()), "learned reward")
 
 
-def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bool) -> None:
+def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bool, band: bool = True) -> None:
     """All runs as thin lines, their mean, and the band; the view is that of the lines."""
     wide = table.set_index(["step", "run"])[key].unstack("run")
     steps, values = wide.index.to_numpy(dtype=np.float64), wide.to_numpy()
@@ -118,13 +121,18 @@ def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bo
         "rasterized": values.size > panels.MANY_POINTS,
     }
     axes.add_collection(LineCollection(lines, linewidths=0.6, **style))
+    if len(steps) == 1:  # a line of one point is not seen
+        axes.scatter(np.full(values.size, steps[0]), values[0], s=8, color=colour, alpha=style["alpha"], linewidths=0)
     whole = ~np.isnan(values).any(axis=1)
     mean, low, high = _band(values[whole], spread=spread)
-    axes.plot(steps[whole], mean, color=colour, marker="o" if whole.sum() == 1 else None, markersize=4, zorder=4)
+    rim = [patheffects.withStroke(linewidth=3, foreground="white")] if len(lines) >= DENSE else []
+    dot = "o" if whole.sum() == 1 else None
+    axes.plot(steps[whole], mean, color=colour, marker=dot, markersize=4, zorder=4, path_effects=rim)
     axes.autoscale_view()
-    axes.autoscale(enable=False, axis="y")
-    axes.fill_between(steps[whole], low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
-    axes.autoscale(enable=True, axis="y")
+    if band:
+        axes.autoscale(enable=False, axis="y")
+        axes.fill_between(steps[whole], low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+        axes.autoscale(enable=True, axis="y")
 
 
 def _band(values: Floats, *, spread: bool) -> tuple[Floats, Floats, Floats]:
@@ -375,7 +383,8 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     heights = place + np.random.default_rng(place).permutation(spread)
     few = len(values) < statistics.FEW
     marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > panels.MANY_POINTS, "zorder": 6 if few else 3}
-    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=max(0.25, panels.alpha(len(values))), **marks)
+    faint = max(0.25 if len(values) < DENSE else 0.08, panels.alpha(len(values)))
+    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=faint, **marks)
     found = panels.typical(values)
     text = panels.interval(found)
     if len(values) > 1:
@@ -409,17 +418,19 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
     low, high = axes.get_xlim()
     low, high = axes.set_xlim(max(low, -0.02), min(high, 1.02))  # t intervals of two runs pass the ends
     place = float(np.mean(values))
+    words: dict[str, Any] = {"va": "center", "color": figures.GREY, "fontsize": panels.SMALL}
+    if not shared:
+        name = f"{text}: {min(values):.3f} to {max(values):.3f}"
+        axes.annotate(name, (0.5, len(values) - 0.18), xycoords=axes.get_yaxis_transform(), ha="center", **words)
+        return
     right = place > (low + high) / 2
-    name = f"{text} {place:.3f}" if shared else f"{text}: {min(values):.3f} to {max(values):.3f}"
-    axes.annotate(
-        name, (place, len(values) - 0.18), (-4 if right else 4, 0), textcoords="offset points",
-        ha="right" if right else "left", va="center", color=figures.GREY, fontsize=panels.SMALL,
-    )  # fmt: skip
+    words |= {"ha": "right" if right else "left", "textcoords": "offset points"}
+    axes.annotate(f"{text} {place:.3f}", (place, len(values) - 0.18), (-4 if right else 4, 0), **words)
 
 
 def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     sizes = sorted({len(runs) for runs in cells.values()})
-    n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    n = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
     point: dict[str, Any] = {"linestyle": "none", "marker": "o"}
     handles = [Line2D([], [], color=figures.ORANGE, markersize=4, label="a learned reward", **point)]
     if sizes[-1] > 1:
@@ -447,27 +458,32 @@ def training_curves(study: Study) -> Figure:
     tables = {stage: table for stage in TRAINED if not (table := _trained(study, stage)).empty}
     if not tables:
         raise NotComputed("No run has trained a policy by RL, or metrics.jsonl is missing.")
-    figure = figures.new(4.4 * len(tables) + (1.2 if len(tables) == 1 else 0.2), 5.4)
+    colours = {
+        stage: _owners(table, figures.BLUE if stage == "rlhf" else figures.ORANGE) for stage, table in tables.items()
+    }
+    legends = {stage: _trained_legend(study, table, colours[stage]) for stage, table in tables.items()}
+    lines = max(sum(1 + str(item.get_label()).count("\n") for item in legend) for legend in legends.values())
+    figure = figures.new(4.4 * len(tables) + (1.2 if len(tables) == 1 else 0.2), 5.2 + 0.19 * lines)
     parts = figure.subplots(2, len(tables), squeeze=False, sharey="row" if len(tables) == 1 else False)
     for axes in parts[1, 1:]:
         axes.sharey(parts[1, 0])
     for (stage, table), (reward, kl) in zip(tables.items(), parts.T, strict=True):
-        colours = _owners(table, figures.BLUE if stage == "rlhf" else figures.ORANGE)
-        spread = bool(table.groupby("owner")["run"].nunique().min() >= statistics.FEW)
         for axes, key in ((reward, "reward"), (kl, "kl")):
-            for owner, colour in colours.items():
-                _curve(axes, table[table["owner"] == owner], key, colour, spread=spread)
+            for owner, colour in colours[stage].items():
+                rows, told_apart = table[table["owner"] == owner], len(colours[stage]) <= len(panels.CELL_COLOURS)
+                _curve(axes, rows, key, colour, spread=_is_spread(table), band=told_apart)
             axes.set_xlabel("optimiser step")
             axes.margins(x=0.02)
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         reward.set_title(
             f"{TRAINED[stage]}\n({panels.count(table['run'].nunique(), 'policy', 'policies')})", fontsize=10
         )
         reward.set_ylabel(_reward_unit(study) if stage == "rlhf" else "R of the batch\n(sd on the fit demonstrations)")
-        reward.legend(
-            handles=_trained_legend(study, table, colours, spread=spread), loc="lower right", fontsize=panels.SMALL
-        )
+        kl.legend(handles=legends[stage], loc="upper left", bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
+    for kl in parts[1]:  # when all curves have had their say in the common axis
         panels.level(kl, 0.0, "reference", below=True)
     parts[1, 0].set_ylabel("KL from the reference\n(nats per token)")
+    figure.set_layout_engine("constrained", rect=(0.015, 0, 0.985, 1))
     figure.suptitle("Reward and KL over the steps of RL", x=0.01, ha="left", weight="bold")
     return figure
 
@@ -484,6 +500,7 @@ def _trained(study: Study, stage: str) -> pd.DataFrame:
         cells.setdefault(run.artifact(stage) or run.number, set()).add(run.cell)
     shared = any(len(owners) > 1 for owners in cells.values())
     table = table[table["run"].isin([run.number for run in panels.distinct(runs, stage)])]
+    table = table.drop_duplicates(["run", "step"], keep="last")
     return table.assign(owner="" if shared else table["cell"])
 
 
@@ -494,7 +511,12 @@ def _owners(table: pd.DataFrame, alone: str) -> dict[str, str]:
     return dict(zip(owners, panels.CELL_COLOURS if several else [alone] * len(owners), strict=False))
 
 
-def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], *, spread: bool) -> list[Any]:
+def _is_spread(table: pd.DataFrame) -> bool:
+    """Whether each owner has runs enough for a band of the middle 95 %."""
+    return bool(table.groupby("owner")["run"].nunique().min() >= statistics.FEW)
+
+
+def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str]) -> list[Any]:
     counts = table.groupby("owner")["run"].nunique()
     base = next(iter(colours.values())) if len(set(colours.values())) == 1 else figures.GREY
     if counts.max() == 1 and len(colours) == 1:
@@ -504,8 +526,8 @@ def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str], 
     handles: list[Any] = [Line2D([], [], color=base, linewidth=width, label="a policy")]
     if counts.max() > 1:
         handles.append(Line2D([], [], color=base, label=mean))
-    if counts.max() > 2:
-        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=spread)))
+    if counts.max() > 2 and len(colours) <= len(panels.CELL_COLOURS):
+        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=_is_spread(table))))
     if len(set(colours.values())) > 1:
         names = panels.labels(study)
         handles += [

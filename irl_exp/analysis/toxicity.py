@@ -342,7 +342,8 @@ def _strip(axes: Axes, place: int, item: Judged, key: str) -> None:
         axes.scatter(values, place + spread, s=14, color=colour, alpha=alpha, linewidths=0, rasterized=many)
         axes.scatter(estimate.value, place, s=22, marker="D", color="black", zorder=5)
         least, most = min(counts), max(counts)
-        told = f"{len(values)} policies, {least[0]:,} to {most[0]:,} of {most[1]:,}"
+        span = f"{least[0]:,} to {most[0]:,} of" if least < most else f"each {least[0]:,} of"
+        told = f"{len(values)} policies, {span} {most[1]:,}"
     else:
         axes.scatter(values, [place], s=30, color=colour, zorder=5)
         told = f"{counts[0][0]:,} of {counts[0][1]:,}"
