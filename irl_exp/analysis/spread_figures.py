@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from irl_exp.analysis import figures
 from irl_exp.analysis.spread import Open
 from irl_exp.analysis.statistics import wilson
+from irl_exp.analysis.study import NotComputed, Study
 
 
 def left_open(found: Open) -> Figure:
@@ -99,6 +100,50 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     axes.set_xlabel("tolerance, in standard errors of the loss")
     axes.set_ylabel("fraction of test pairs")
     axes.set_title("Determined by the demonstrations")
+
+
+def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
+    """Which cell recovers more, seed by seed: every cell minus the first one on the same seeds. Each point is a seed,
+    the diamond the mean of the differences with its 95 % t interval. What two cells share (expert, demonstrations, the
+    completions on which they are judged) cancels out in a difference. A cell whose interval crosses 0 is not told apart
+    from the first one; with many cells compared, some intervals miss 0 by chance: the table below has p-values that
+    allow for it (Holm).
+
+    Args:
+        table: as `summary` has it: metric, first, second, n, difference, low, high.
+    """
+    first = next(iter(study.cells))
+    rows = table[table["first"] == first]
+    if rows.empty:
+        raise NotComputed(f"the first cell, {first}, shares no two seeds with another")
+    metrics, others = list(dict.fromkeys(rows["metric"])), list(dict.fromkeys(rows["second"]))
+    figure = figures.new(3.2 * len(metrics) + 2.4, 1.3 + 0.34 * len(others))
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        known = rows[rows["metric"] == metric].set_index("second")
+        for place, other in enumerate(others):
+            if other in known.index:
+                seeds = differences(study, metric, other, first)
+                axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
+                mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
+                axes.plot([low, high], [place + 0.22] * 2, color="black", linewidth=1.2)
+                axes.plot(mean, place + 0.22, "D", color="black", markersize=4)
+        axes.axvline(0, color=figures.GREY, linestyle="--", linewidth=0.9)
+        axes.set_xlabel(f"difference in {metric}")
+        axes.margins(y=0.06)
+    panels[0].set_yticks(range(len(others)), others)
+    panels[0].invert_yaxis()
+    figure.suptitle(f"Minus {first}, on the same seeds", x=0.01, ha="left", fontsize=11, weight="bold")
+    return figure
+
+
+def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]:
+    """A metric of a cell minus that of another on each seed that both have."""
+    one, other = (
+        {study.seed_of(run): run.metrics[metric] for run in study.cells[name] if metric in run.metrics}
+        for name in (cell, minus)
+    )
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
 def variance_components(table: pd.DataFrame) -> Figure:
