@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -117,17 +119,14 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
     if rows.empty:
         raise NotComputed(f"the first cell, {first}, shares no two seeds with another")
     metrics, others = list(dict.fromkeys(rows["metric"])), list(dict.fromkeys(rows["second"]))
-    figure = figures.new(3.2 * len(metrics) + 2.4, 1.3 + 0.34 * len(others))
+    figure = figures.new(4.6 * len(metrics) + 1.8, 1.3 + 0.36 * len(others))
     panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         known = rows[rows["metric"] == metric].set_index("second")
         for place, other in enumerate(others):
             if other in known.index:
-                seeds = differences(study, metric, other, first)
-                axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
                 mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
-                axes.plot([low, high], [place + 0.22] * 2, color="black", linewidth=1.2)
-                axes.plot(mean, place + 0.22, "D", color="black", markersize=4)
+                _paired(axes, place, differences(study, metric, other, first), (mean, low, high))
         axes.axvline(0, color=figures.GREY, linestyle="--", linewidth=0.9)
         axes.set_xlabel(f"difference in {metric}")
         axes.margins(y=0.06)
@@ -135,6 +134,16 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
     panels[0].invert_yaxis()
     figure.suptitle(f"Minus {first}, on the same seeds", x=0.01, ha="left", fontsize=11, weight="bold")
     return figure
+
+
+def _paired(axes: Axes, place: int, seeds: Sequence[float], found: tuple[float, float, float]) -> None:
+    """One row: all seeds, and below them the mean with its interval, also in numbers."""
+    mean, low, high = found
+    axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
+    axes.plot([low, high], [place + 0.24] * 2, color="black", linewidth=1.2)
+    axes.plot(mean, place + 0.24, "D", color="black", markersize=4)
+    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    axes.annotate(text, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
 def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]:
