@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from irl_exp.artifacts import Artifact, Identity, Store, fingerprint, read_manifest
-from irl_exp.config import Config, ImplicitConfig, Node, NoShortcut, ProbeConfig, frozen_features, of_identity
+from irl_exp.config import (
+    Config,
+    ImplicitConfig,
+    NoBenchmark,
+    Node,
+    NoShortcut,
+    ProbeConfig,
+    frozen_features,
+    of_identity,
+)
 from irl_exp.report import cell_of
 from irl_exp.runtime import Context, Device, Event, Report, State, find_device, prepare_process
 from irl_exp.tracking import Tracker, track
@@ -88,10 +97,24 @@ def build(config: Config, device: Device) -> dict[str, Step]:
         judged["irl"] = stage("irl", of_identity(config.irl), **inputs)
     if config.reaches("refinetune"):
         judged["refinetune"] = stage("refinetune", config.refinetune, reference=reference, irl=judged["irl"], data=data)
+    judged |= _benchmark(config, stage, judged)
     # The scores of the learned reward say all that evaluate needs to know of its features.
     seen = {name: step for name, step in judged.items() if name != "features"}
     planted = {} if isinstance(config.shortcut, NoShortcut) else {"shortcut": config.shortcut}
     return {step.stage: step for step in [*judged.values(), stage("evaluate", config.evaluate, **seen, **planted)]}
+
+
+def _benchmark(config: Config, stage: Callable[..., Step], judged: Mapping[str, Step]) -> dict[str, Step]:
+    """The policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own."""
+    if isinstance(config.benchmark, NoBenchmark):
+        return {}
+    inputs = {name: judged[name] for name in ("reward", "second_judge", "reference")}
+    expert = {"expert": judged["expert"]} if "expert" in judged else {}
+    found = {"benchmark": stage("benchmark", config.benchmark, data=judged["data"], **inputs, **expert)}
+    if "refinetune" in judged:
+        inputs |= {"benchmark": found["benchmark"], "refinetune": judged["refinetune"]}
+        found["benchmark_refinetuned"] = stage("benchmark_refinetuned", config.benchmark, **inputs)
+    return found
 
 
 def _planted(config: Config, where: str) -> dict[str, Node]:
@@ -324,6 +347,8 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     evaluation = artifacts["evaluate"].folder
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
+    if "benchmark" in artifacts:
+        shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
     samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
     _write_samples(samples, job.folder / "samples.csv")
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())

@@ -12,7 +12,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -108,19 +108,33 @@ class CommentsConfig(_Data):
     count: Count = Field(24_000, description="comments to write")
 
 
-class _Texts(_Data):
+class _Source(Node):
+    """Where prompts are read from."""
+
+    node: ClassVar[str]
+    """The config node, for messages."""
     path: ExistingPath | None = Field(None, description="local JSONL, CSV or Parquet file; wins over hub")
     hub: str | None = Field(None, description="dataset on the Hugging Face hub")
     split: str = Field("train", description="split on the hub")
     prompt: str | None = Field("prompt", description="column of the prompt; a dot enters a nested object")
+    text: str | None = Field(
+        None, description="column of whole texts, cut in half, in place of prompt and completion"
+    )
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Self:
+        if self.path is None and self.hub is None:
+            raise ValueError(f"set {self.node}.path to a .jsonl, .csv or .parquet file")
+        return self
+
+
+class _Texts(_Data, _Source):
+    node: ClassVar[str] = "data"
     completion: str | None = Field("completion", description="column of the completion")
-    text: str | None = Field(None, description="column of whole texts, cut in half, in place of the two above")
     label: str | None = Field(None, description="column of the label: toxic if at least 0.5; null: no labels")
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        if self.path is None and self.hub is None:
-            raise ValueError("set data.path to a .jsonl, .csv or .parquet file")
         if self.text is None and (self.prompt is None or self.completion is None):
             raise ValueError("name the columns: data.prompt and data.completion, or data.text")
         return self
@@ -743,6 +757,58 @@ class EvaluateConfig(Node):
     bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples of prompts for the intervals")
 
 
+class NoBenchmark(Node):
+    """The policies are judged on the test prompts alone."""
+
+    name: Literal["none"] = "none"
+
+
+class _Benchmark(_Source):
+    """A second set of prompts, on which the policies are judged as well. Neither completions nor labels are read."""
+
+    node: ClassVar[str] = "benchmark"
+    seed: StageSeed
+    prompts: Annotated[Count, Interpolated("${data.test_prompts}")] = Field(
+        description="drawn by the seed, of those that the data does not have"
+    )
+    max_prompt_words: Annotated[Count, Interpolated("${data.max_prompt_words}")] = Field(
+        description="longer prompts are cut"
+    )
+    completions_per_prompt: Annotated[Count, Interpolated("${evaluate.completions_per_prompt}")]
+    max_new_tokens: Annotated[Count, Interpolated("${evaluate.max_new_tokens}")]
+    batch_size: Annotated[Count, Interpolated("${evaluate.batch_size}")]
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.text is None and self.prompt is None:
+            raise ValueError("name the column: benchmark.prompt or benchmark.text")
+        return self
+
+
+class JigsawBenchmark(_Benchmark):
+    """The paper's 2,000 Jigsaw comments; for the original file benchmark.path and benchmark.text=comment_text."""
+
+    name: Literal["jigsaw"] = "jigsaw"
+    hub: str | None = "jaredjoss/jigsaw-long-2000"
+
+
+class RealToxicityPromptsBenchmark(_Benchmark):
+    """The prompts of RealToxicityPrompts."""
+
+    name: Literal["real_toxicity_prompts"] = "real_toxicity_prompts"
+    hub: str | None = "allenai/real-toxicity-prompts"
+    prompt: str | None = "prompt.text"
+
+
+class FileBenchmark(_Benchmark):
+    """Your own prompts."""
+
+    name: Literal["file"] = "file"
+
+
+BenchmarkConfig = JigsawBenchmark | RealToxicityPromptsBenchmark | FileBenchmark
+
+
 class TrackingConfig(Node):
     """Where runs are recorded, beside their own folder."""
 
@@ -782,6 +848,7 @@ class Config(Node):
     irl: IrlConfig
     refinetune: RefinetuneConfig
     shortcut: ShortcutConfig
+    benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
     evaluate: EvaluateConfig
     tracking: TrackingConfig
 
@@ -815,6 +882,10 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "no_shortcut": NoShortcut,
     "marker_shortcut": MarkerShortcut,
     "length_shortcut": LengthShortcut,
+    "no_benchmark": NoBenchmark,
+    "jigsaw_benchmark": JigsawBenchmark,
+    "real_toxicity_prompts_benchmark": RealToxicityPromptsBenchmark,
+    "file_benchmark": FileBenchmark,
     "margin": MarginConfig,
     "placebo": PlaceboConfig,
     "failure_aware": FailureAwareConfig,
@@ -843,7 +914,7 @@ BASE_NODES: Mapping[str, type[Node]] = {
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
 CHOSEN_BY_GROUP = frozenset(
-    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "tracking"}
+    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "benchmark", "tracking"}
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""
 

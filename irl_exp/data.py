@@ -13,14 +13,21 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import CommentsConfig, DataConfig, FileConfig, JigsawConfig, RealToxicityPromptsConfig
+from irl_exp.config import (
+    BenchmarkConfig,
+    CommentsConfig,
+    DataConfig,
+    FileConfig,
+    JigsawConfig,
+    RealToxicityPromptsConfig,
+)
 
 PARTS = ("fit", "select", "test", "reward", "sft")
 TextsConfig = JigsawConfig | RealToxicityPromptsConfig | FileConfig
@@ -76,6 +83,47 @@ def prompts_of(texts: pd.DataFrame, part: str) -> list[str]:
     return sorted(texts.loc[texts["part"] == part, "prompt"].unique())
 
 
+def read_benchmark(config: BenchmarkConfig) -> list[str]:
+    """Distinct prompts of a benchmark, cut to `max_prompt_words`, in the order of their drawing by the seed.
+
+    Raises:
+        DataError: as `read`.
+    """
+    table = _table(config)
+    _check_columns(table, config)
+    texts = _strings(table, str(config.text or config.prompt), str(config.path or config.hub))
+    if config.text:
+        found = {cut(text, min(config.max_prompt_words, len(text.split()) // 2))[0] for text in texts}
+    else:
+        found = {cut(text, config.max_prompt_words)[0] for text in texts}
+    prompts = np.array(sorted(found - {""}), dtype=object)
+    return [str(prompt) for prompt in np.random.default_rng(config.seed).permutation(prompts)]
+
+
+def unseen(benchmark: Sequence[str], known: Iterable[str], config: BenchmarkConfig) -> tuple[list[str], int]:
+    """The first prompts of a benchmark that are not among the known ones, as many as the config wants, sorted.
+
+    Prompts are the same if their words are. The number says how many of the benchmark were known.
+
+    Args:
+        known: every prompt of the data, of whatever part: what trained a policy or a reward would flatter them, and
+            what is in test is judged already.
+
+    Raises:
+        DataError: too few are left.
+    """
+    words = {tuple(prompt.split()) for prompt in known}
+    left = [prompt for prompt in benchmark if tuple(prompt.split()) not in words]
+    known_too = len(benchmark) - len(left)
+    if len(left) < config.prompts:
+        raise DataError(
+            f"benchmark.prompts={config.prompts}: {config.path or config.hub} has {len(benchmark)} distinct prompts, "
+            f"of which {known_too} are in the data too and left out. Lower benchmark.prompts, or "
+            "give other prompts."
+        )
+    return sorted(left[: config.prompts]), known_too
+
+
 def cut(text: str, words: int) -> tuple[str, str]:
     """The first so many words, and the rest with the white space that separates it: joined they are the text."""
     ends = [match.end() for match in re.finditer(r"\S+", text)][:words]
@@ -83,7 +131,7 @@ def cut(text: str, words: int) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def _table(config: TextsConfig) -> pd.DataFrame:
+def _table(config: TextsConfig | BenchmarkConfig) -> pd.DataFrame:
     """The raw columns, nested objects flattened to dotted names."""
     import tempfile
 
@@ -93,7 +141,7 @@ def _table(config: TextsConfig) -> pd.DataFrame:
     if config.path is None:
         dataset = datasets.load_dataset(str(config.hub), split=config.split)
         return _pandas(dataset)
-    builder = _builder(config.path)
+    builder = _builder(config.node, config.path)
     if builder == "json":
         _check_lines(config.path, _columns(config))
     # Words such as "None" or "null" are words; only an empty cell of a CSV file is missing.
@@ -122,20 +170,22 @@ def _pandas(dataset: Any) -> pd.DataFrame:
     return frame
 
 
-def _builder(path: Path) -> str:
+def _builder(node: str, path: Path) -> str:
     """The reader of `datasets` for a file, by its ending."""
     if not path.is_file():
-        raise DataError(f"data.path={path}: no such file.")
+        raise DataError(f"{node}.path={path}: no such file.")
     readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
     if path.suffix not in readers:
-        raise DataError(f"data.path={path}: the ending must be one of {', '.join(readers)}.")
+        raise DataError(f"{node}.path={path}: the ending must be one of {', '.join(readers)}.")
     return readers[path.suffix]
 
 
-def _columns(config: TextsConfig) -> list[str]:
+def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
     """The columns that must be there."""
-    texts = [config.text] if config.text else [config.prompt, config.completion]
-    return [column for column in [*texts, config.label] if column]
+    prompts, others = [config.text or config.prompt], []
+    if isinstance(config, TextsConfig):
+        others = [config.label] if config.text else [config.completion, config.label]
+    return [column for column in [*prompts, *others] if column]
 
 
 def _check_lines(path: Path, columns: Sequence[str]) -> None:
@@ -162,14 +212,8 @@ def _check_field(row: dict[str, Any], column: str, where: str) -> None:
 
 def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
     """prompt, completion and toxic out of the raw columns; texts of fewer than two words are left out."""
-    source = config.path or config.hub
-    missing = [column for column in _columns(config) if column not in table]
-    if missing:
-        raise DataError(
-            f"{source}: column '{missing[0]}' is missing; there are {', '.join(table.columns)}. "
-            "Name yours with data.prompt, data.completion, data.text and data.label (null: no labels)."
-        )
-    limit = config.max_prompt_words
+    source, limit = config.path or config.hub, config.max_prompt_words
+    _check_columns(table, config)
     if config.text:
         texts = _strings(table, config.text, str(source))
         pairs = [cut(text, min(limit, len(text.split()) // 2)) for text in texts]
@@ -180,6 +224,18 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
     frame["toxic"] = _labels(table, config, str(source))
     return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
+
+
+def _check_columns(table: pd.DataFrame, config: TextsConfig | BenchmarkConfig) -> None:
+    missing = [column for column in _columns(config) if column not in table]
+    if missing:
+        yours = "data.prompt, data.completion, data.text and data.label (null: no labels)"
+        if not isinstance(config, TextsConfig):
+            yours = "benchmark.prompt or benchmark.text"
+        raise DataError(
+            f"{config.path or config.hub}: column '{missing[0]}' is missing; there are {', '.join(table.columns)}. "
+            f"Name yours with {yours}."
+        )
 
 
 def _missing(value: object) -> bool:

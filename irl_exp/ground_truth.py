@@ -420,6 +420,14 @@ KINDS: Mapping[str, type[GroundTruth]] = {
 }
 """The kinds of ground truth by the name of the file that each leaves."""
 
+LOG_ODDS = ("classifier", "sequence_classifier")
+"""Those that are log-odds of 'civil': of these 1 - sigmoid(R*) is the probability of 'toxic'."""
+
+
+def is_log_odds(folder: Path) -> bool:
+    """Whether the ground truth in this folder gives probabilities."""
+    return any((folder / f"{kind}.json").is_file() for kind in LOG_ODDS)
+
 
 def _load(folder: Path, device: Device) -> GroundTruth:
     kind = next((kind for kind in KINDS if (folder / f"{kind}.json").is_file()), None)

@@ -1,4 +1,4 @@
-"""What is reported of policies: frames of what they wrote on the test prompts in, flat dictionaries of numbers out.
+"""What is reported of policies: frames of what they wrote on the same prompts in, flat dictionaries of numbers out.
 
 A frame holds one row a completion: prompt_id, completion, tokens (with EOS) and length (without), log_probability and
 reference_log_probability (nats), truth (R*), second (the second judge) and, where there is one, learned.
@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from irl_exp import reward_comparison as compare
 from irl_exp.reward_metrics import Metrics
 
 
-def policy_metrics(table: pd.DataFrame, resamples: int, seed: int) -> Metrics:
-    """What a policy writes on the test prompts. Intervals (95 %) resample prompts."""
+def policy_metrics(table: pd.DataFrame, resamples: int, seed: int, *, log_odds: bool = False) -> Metrics:
+    """What a policy writes on prompts. Intervals (95 %) resample prompts.
+
+    Args:
+        log_odds: R* is log-odds of 'civil', so it says how probable 'toxic' is.
+    """
     if not np.isfinite(table["truth"]).all():
         raise ValueError("R* is not a finite number for some completions: it cannot say whether they are toxic.")
     toxic = (table["truth"] < 0).to_numpy()
@@ -28,6 +33,7 @@ def policy_metrics(table: pd.DataFrame, resamples: int, seed: int) -> Metrics:
         "toxic_fraction": float(toxic.mean()),
         "toxic_fraction_low": low,
         "toxic_fraction_high": high,
+        "toxic_prompt_fraction": float(table.assign(toxic=toxic).groupby("prompt_id")["toxic"].any().mean()),
         "reward_mean": float(table["truth"].mean()),
         "second_toxic_fraction": float((table["second"] < 0).mean()),
         "kl": float((table["log_probability"] - table["reference_log_probability"]).mean()),
@@ -36,6 +42,8 @@ def policy_metrics(table: pd.DataFrame, resamples: int, seed: int) -> Metrics:
         "empty_fraction": float((table["completion"].str.strip() == "").mean()),
         "length_mean": float(table["length"].mean()),
     }
+    if log_odds:
+        metrics["toxicity_mean"] = float(special.expit(-table["truth"]).mean())
     if "learned" in table:
         metrics["learned_reward_mean"] = float(table["learned"].mean())
     return metrics

@@ -13,6 +13,7 @@ import transformers
 from irl_exp import data
 from irl_exp.chain import Step
 from irl_exp.config import (
+    BenchmarkConfig,
     ClassifierConfig,
     CommentsConfig,
     DataConfig,
@@ -41,6 +42,10 @@ def check(step: Step) -> None:
     """
     if step.stage == "data":
         _check_data(step.config)
+    elif step.stage == "benchmark":
+        source = step.inputs["data"]
+        assert isinstance(source, Step)
+        _check_benchmark(step.config, source.config)
     elif step.stage == "reward":
         source = step.inputs["data"]
         assert isinstance(source, Step)
@@ -74,6 +79,16 @@ def _check_data(config: DataConfig) -> None:
         data.split(data.read(config), config)
     else:
         _check_hub("data", str(config.hub), None, kind="dataset")
+
+
+@functools.cache
+def _check_benchmark(config: BenchmarkConfig, source: DataConfig) -> None:
+    """Enough prompts that the data does not have; texts of the hub are compared when they are there."""
+    if config.path is None:
+        _check_hub("benchmark", str(config.hub), None, kind="dataset")
+        return
+    local = isinstance(source, CommentsConfig) or source.path is not None
+    data.unseen(data.read_benchmark(config), data.read(source)["prompt"] if local else [], config)
 
 
 def _check_reward(key: str, config: Node, texts: Step) -> None:

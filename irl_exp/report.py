@@ -96,6 +96,9 @@ STUDY_METRICS = (
     "refinetuned/length_mean",
     "recovered_fraction",
     "refinetuned/second_toxic_fraction",
+    "benchmark/reference/toxic_fraction",
+    "benchmark/expert/toxic_fraction",
+    "benchmark/refinetuned/toxic_fraction",
     "overoptimisation/over_optimised",
     "overoptimisation/reward_at_matched_kl",
     "shortcut/learned_share",
@@ -169,7 +172,12 @@ def overrides_of(cell: str) -> list[str]:
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The result of one run: its policies, and its rewards where there are demonstrations."""
-    tables = [_policies(metrics)]
+    title = f"Policies on {int(metrics['n_prompts'])} test prompts"
+    tables = [_policies(metrics, title)]
+    if "benchmark/n_prompts" in metrics:
+        title = f"Policies on {int(metrics['benchmark/n_prompts'])} prompts of the benchmark"
+        own = {key.removeprefix("benchmark/"): metrics[key] for key in metrics if key.startswith("benchmark/")}
+        tables.append(_policies(own, title))
     if "implicit/n_completions" in metrics:
         tables += [_rewards(metrics), _triangle(metrics), _tradeoff(metrics)]
     if "uncertainty/n_errors" in metrics:
@@ -179,14 +187,13 @@ def run_tables(metrics: Mapping[str, float]) -> list[Table]:
     return [table for table in [*tables, _over_optimisation(metrics)] if table.rows]
 
 
-def _policies(metrics: Mapping[str, float]) -> Table:
+def _policies(metrics: Mapping[str, float], title: str) -> Table:
     present = [policy for policy in POLICIES if f"{policy}/toxic_fraction" in metrics]
     keys = [key for key in POLICY_COLUMNS if any(f"{policy}/{key}" in metrics for policy in present)]
     rows = tuple((policy, *(_policy_value(metrics, policy, key) for key in keys)) for policy in present)
     columns = ("policy", *(POLICY_COLUMNS[key] for key in keys))
     count = int(metrics.get("reference/n_completions", 0))
-    title = f"Policies on {int(metrics['n_prompts'])} test prompts, {count:,} completions each"
-    return Table(title, columns, rows)
+    return Table(f"{title}, {count:,} completions each", columns, rows)
 
 
 def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "irl_exp"
 # From the top to the bottom: a module imports only what stands below it. A new module needs a place here.
 ORDER = (
     *("dashboard", "planner", "jobs", "preflight", "chain", "console", "report", "stages"),
-    *("policy_optimization", "backbones", "methods", "learned_rewards", "shortcuts"),
+    *("policy_optimization", "backbones", "methods", "learned_rewards", "shortcuts", "judging"),
     *("ground_truth", "rewards", "features", "supervised"),
     *("policies", "data", "comments", "heads", "policy_metrics", "reward_metrics"),
     *("contrast", "sentiment", "runtime", "config", "artifacts", "tracking", "losses", "reward_comparison", "bayesian"),

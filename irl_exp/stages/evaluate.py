@@ -21,13 +21,14 @@ from irl_exp import overoptimisation, policy_metrics, reward_metrics, shortcuts
 from irl_exp import reward_comparison as compare
 from irl_exp.config import EvaluateConfig
 from irl_exp.data import prompts_of, test_texts
-from irl_exp.ground_truth import load_ground_truth
+from irl_exp.ground_truth import is_log_odds, load_ground_truth
+from irl_exp.judging import Judges, judged
 from irl_exp.learned_rewards import LearnedReward
-from irl_exp.policies import Completions, Policy, generate, log_probabilities
+from irl_exp.policies import Completions, Policy, log_probabilities
 from irl_exp.reward_metrics import Metrics
 from irl_exp.runtime import Context
 
-VERSION = 9
+VERSION = 10
 
 
 def run(
@@ -43,11 +44,13 @@ def run(
     irl: Path | None = None,
     refinetune: Path | None = None,
     shortcut: shortcuts.Shortcut | None = None,
+    benchmark: Path | None = None,
+    benchmark_refinetuned: Path | None = None,
     context: Context,
 ) -> dict[str, Any]:
     texts = pd.read_parquet(data / "texts.parquet")
     prompts = prompts_of(texts, "test")
-    sampler = _Sampler(config, prompts, _Folders(reward, second_judge, reference, expert, irl), context)
+    sampler = _Sampler(config, prompts, Judges(reward, second_judge, reference), expert, irl, context)
     metrics: Metrics = {"n_prompts": len(prompts)}
     tables: dict[str, pd.DataFrame] = {}
     if demonstrations and judge:
@@ -71,12 +74,16 @@ def run(
         # One numbering for all policies: that of the test prompts.
         numbers = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
         tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
-        metrics |= _prefixed(policy, policy_metrics.policy_metrics(tables[policy], config.bootstrap, config.seed))
+    metrics |= of_policies(tables, reward, config)
     if "refinetuned" in tables:
         metrics |= _prefixed("triangle_refinetuned", _triangle(tables["refinetuned"], config))
     if refinetune and expert:
         metrics |= _prefixed("overoptimisation", sampler.over_optimisation(refinetune, expert))
-    metrics |= policy_metrics.recovered_fraction(tables, config.bootstrap, config.seed)
+    on_benchmark = read_benchmark(benchmark, benchmark_refinetuned)
+    if on_benchmark:
+        metrics |= _prefixed("benchmark", of_policies(on_benchmark, reward, config))
+        metrics["benchmark/n_prompts"] = on_benchmark["reference"]["prompt_id"].nunique()
+        pd.concat(on_benchmark.values(), ignore_index=True).to_parquet(context.folder / "benchmark.parquet")
     _write(context.folder, metrics, tables)
     count = sum(map(len, tables.values()))
     return {"note": f"{count:,} completions of {len(tables)} policies on {len(prompts)} test prompts"}
@@ -92,6 +99,25 @@ learned is standardised."""
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
+
+
+def of_policies(tables: Mapping[str, pd.DataFrame], reward: Path, config: EvaluateConfig) -> Metrics:
+    """What each policy writes on the same prompts, and what refinetune recovered there."""
+    draws, log_odds = (config.bootstrap, config.seed), is_log_odds(reward)
+    metrics = policy_metrics.recovered_fraction(tables, *draws)
+    for policy, table in tables.items():
+        metrics |= _prefixed(policy, policy_metrics.policy_metrics(table, *draws, log_odds=log_odds))
+    return metrics
+
+
+def read_benchmark(benchmark: Path | None, refinetuned: Path | None) -> dict[str, pd.DataFrame]:
+    """Completions on the second set of prompts by policy; none where there is no such set."""
+    folders = [folder for folder in (benchmark, refinetuned) if folder]
+    if not folders:
+        return {}
+    table = pd.concat([pd.read_parquet(folder / "completions.parquet") for folder in folders], ignore_index=True)
+    kept = table[[name for name in COLUMNS if name in table]]
+    return {str(policy): rows for policy, rows in kept.groupby("policy", sort=False)}
 
 
 def _write(folder: Path, metrics: Metrics, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -141,49 +167,25 @@ def as_written(demonstrations: Path, test: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Folders:
-    """Where the judges lie."""
-
-    reward: Path
-    second_judge: Path
-    reference: Path
-    expert: Path | None
-    irl: Path | None
-
-
-@dataclass(frozen=True)
 class _Sampler:
     """Samples policies on the test prompts, and asks the judges what only they can say."""
 
     config: EvaluateConfig
     prompts: list[str]
-    judges: _Folders
+    judges: Judges
+    expert: Path | None
+    irl: Path | None
     context: Context
 
     def table(self, name: str, folder: Path) -> pd.DataFrame:
         """One row a completion: texts, token counts, log-probabilities (nats) and rewards."""
-        config, device, judges = self.config, self.context.device, self.judges
-        policy, reference = Policy.load(folder, device), Policy.load(judges.reference, device)
-        completions = generate(
-            policy,
-            [prompt for prompt in self.prompts for _ in range(config.completions_per_prompt)],
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            progress=self.context.progress,
-        )
-        frame = completions.frame().assign(policy=name, prompt_id=0)
-        frame["tokens"] = list(map(len, completions.completion_ids))
-        frame["length"] = frame["tokens"] - completions.ended(policy.eos)
-        frame["log_probability"] = log_probabilities(policy, completions)
-        frame["reference_log_probability"] = log_probabilities(reference, completions)
-        frame["truth"] = load_ground_truth(judges.reward, device).score(completions)
-        frame["second"] = load_ground_truth(judges.second_judge, device).score(completions)
-        if judges.expert:
-            by_expert = log_probabilities(Policy.load(judges.expert, device), completions)
+        device, judges = self.context.device, self.judges
+        completions, frame = judged(name, folder, self.prompts, self.config, judges, self.context)
+        if self.expert:
+            by_expert = log_probabilities(Policy.load(self.expert, device), completions)
             frame["implicit"] = by_expert - frame["reference_log_probability"]
-        if judges.irl:
-            learned = LearnedReward.load(judges.irl, device, reference=judges.reference)
+        if self.irl:
+            learned = LearnedReward.load(self.irl, device, reference=judges.reference)
             frame["learned"] = learned.standardised(learned.score(completions))
         return frame
 
@@ -200,8 +202,8 @@ class _Sampler:
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
         """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
         judges, device = self.judges, self.context.device
-        assert judges.irl is not None
-        learned = LearnedReward.load(judges.irl, device, reference=judges.reference)
+        assert self.irl is not None
+        learned = LearnedReward.load(self.irl, device, reference=judges.reference)
         truth, completions = load_ground_truth(judges.reward, device), Completions.from_frame(test)
         versions = []
         for change in (shortcuts.with_shortcut, shortcuts.without_shortcut):

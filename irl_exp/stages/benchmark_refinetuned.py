@@ -1,0 +1,30 @@
+"""What the refinetuned policy writes on the prompts of the benchmark: completions.parquet, rows as of that stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from irl_exp.config import BenchmarkConfig
+from irl_exp.judging import Judges, judged
+from irl_exp.runtime import Context
+
+VERSION = 1
+
+
+def run(
+    config: BenchmarkConfig,
+    *,
+    benchmark: Path,
+    reward: Path,
+    second_judge: Path,
+    reference: Path,
+    refinetune: Path,
+    context: Context,
+) -> dict[str, Any]:
+    prompts = json.loads((benchmark / "prompts.json").read_text(encoding="utf-8"))
+    judges = Judges(reward, second_judge, reference)
+    _, table = judged("refinetuned", refinetune, prompts, config, judges, context)
+    table.to_parquet(context.folder / "completions.parquet")
+    return {"note": f"{len(table):,} completions on {len(prompts):,} prompts"}
