@@ -117,9 +117,7 @@ class _Source(Node):
     hub: str | None = Field(None, description="dataset on the Hugging Face hub")
     split: str = Field("train", description="split on the hub")
     prompt: str | None = Field("prompt", description="column of the prompt; a dot enters a nested object")
-    text: str | None = Field(
-        None, description="column of whole texts, cut in half, in place of prompt and completion"
-    )
+    text: str | None = Field(None, description="column of whole texts, cut in half, in place of prompt and completion")
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:

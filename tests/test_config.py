@@ -96,12 +96,13 @@ def test_every_option_of_every_group_composes(path: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").touch()  # enough of a model for the schema
     needed = {
         "data=file": [f"data.path={tmp_path}/config.json"],
+        "benchmark=file": [f"benchmark.path={tmp_path}/config.json"],
         "reward=sequence_classifier": [f"reward.path={tmp_path}"],
         "reward=imported": ["reward.function=json:dumps"],
     }
     composed = configured(choice(path), *needed.get(choice(path), []))
     group = path.parent.relative_to(CONF)
-    if group.name in ("loss", "data", "backbone", "irl"):
+    if group.name in ("loss", "data", "backbone", "irl", "benchmark"):
         node: Any = composed
         for name in group.parts:
             node = getattr(node, name)
@@ -199,6 +200,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
     assert set(model.model_fields) - set(node) - optional <= schema.CHOSEN_BY_GROUP
     needed: dict[str, dict[str, Any]] = {  # what only the user can say
         "file": {"path": str(tmp_path)},
+        "file_benchmark": {"path": str(tmp_path)},
         "imported": {"function": "json:dumps"},
         "imported_part": {"function": "json:dumps"},
         "weighted": {"parts": {"short": {"name": "length"}}},
@@ -208,6 +210,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         return  # its groups are composed above
     around: dict[str, Any] = {"seed": 3, "max_new_tokens": 4, "node": node | needed.get(name, {})}
     around |= {"demonstrations": {"completions_per_prompt": 2}, "reward": {"seed": 3}, "rlhf": {"kl_coefficient": 0.1}}
+    around |= {"data": {"test_prompts": 5, "max_prompt_words": 6}}
+    around |= {"evaluate": {"completions_per_prompt": 2, "max_new_tokens": 4, "batch_size": 8}}
     values = OmegaConf.to_container(OmegaConf.create(around), resolve=True)["node"]  # type: ignore[call-overload,index]
     of_groups = {"loss": {"name": "hinge"}, "backbone": {"name": "frozen"}}
     values |= {key: value for key, value in of_groups.items() if key in model.model_fields}

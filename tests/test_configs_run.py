@@ -85,6 +85,23 @@ def backbones(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.Tem
     return on_warm_store(launcher, warm_store, folder, f"irl/backbone={','.join(names('irl/backbone'))}")
 
 
+@pytest.fixture(scope="module")
+def benchmarks(launcher: Launcher, warm_store: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every second set of prompts, for two seeds each, on policies that are there already or share an expert."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    shutil.copytree(warm_store, folder / "multirun" / "store")
+    chosen = ",".join(sorted(set(names("benchmark")) - {"none"}))
+    return launcher(
+        folder,
+        *TINY,
+        "tracking=none",
+        f"benchmark={chosen}",
+        "++benchmark.path=${oc.env:TEXTS}/${benchmark.name}.jsonl",
+        "irl.seed=0,1",
+        env={"TEXTS": str(texts)},
+    )
+
+
 def names(group: str) -> list[str]:
     """The options of a group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -201,10 +218,11 @@ def test_every_option_of_every_group_has_run(
     formats: Launched,
     original: Launched,
     fifty: Launched,
+    benchmarks: Launched,
     first_launch: Launched,
 ) -> None:
     launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
-    launches = (*launches, first_launch)
+    launches = (*launches, benchmarks, first_launch)
     assert OPTIONS - set().union(*map(options_that_ran, launches)) == set()
 
 
@@ -216,6 +234,25 @@ def test_parts_of_the_features_are_columns_side_by_side(parts: Launched) -> None
     every = columns.pop(max(columns, key=len))
     assert set(columns) == {(part,) for part in names("irl/features")}
     assert every == sum(columns.values())
+
+
+def test_seeds_of_irl_share_what_the_expert_writes_on_a_benchmark(benchmarks: Launched, warm_store: Path) -> None:
+    store = benchmarks.cwd / "multirun" / "store"
+    assert len(list(store.glob("benchmark/[!.]*"))) == 3
+    assert len(list(store.glob("benchmark_refinetuned/[!.]*"))) == 6
+    assert len(list(store.glob("rlhf/[!.]*"))) == len(list(warm_store.glob("rlhf/[!.]*")))
+    known = set(pd.read_parquet(artifact(benchmarks, 0, "data") / "texts.parquet")["prompt"])
+    for job in range(6):
+        metrics = benchmarks.metrics(job)
+        table = pd.read_parquet(benchmarks.folder / str(job) / "benchmark.parquet")
+        assert table.groupby("policy")["prompt"].nunique().to_dict() == dict.fromkeys(
+            ("reference", "expert", "refinetuned"), 16
+        )
+        assert not set(table["prompt"]) & known
+        written = table[table["policy"] == "refinetuned"]
+        assert metrics["benchmark/refinetuned/toxic_count"] == (written["truth"] < 0).sum()
+        assert metrics["benchmark/n_prompts"] == 16
+    assert benchmarks.metrics(0)["benchmark/expert/nll"] == benchmarks.metrics(1)["benchmark/expert/nll"]
 
 
 def test_features_are_computed_once_for_all_losses(losses: Launched, warm_store: Path) -> None:

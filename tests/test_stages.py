@@ -569,6 +569,7 @@ def test_policy_metrics_of_four_completions_by_hand() -> None:
         "n_completions": 4,
         "toxic_count": 2,  # R* of exactly 0 is civil
         "toxic_fraction": 0.5,
+        "toxic_prompt_fraction": 1.0,
         "second_toxic_fraction": 0.25,
         "reward_mean": -0.5,
         "kl": 0.75,
@@ -578,7 +579,10 @@ def test_policy_metrics_of_four_completions_by_hand() -> None:
         "length_mean": 2.0,
     }
     assert {key: found[key] for key in expected} == pytest.approx(expected)
-    assert "learned_reward_mean" not in found
+    assert not {"learned_reward_mean", "toxicity_mean"} & found.keys()
+    with_probability = policy_metrics.policy_metrics(policy_table(), 200, 0, log_odds=True)
+    expected["toxicity_mean"] = float(np.mean(1 / (1 + np.exp([1.0, -1.0, 0.0, -2.0]))))
+    assert {key: with_probability[key] for key in expected} == pytest.approx(expected)
 
 
 def test_a_completion_that_could_not_be_judged_is_never_taken_for_civil() -> None:

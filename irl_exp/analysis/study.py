@@ -149,6 +149,10 @@ class Study:
         """Test completions of all policies of a run with their rewards; None where the file is missing or broken."""
         return _completions(run.folder / "completions.parquet")
 
+    def benchmark_completions(self, run: Run) -> pd.DataFrame | None:
+        """The same on the second set of prompts; None also where there is no such set."""
+        return _completions(run.folder / "benchmark.parquet")
+
     @functools.cached_property
     def rewards(self) -> pd.DataFrame | None:
         """Learned rewards of all runs on the same completions of expert and reference, or None where there are none.

@@ -1,14 +1,15 @@
 """How toxic the policies are: the paper's Table 1 with counts, intervals and every refinetuned policy.
 
-A policy is judged on the test prompts by R*, by the second judge that no reward has seen, and by whether a prompt gets
-any toxic completion. Completions of one prompt resemble each other, so intervals of one policy resample prompts.
+A policy is judged on the test prompts, and on those of a benchmark where there is one, by R*, by the second judge that
+no reward has seen, and by whether a prompt gets any toxic completion. Completions of one prompt resemble each other, so
+intervals of one policy resample prompts.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ MEASURES = {
     "prompt_share": "prompts with a toxic completion",
     "mean_probability": "mean probability of 'toxic'",
 }
+SETS = {"test": "", "benchmark": "benchmark/"}
+"""Set of prompts -> prefix of its keys in metrics.json."""
 RESAMPLES = 1000
 NAN = float("nan")
 NO_PROMPTS, NO_REWARDS = np.empty(0, dtype=np.int64), np.empty(0)
@@ -42,9 +45,10 @@ NO_PROMPTS, NO_REWARDS = np.empty(0, dtype=np.int64), np.empty(0)
 
 @dataclass(frozen=True)
 class Sample:
-    """Test completions of one policy: of one run, or of all runs that sampled it anew, together.
+    """Completions of one policy: of one run, or of all runs that sampled it anew, together.
 
     Attributes:
+        prompt_set: of SETS.
         runs: that sampled them, one a sample.
         prompts: (n,) prompt of each completion; empty where a completions.parquet is missing or broken.
         truth, second: (n,) R* and the second judge, below 0 where they call a completion toxic.
@@ -55,24 +59,34 @@ class Sample:
     prompts: NDArray[np.int64]
     truth: Floats
     second: Floats
+    prompt_set: str = "test"
 
     def metric(self, key: str) -> float:
         """Of the first run."""
-        return self.runs[0].metrics[f"{self.policy}/{key}"]
+        return self.runs[0].metrics[_key(self.prompt_set, self.policy, key)]
 
     def count(self, key: str) -> int:
         """Completions for which a fraction of metrics.json is true."""
-        name = f"{self.policy}/{key}"
-        return sum(round(run.metrics[name] * run.metrics[f"{self.policy}/n_completions"]) for run in self.runs)
+        name, count = (_key(self.prompt_set, self.policy, key) for key in (key, "n_completions"))
+        return sum(round(run.metrics[name] * run.metrics[count]) for run in self.runs)
 
     @property
     def n(self) -> int:
-        return int(sum(run.metrics[f"{self.policy}/n_completions"] for run in self.runs))
+        return int(sum(run.metrics[_key(self.prompt_set, self.policy, "n_completions")] for run in self.runs))
+
+    @property
+    def n_prompts(self) -> int:
+        return int(self.runs[0].metrics[f"{SETS[self.prompt_set]}n_prompts"])
 
     @property
     def least(self) -> int:
         """Completions of the prompt that has fewest."""
         return int(np.unique(self.prompts, return_counts=True)[1].min())
+
+
+def _key(prompt_set: str, policy: str, key: str) -> str:
+    """The name of a number in metrics.json."""
+    return f"{SETS[prompt_set]}{policy}/{key}"
 
 
 @dataclass(frozen=True)
@@ -94,18 +108,28 @@ class Judged:
     prompts_toxic: tuple[tuple[int, int], ...]
 
 
-def judged(study: Study) -> list[Judged]:
+def sets_of(study: Study) -> list[str]:
+    """The sets of prompts that the policies are judged on."""
+    known = [name for name in SETS if any(f"{SETS[name]}n_prompts" in run.metrics for run in study.runs)]
+    return known or ["test"]
+
+
+def judged(study: Study, prompt_set: str = "test") -> list[Judged]:
     """Policies in the order of the chain, those that cells share once.
 
     Raises:
         NotComputed: no run has judged a policy.
     """
-    policies, first = _policies(study)
+    policies, first = _policies(study, prompt_set)
     cells: dict[tuple[Any, ...], list[str]] = {}
     for policy in STAGES:
         for cell, runs in study.cells.items():
             own_keys = tuple(
-                dict.fromkeys(_policy(run, policy) for run in runs if f"{policy}/toxic_fraction" in run.metrics)
+                dict.fromkeys(
+                    _policy(run, policy, prompt_set)
+                    for run in runs
+                    if _key(prompt_set, policy, "toxic_fraction") in run.metrics
+                )
             )
             if own_keys:
                 cells.setdefault(own_keys, []).append(cell)
@@ -120,19 +144,24 @@ def judged(study: Study) -> list[Judged]:
     return found
 
 
-def _policy(run: Run, policy: str) -> tuple[Any, ...]:
-    """What a judged policy is known by: its artifact and that of R*; where they are not named, its numbers."""
+def _policy(run: Run, policy: str, prompt_set: str) -> tuple[Any, ...]:
+    """What a judged policy is known by: its artifact and that of R*; where they are not named, its numbers.
+
+    The test prompts are those of the data, which made the policy; a benchmark is named by its options.
+    """
     made = run.artifact(STAGES[policy])
-    return policy, made or _numbers(run, policy), run.artifact("reward")
+    benchmark = [(key, value) for key, value in sorted(run.config.items()) if key.startswith("benchmark.")]
+    prompts = tuple(benchmark) if prompt_set == "benchmark" else ()
+    return policy, made or _numbers(run, policy, prompt_set), run.artifact("reward"), prompts
 
 
-def _numbers(run: Run, policy: str) -> tuple[float | None, ...]:
+def _numbers(run: Run, policy: str, prompt_set: str) -> tuple[float | None, ...]:
     """Numbers that differ where completions were sampled anew."""
     names = ("n_completions", "toxic_count", "reward_mean", "length_mean", "nll")
-    return tuple(run.metrics.get(f"{policy}/{name}") for name in names)
+    return tuple(run.metrics.get(_key(prompt_set, policy, name)) for name in names)
 
 
-def _policies(study: Study) -> tuple[dict[Any, Sample], int]:
+def _policies(study: Study, prompt_set: str) -> tuple[dict[Any, Sample], int]:
     """Each policy once, its samples together, and the completions a prompt that each sample has at least.
 
     A file is read once, and only where it holds a sample that no other has.
@@ -140,19 +169,21 @@ def _policies(study: Study) -> tuple[dict[Any, Sample], int]:
     parts: dict[Any, dict[Any, Sample]] = {}
     for run in study.runs:
         for policy in STAGES:
-            if f"{policy}/toxic_fraction" in run.metrics:
-                samples = parts.setdefault(_policy(run, policy), {})
-                samples.setdefault(_numbers(run, policy), Sample(policy, (run,), NO_PROMPTS, NO_REWARDS, NO_REWARDS))
+            if _key(prompt_set, policy, "toxic_fraction") in run.metrics:
+                samples = parts.setdefault(_policy(run, policy, prompt_set), {})
+                empty = Sample(policy, (run,), NO_PROMPTS, NO_REWARDS, NO_REWARDS, prompt_set)
+                samples.setdefault(_numbers(run, policy, prompt_set), empty)
     needed = {part.runs[0].number: part.runs[0] for samples in parts.values() for part in samples.values()}
-    tables = {number: _columns(study, run) for number, run in needed.items()}
+    tables = {number: _columns(study, run, prompt_set) for number, run in needed.items()}
     whole = [[_filled(part, tables) for part in samples.values()] for samples in parts.values()]
     first = min((part.least for samples in whole for part in samples if len(part.prompts)), default=0)
     return dict(zip(parts, map(_together, whole), strict=True)), first
 
 
-def _columns(study: Study, run: Run) -> pd.DataFrame | None:
+def _columns(study: Study, run: Run, prompt_set: str) -> pd.DataFrame | None:
     """What of completions.parquet is looked at; None where it is missing or broken."""
-    table, columns = study.completions(run), ["policy", "prompt_id", "truth", "second"]
+    table = study.completions(run) if prompt_set == "test" else study.benchmark_completions(run)
+    columns = ["policy", "prompt_id", "truth", "second"]
     return table[columns] if table is not None and set(columns) <= set(table) else None
 
 
@@ -161,7 +192,8 @@ def _filled(part: Sample, tables: dict[int, pd.DataFrame | None]) -> Sample:
     if table is None:
         return part
     own = (table["policy"] == part.policy).to_numpy()
-    return Sample(part.policy, part.runs, *(table[name].to_numpy()[own] for name in ("prompt_id", "truth", "second")))
+    prompts, truth, second = (table[name].to_numpy()[own] for name in ("prompt_id", "truth", "second"))
+    return replace(part, prompts=prompts, truth=truth, second=second)
 
 
 def _together(samples: Sequence[Sample]) -> Sample:
@@ -172,7 +204,8 @@ def _together(samples: Sequence[Sample]) -> Sample:
         np.concatenate([empty, *(getattr(part, name) for part in whole)])
         for name, empty in (("prompts", NO_PROMPTS), ("truth", NO_REWARDS), ("second", NO_REWARDS))
     ]
-    return Sample(samples[0].policy, runs, *joined)
+    prompts, truth, second = joined
+    return replace(samples[0], runs=runs, prompts=prompts, truth=truth, second=second)
 
 
 Toxic = Sequence[tuple[int, int]]
@@ -215,8 +248,9 @@ def _has_probability(sample: Sample) -> bool:
 def _by_metrics(sample: Sample) -> Estimate:
     """The numbers of metrics.json."""
     low, high = (sample.metric(f"toxic_fraction_{bound}") for bound in ("low", "high"))
-    prompts = int(sample.runs[0].metrics.get("n_prompts", 0))
-    return Estimate(sample.metric("toxic_fraction"), low, high, prompts, "fraction, 95 % bootstrap over prompts")
+    return Estimate(
+        sample.metric("toxic_fraction"), low, high, sample.n_prompts, "fraction, 95 % bootstrap over prompts"
+    )
 
 
 def by_prompt(sample: Sample, values: Floats | NDArray[np.bool_]) -> Estimate:
@@ -249,8 +283,9 @@ def _prompts_toxic(sample: Sample, first: int) -> tuple[int, int]:
 
 
 def toxicity_table(study: Study) -> pd.DataFrame:
-    """One row a policy and cell: the paper's Table 1, and the columns of its RealToxicityPrompts part.
+    """One row a policy, cell and set of prompts: the paper's Table 1, and the columns of its RealToxicityPrompts part.
 
+    prompt_set: test or benchmark.
     runs, policies: how many, and how many different ones: runs that share an artifact have the same policy, and where
     they sampled it anew all its completions count.
     prompts, completions, toxic, second_toxic: counts; the last three over all different policies.
@@ -262,19 +297,21 @@ def toxicity_table(study: Study) -> pd.DataFrame:
     prompt_share: prompts with a toxic completion (by R*) among the first `per_prompt`, the number that all policies
     have on all prompts, as more completions would find more.
     """
-    found = judged(study)
+    found = [item for name in sets_of(study) for item in judged(study, name)]
     rows = [_row(study, cell, item) for cell in study.cells for item in found if cell in item.cells]
     return pd.DataFrame(rows)
 
 
 def _row(study: Study, cell: str, item: Judged) -> dict[str, Any]:
-    key = f"{item.policy}/toxic_fraction"
+    prompt_set = item.policies[0].prompt_set
+    key = _key(prompt_set, item.policy, "toxic_fraction")
     row: dict[str, Any] = {
         "cell": cell,
         "policy": item.policy,
+        "prompt_set": prompt_set,
         "runs": sum(key in run.metrics for run in study.cells[cell]),
         "policies": len(item.policies),
-        "prompts": int(item.policies[0].runs[0].metrics["n_prompts"]),
+        "prompts": item.policies[0].n_prompts,
         "completions": sum(sample.n for sample in item.policies),
         "toxic": sum(sample.count("toxic_fraction") for sample in item.policies),
         "second_toxic": sum(sample.count("second_toxic_fraction") for sample in item.policies),
@@ -291,7 +328,9 @@ def _row(study: Study, cell: str, item: Judged) -> dict[str, Any]:
 
 
 def toxicity(study: Study) -> Figure:
-    """How toxic the policies are on the test prompts: the paper's Table 1 with its counts, intervals and all policies.
+    """How toxic the policies are: the paper's Table 1 with its counts, intervals and all policies.
+
+    On the test prompts and, in a second row, on those of a benchmark: two sets of prompts, as in that table.
 
     By R*, by the second judge that no reward has seen, and as the share of prompts with a toxic completion (by R*)
     among the first of each prompt, as many as all policies have. A point is a policy, drawn once however many runs
@@ -299,24 +338,39 @@ def toxicity(study: Study) -> Figure:
     the mean or the interquartile mean with its interval over policies, on the same prompts. Toxicity alone says little
     of a policy that writes shorter, repeated or broken text.
     """
-    found = judged(study)
-    names = panels.labels(study, 44 if len(found) > len(panels.CELL_COLOURS) else 30)
-    rows = [_name(item, study, names) for item in found]
-    height = sum(0.08 + 0.14 * max(2, row.count("\n") + 1) for row in rows)
-    figure = figures.new(11.5, max(1.0, height) + 1.5)
-    parts = figure.subplots(1, 3)
-    for axes, key in zip(parts, ("fraction", "second_fraction", "prompt_share"), strict=True):
+    sets = {name: judged(study, name) for name in sets_of(study)}
+    names = panels.labels(study, 44 if max(map(len, sets.values())) > len(panels.CELL_COLOURS) else 30)
+    rows = {name: [_name(item, study, names) for item in found] for name, found in sets.items()}
+    heights = [
+        max(1.0, sum(0.08 + 0.14 * max(2, row.count("\n") + 1) for row in own)) + 0.7 * (len(sets) > 1)
+        for own in rows.values()
+    ]
+    figure = figures.new(11.5, sum(heights) + 1.5)
+    parts = figure.subplots(len(sets), 3, squeeze=False, height_ratios=heights)
+    for line, (name, found) in zip(parts, sets.items(), strict=True):
+        _panels(line, found, rows[name], f"{name} prompts:\n" if len(sets) > 1 else "")
+    every = [item for found in sets.values() for item in found]
+    figure.legend(handles=_legend(every), loc="outside lower left", ncols=2)
+    told = " and ".join(f"{_prompts(found)} {name} prompts" for name, found in sets.items())
+    figure.suptitle(f"Toxicity of the policies on {told}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _prompts(found: Sequence[Judged]) -> str:
+    """How many prompts the policies are judged on."""
+    prompts = sorted({sample.n_prompts for item in found for sample in item.policies})
+    return " to ".join(map(str, sorted({prompts[0], prompts[-1]})))
+
+
+def _panels(line: Sequence[Axes], found: Sequence[Judged], rows: list[str], where: str) -> None:
+    """The panels of one set of prompts."""
+    for axes, key in zip(line, ("fraction", "second_fraction", "prompt_share"), strict=True):
         for place, item in enumerate(found):
             _strip(axes, place, item, key)
         panels.rows(axes, rows if key == "fraction" else [""] * len(rows), below=0.1)
         axes.set_xlim(-0.02 * axes.get_xlim()[1], min(axes.get_xlim()[1], 1.03))
-        axes.set_title(MEASURES[key], fontsize=9)
+        axes.set_title(f"{where}{MEASURES[key]}", fontsize=9)
         axes.set_xlabel(f"of the first {found[0].per_prompt} of a prompt" if key == "prompt_share" else "fraction")
-    figure.legend(handles=_legend(found), loc="outside lower left", ncols=2)
-    prompts = sorted({int(sample.runs[0].metrics["n_prompts"]) for item in found for sample in item.policies})
-    told = " to ".join(map(str, sorted({prompts[0], prompts[-1]})))
-    figure.suptitle(f"Toxicity of the policies on {told} test prompts", x=0.01, ha="left", weight="bold")
-    return figure
 
 
 def _name(item: Judged, study: Study, names: dict[str, str]) -> str:
@@ -330,7 +384,8 @@ def _name(item: Judged, study: Study, names: dict[str, str]) -> str:
 def _strip(axes: Axes, place: int, item: Judged, key: str) -> None:
     estimate, colour = item.measures.get(key), COLOURS[item.policy]
     if estimate is None:
-        panels.beside(axes, place, "no completions.parquet")
+        file = "completions.parquet" if item.policies[0].prompt_set == "test" else "benchmark.parquet"
+        panels.beside(axes, place, f"no {file}")
         return
     counts = _counts_of(item, key)
     values = np.array([count / total for count, total in counts])
