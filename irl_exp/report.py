@@ -99,6 +99,7 @@ STUDY_METRICS = (
     "benchmark/reference/toxic_fraction",
     "benchmark/expert/toxic_fraction",
     "benchmark/refinetuned/toxic_fraction",
+    "benchmark/recovered_fraction",
     "overoptimisation/over_optimised",
     "overoptimisation/reward_at_matched_kl",
     "shortcut/learned_share",
