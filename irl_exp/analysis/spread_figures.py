@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from irl_exp.analysis import figures
+from irl_exp.analysis import figures, panels
 from irl_exp.analysis.spread import Open
 from irl_exp.analysis.statistics import wilson
 
@@ -101,25 +103,27 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     axes.set_title("Determined by the demonstrations")
 
 
-def variance_components(table: pd.DataFrame) -> Figure:
+def variance_components(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """Which source moves a result: standard deviation over each nested source of randomness, by metric and cell, with
     95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is negative,
     which is small against its error, stands at 0.
 
     Args:
         table: as `summary` has it: cell, metric, source, variance, low, high.
+        names: of cells, short.
     """
     metrics = list(dict.fromkeys(table["metric"]))
     cells, sources = list(dict.fromkeys(table["cell"])), list(dict.fromkeys(table["source"]))
-    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + 0.42 * len(cells) * len(sources))
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    tall = max(0.42, panels.inches(names[cell] for cell in cells))
+    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + tall * len(cells) * len(sources))
+    parts = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     colours = dict(
         zip(sources, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GREY), strict=False)
     )
-    names = [(cell, source) for cell in cells for source in sources]
-    for axes, metric in zip(panels, metrics, strict=True):
+    places = [(cell, source) for cell in cells for source in sources]
+    for axes, metric in zip(parts, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index(["cell", "source"])
-        for place, name in enumerate(names):
+        for place, name in enumerate(places):
             if name not in rows.index:
                 continue
             variance, low, high = (max(float(rows.loc[name, key]), 0.0) ** 0.5 for key in ("variance", "low", "high"))
@@ -127,8 +131,8 @@ def variance_components(table: pd.DataFrame) -> Figure:
             axes.plot(variance, place, "o", color=colours[name[1]])
         axes.set_xlim(left=0)
         axes.set_xlabel(f"sd of {metric}")
-    labels = [source if len(cells) == 1 else f"{cell}: {source}" for cell, source in names]
-    panels[0].set_yticks(range(len(names)), labels)
-    panels[0].invert_yaxis()
-    panels[0].set_title("What moves the result")
+    told = [source if len(cells) == 1 else f"{names[cell]}: {source}" for cell, source in places]
+    parts[0].set_yticks(range(len(places)), told)
+    parts[0].invert_yaxis()
+    parts[0].set_title("What moves the result")
     return figure

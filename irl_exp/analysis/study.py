@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from irl_exp.report import Outcome
 
@@ -145,9 +146,12 @@ class Study:
                 rows.setdefault(stage, []).append({"run": run.number, "cell": run.cell, **row})
         return {stage: pd.DataFrame(found) for stage, found in rows.items()}
 
-    def completions(self, run: Run) -> pd.DataFrame | None:
-        """Test completions of all policies of a run with their rewards; None where the file is missing or broken."""
-        return _completions(run.folder / "completions.parquet")
+    def completions(self, run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """Test completions of all policies of a run with their rewards; None where the file is missing or broken.
+
+        With `columns` those alone are read; one that the file does not have is not in the table.
+        """
+        return _completions(run.folder / "completions.parquet", columns)
 
     @functools.cached_property
     def rewards(self) -> pd.DataFrame | None:
@@ -162,7 +166,8 @@ class Study:
         for run in self.runs:
             if "irl/scale" not in run.metrics or judged not in (None, run.artifact("judge")):
                 continue
-            table = self.completions(run)
+            shared = ["prompt_id", "truth", "implicit"] if frame is None else []  # of all runs the same
+            table = self.completions(run, ["policy", "learned", *shared])
             if table is None or "learned" not in table:
                 continue
             table = table[table["policy"] != "refinetuned"]
@@ -352,8 +357,10 @@ def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}
 
 
-def _completions(path: Path) -> pd.DataFrame | None:
+def _completions(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(path)
+        with parquet.ParquetFile(path) as file:  # unlike pandas it passes over columns that are not there
+            found: pd.DataFrame = file.read(columns).to_pandas()
+        return found
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return None
