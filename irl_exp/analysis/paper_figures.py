@@ -455,8 +455,6 @@ def training_curves(study: Study) -> Figure:
     lines = max(sum(1 + str(item.get_label()).count("\n") for item in legend) for legend in legends.values())
     figure = figures.new(4.4 * len(tables) + (1.2 if len(tables) == 1 else 0.2), 5.2 + 0.19 * lines)
     parts = figure.subplots(2, len(tables), squeeze=False, sharey="row" if len(tables) == 1 else False)
-    for axes in parts[1, 1:]:
-        axes.sharey(parts[1, 0])
     for (stage, table), (reward, kl) in zip(tables.items(), parts.T, strict=True):
         for axes, key in ((reward, "reward"), (kl, "kl")):
             for owner, colour in colours[stage].items():
@@ -470,7 +468,9 @@ def training_curves(study: Study) -> Figure:
         )
         reward.set_ylabel(_reward_unit(study) if stage == "rlhf" else "R of the batch\n(sd on the fit demonstrations)")
         kl.legend(handles=legends[stage], loc="upper left", bbox_to_anchor=(-0.02, -0.26), borderaxespad=0)
-    for kl in parts[1]:  # when all curves have had their say in the common axis
+    limits = [kl.get_ylim() for kl in parts[1]]
+    for kl in parts[1]:  # one scale; axes that share it are laid out in an order that changes from time to time
+        kl.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         panels.level(kl, 0.0, "reference", below=True)
     parts[1, 0].set_ylabel("KL from the reference\n(nats per token)")
     figure.set_layout_engine("constrained", rect=(0.015, 0, 0.985, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from irl_exp.analysis import figures, panels
+from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.spread import Open
-from irl_exp.analysis.statistics import wilson
+from irl_exp.analysis.statistics import Estimate, wilson
+from irl_exp.analysis.study import NotComputed, Study
 
 
 def left_open(found: Open) -> Figure:
@@ -103,18 +105,66 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     axes.set_title("Determined by the demonstrations")
 
 
-def variance_components(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
+    """Which cell recovers more, seed by seed: every cell minus the first one on the same seeds. Each point is a seed,
+    the diamond the mean of the differences with its 95 % t interval. What two cells share (expert, demonstrations, the
+    completions on which they are judged) cancels out in a difference. A cell whose interval crosses 0 is not told apart
+    from the first one; with many cells compared, some intervals miss 0 by chance: the table below has p-values that
+    allow for it (Holm).
+
+    Args:
+        table: as `summary` has it: metric, first, second, n, difference, low, high.
+    """
+    first = next(iter(study.cells))
+    rows = table[table["first"] == first]
+    if rows.empty:
+        raise NotComputed(f"the first cell, {first}, shares no two seeds with another")
+    metrics, others = list(dict.fromkeys(rows["metric"])), list(dict.fromkeys(rows["second"]))
+    names = labels(study)
+    figure = figures.new(4.6 * len(metrics) + 1.8, 1.3 + max(0.36, panels.inches(names.values())) * len(others))
+    parts = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(parts, metrics, strict=True):
+        known = rows[rows["metric"] == metric].set_index("second")
+        for place, other in enumerate(others):
+            if other in known.index:
+                mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
+                found = Estimate(mean, low, high, int(known.loc[other, "n"]), "mean, 95 % t interval")
+                _paired(axes, place, differences(study, metric, other, first), found)
+        panels.rows(axes, [names[other] if axes is parts[0] else "" for other in others])
+        axes.axvline(0, **panels.DASHED)
+        axes.set_xlabel(f"difference in {metric}")
+    panels.headline(figure, f"Minus {' '.join(names[first].split())}, on the same seeds")
+    return figure
+
+
+def _paired(axes: Axes, place: int, seeds: Sequence[float], found: Estimate) -> None:
+    """One row: all seeds, and below them the mean with its interval, also in numbers."""
+    axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
+    panels.mark(axes, found, place + 0.24)
+    panels.beside(axes, place, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+
+
+def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]:
+    """A metric of a cell minus that of another on each seed that both have."""
+    one, other = (
+        {study.seed_of(run): run.metrics[metric] for run in study.cells[name] if metric in run.metrics}
+        for name in (cell, minus)
+    )
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def variance_components(study: Study, table: pd.DataFrame) -> Figure:
     """Which source moves a result: standard deviation over each nested source of randomness, by metric and cell, with
     95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is negative,
     which is small against its error, stands at 0.
 
     Args:
         table: as `summary` has it: cell, metric, source, variance, low, high.
-        names: of cells, short.
     """
     metrics = list(dict.fromkeys(table["metric"]))
     cells, sources = list(dict.fromkeys(table["cell"])), list(dict.fromkeys(table["source"]))
-    tall = max(0.42, panels.inches(names[cell] for cell in cells))
+    names = labels(study)
+    tall = max(0.42, panels.inches(names.values()))
     figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + tall * len(cells) * len(sources))
     parts = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     colours = dict(

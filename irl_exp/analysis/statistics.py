@@ -323,7 +323,8 @@ def pairwise_rank_correlation(rewards: Floats, *, absolute: bool = False, level:
     without = (sums.sum() - 2 * sums) / ((runs - 1) * (runs - 2))
     error = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + level) / 2, runs - 1)) * error
-    return Estimate(value, value - half, value + half, runs, f"{name}, {text} jackknife over runs")
+    # No correlation lies outside [-1, 1]; of few runs the interval may.
+    return Estimate(value, max(value - half, -1.0), min(value + half, 1.0), runs, f"{name}, {text} jackknife over runs")
 
 
 def bootstrap(

@@ -33,7 +33,6 @@ from irl_exp.analysis import (
     sweep_figures,
     toxicity,
 )
-from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report import Outcome, Table, comparison_tables, study_table
@@ -101,22 +100,33 @@ def _left_open(study: Study, summary: Summary) -> Figure:
 def _variance_components(study: Study, summary: Summary) -> Figure:
     if "variance_components" not in summary.tables:
         raise NotComputed(summary.missing["variance_components"])
-    return spread_figures.variance_components(summary.tables["variance_components"], labels(study))
+    return spread_figures.variance_components(study, summary.tables["variance_components"])
 
 
+def _paired_differences(study: Study, summary: Summary) -> Figure:
+    if "comparisons" not in summary.tables:
+        raise NotComputed(summary.missing["comparisons"])
+    return spread_figures.paired_differences(study, summary.tables["comparisons"])
+
+
+_paired_differences.__doc__ = spread_figures.paired_differences.__doc__
 _left_open.__doc__ = spread_figures.left_open.__doc__
 _variance_components.__doc__ = spread_figures.variance_components.__doc__
 
 ROOMS = (reward_figures, distance_figures, sweep_figures, policy_figures, paper_figures)
 FIGURES: dict[str, Draw] = {
     "left_open": _left_open,
+    "paired_differences": _paired_differences,
     "variance_components": _variance_components,
     **{name: _of_study(draw) for room in ROOMS for name, draw in room.FIGURES.items()},
 }
 SECTIONS = {
     "recovered": (
         "What was recovered",
-        ("distribution", "learned_against_truth", "triangle", "against_parameter", "tradeoff", "uncertainty"),
+        (
+            *("distribution", "against_parameter", "paired_differences", "tradeoff"),
+            *("learned_against_truth", "triangle", "uncertainty"),
+        ),
     ),
     "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
     "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
@@ -185,17 +195,18 @@ def _distances(study: Study) -> pd.DataFrame:
 
 def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:
     """All figures that these runs can fill, and why the others cannot."""
-    drawn, missing = {}, {}
+    drawn: dict[str, Drawn] = {}
+    missing: dict[str, str] = {}
     with figures.style():
         for number, (name, draw) in enumerate(FIGURES.items()):
             progress("figures", number, len(FIGURES))
             try:
                 figure = draw(study, summary)
             except NotComputed as reason:
-                missing[name] = str(reason)
+                missing[name] = str(reason).rstrip(".")
                 continue
             figures.save(figure, folder, name)
-            caption = " ".join(inspect.cleandoc(draw.__doc__ or name).split())
+            caption = " ".join(inspect.cleandoc(draw.__doc__ or name).partition("\n\nArgs:")[0].split())
             drawn[name] = Drawn(name, caption, base64.b64encode(figures.svg(figure)).decode())
     return drawn, missing
 
@@ -210,7 +221,8 @@ def _page(
         Section(name, title, list(_text(name, summary.data)), [drawn[figure] for figure in names if figure in drawn])
         for name, (title, names) in SECTIONS.items()
     ]
-    shown = [_shown(table, open_=not number) for number, table in enumerate(number_tables(study))]
+    told = [*number_tables(study), *_compared(summary.tables)]
+    shown = [_shown(table, open_=not number) for number, table in enumerate(told)]
     return environment.get_template("page.html.jinja").render(
         title=_title(study),
         subtitle=" · ".join([study.name, f"launch {study.folder.name}", *study.shared]),
@@ -237,6 +249,26 @@ def number_tables(study: Study) -> list[Table]:
     ]
     compared = comparison_tables(outcomes) if len(study.cells) > 1 else []
     return [*compared, study_table(outcomes)]
+
+
+def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
+    """Every two cells, paired by seed."""
+    if "comparisons" not in tables:
+        return
+    rows = tuple(
+        (
+            row["metric"],
+            row["first"],
+            row["second"],
+            f"{row['difference']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
+            f"{row['p_holm']:.3f}",
+            f"{row['probability_above']:.2f} [{row['probability_low']:.2f}, {row['probability_high']:.2f}]",
+            str(row["n"]),
+        )
+        for row in tables["comparisons"].to_dict("records")
+    )
+    columns = ("metric", "cell", "minus cell", "mean difference [95 %]", "p (sign flips, Holm)", "P(above) [95 %]", "n")
+    yield Table("Cells compared seed by seed", columns, rows)
 
 
 def _shown(table: Table, *, open_: bool) -> dict[str, Any]:
@@ -305,7 +337,8 @@ def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
             f"a completion's reward over runs they are {parts['offset']} and {parts['scale']}. What is left, "
             f"{parts['direction']}, changes the order of completions."
         )
-    if agreement := data.get("agreement", {}).get("pairwise_spearman"):
+    agreement = data.get("agreement", {}).get("pairwise_spearman")
+    if agreement and len(data["cells"]) == 1:
         told = f"(b) Optimisation and sampling. The rewards of two runs correlate by {_number(agreement)} in rank."
         yield told + _noise(data.get("left_open"))
     if "left_open" in data:
