@@ -67,8 +67,8 @@ def distance_matrix(study: Study) -> Figure:
     return figure
 
 
-MOST_FOLDED, MOST_BLOCKS = 9, 26
-"""So many cells can be named beside the matrix: in several lines, and in one."""
+MOST_BLOCKS = 26
+"""So many cells can be named beside the matrix."""
 
 
 def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thick: int) -> None:
@@ -80,7 +80,7 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
     middles = [(start + end - 1) / 2 + 2 * thick for start, end in zip(starts, ends, strict=True)]
     blocks = [names[cells[start]] for start in starts]
-    if len(starts) > MOST_FOLDED:
+    if panels.inches(blocks) * len(blocks) > 3.2:  # of the 4.8 inches of the figure
         blocks = [cut(" ".join(name.split("\n"))) for name in blocks]
     ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
     if len(cells) <= 12:

@@ -66,7 +66,7 @@ def _ranges(axes: Axes, found: Open, level: int) -> None:
     axes.set_xlabel("test pair, by the margin of the best reward")
     axes.set_ylabel("margin: R(expert) - R(baseline)")
     axes.set_title(f"Possible margins at a tolerance of {_units(found, level):.2g} standard errors")
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper left", fontsize=panels.SMALL)
     top = float(possible.high.max())
     axes.set_ylim(top=top + 0.32 * (top - float(possible.low.min())))  # room for the legend
 
@@ -93,9 +93,9 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
         textcoords="offset points",
         ha="right",
         va="top",
-        fontsize=8,
+        fontsize=panels.SMALL,
     )
-    axes.annotate("typical run", (at[level], values[level]), (6, 8), textcoords="offset points", fontsize=8)
+    axes.annotate("typical run", (at[level], values[level]), (6, 8), textcoords="offset points", fontsize=panels.SMALL)
     axes.set_xscale("log")
     axes.set_xticks(at, [f"{value:.2g}" for value in at])
     axes.minorticks_off()
@@ -164,13 +164,13 @@ def variance_components(study: Study, table: pd.DataFrame) -> Figure:
     metrics = list(dict.fromkeys(table["metric"]))
     cells, sources = list(dict.fromkeys(table["cell"])), list(dict.fromkeys(table["source"]))
     names = labels(study)
-    tall = max(0.42, panels.inches(names.values()))
-    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + tall * len(cells) * len(sources))
-    parts = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    places = [(cell, source) for cell in cells for source in sources]
+    told = [source if len(cells) == 1 else f"{names[cell]}:\n{source}" for cell, source in places]
+    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + max(0.42, panels.inches(told)) * len(places))
+    parts = figure.subplots(1, len(metrics), squeeze=False)[0]
     colours = dict(
         zip(sources, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GREY), strict=False)
     )
-    places = [(cell, source) for cell in cells for source in sources]
     for axes, metric in zip(parts, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index(["cell", "source"])
         for place, name in enumerate(places):
@@ -181,8 +181,6 @@ def variance_components(study: Study, table: pd.DataFrame) -> Figure:
             axes.plot(variance, place, "o", color=colours[name[1]])
         axes.set_xlim(left=0)
         axes.set_xlabel(f"sd of {metric}")
-    told = [source if len(cells) == 1 else f"{names[cell]}: {source}" for cell, source in places]
-    parts[0].set_yticks(range(len(places)), told)
-    parts[0].invert_yaxis()
+        panels.rows(axes, told if axes is parts[0] else [""] * len(places))
     parts[0].set_title("What moves the result")
     return figure
