@@ -162,6 +162,11 @@ def cell_of(name: str) -> str:
     return re.sub(r"(^|,)\+*(\w+\.)*seed=\d+", "", name).strip(", ") or "default"
 
 
+def overrides_of(cell: str) -> list[str]:
+    """The overrides that a cell is named by; a list among them, `irl.ridge=[1,10]`, has commas of its own."""
+    return re.split(r",(?![^\[]*\])", cell)
+
+
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The result of one run: its policies, and its rewards where there are demonstrations."""
     tables = [_policies(metrics)]
@@ -309,7 +314,7 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
     cells |= _by_cell(outcomes)
     sizes = Counter(outcome.cell for outcome in outcomes)
-    common = set.intersection(*(set(cell.split(",")) for cell in cells))
+    common = set.intersection(*(set(overrides_of(cell)) for cell in cells))
     everywhere = f" ({', '.join(sorted(common))})" if common else ""
     tables = []
     for what, names in COMPARED.items():
@@ -319,7 +324,7 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
         for cell, runs in cells.items():
             columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
             place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
-            own = ",".join(item for item in cell.split(",") if item not in common) or "default"
+            own = ",".join(item for item in overrides_of(cell) if item not in common) or "default"
             count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
             rows.append((own, *(_mean(values, len(runs)) for values in columns), *place, count))
         header = ("cell", *(names[key] for key in keys), *(["placebo >="] if placebo else []), "n")
@@ -330,7 +335,7 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
 
 def _placebo(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> list[float]:
     """AUROC of the runs with expert and baseline swapped at random."""
-    members = [run for cell, runs in cells.items() if "irl=placebo" in cell.split(",") for run in runs]
+    members = [run for cell, runs in cells.items() if "irl=placebo" in overrides_of(cell) for run in runs]
     return [run["irl/auroc"] for run in members if "irl/auroc" in run]
 
 

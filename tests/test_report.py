@@ -194,6 +194,17 @@ def test_rewards_and_policies_are_compared_in_tables_of_their_own() -> None:
     assert rows(policies)["irl=probe"]["KL (nats)"] == "3.000"
 
 
+def test_a_list_is_one_override() -> None:
+    runs = [outcome(n, f"irl.ridge=[1,10],irl.epochs={n},irl.seed=0", {"irl/auroc": 0.5}) for n in (1, 2)]
+    (table,) = report.comparison_tables(runs)
+    assert table.title.startswith("Learned rewards (irl.ridge=[1,10]):")
+    assert [row[0] for row in table.rows] == ["irl.epochs=1", "irl.epochs=2"]
+    assert report.overrides_of("irl/features=[length,ngram],irl.ridge=[1]") == [
+        "irl/features=[length,ngram]",
+        "irl.ridge=[1]",
+    ]
+
+
 def test_cells_without_any_compared_metric_get_the_table_of_the_study() -> None:
     runs = [outcome(0, "sft.steps=1", {"reference/kl": 0.0}), outcome(1, "sft.steps=2", {"reference/kl": 0.0})]
     assert report.tables(runs) == [report.study_table(runs)]

@@ -159,9 +159,9 @@ def write(study: Study, folder: Path | None = None, *, progress: Progress = lamb
 
 
 def _replace(folder: Path, draft: Path) -> None:
-    """Put the draft in the place of an earlier report; what W&B keeps in there stays."""
+    """Put the draft in the place of an earlier report; what is there for W&B stays."""
     folder.mkdir(exist_ok=True)
-    for old in [path for path in folder.iterdir() if path.is_file()]:
+    for old in [path for path in folder.iterdir() if path.is_file() and not path.name.startswith("wandb_")]:
         old.unlink()
     for file in draft.iterdir():
         file.replace(folder / file.name)
