@@ -86,10 +86,7 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
     if len(cells) <= 12:
         ticks = {0.0: "R*", 1.0: "implicit"} | ticks
     else:  # two thin rows share a name, which stands above them
-        at = (-0.5, 2 * thick - 0.5)
-        axes.annotate(
-            "R*, implicit", at, (-5, 0), textcoords="offset points", ha="right", va="bottom", fontsize=panels.SMALL
-        )
+        panels.note(axes, "R*, implicit", (-0.5, 2 * thick - 0.5), (-5, 0), ha="right", va="bottom")
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=panels.SMALL)
     axes.set_xticks([])
     axes.set_xlabel("the same order" if ticks else f"{len(starts)} cells in the order of the launch")
@@ -109,14 +106,9 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
     shown = {name: kind for name, kind in kinds.items() if len(kind[0])}
     for name, (values, colour, line) in shown.items():
         at = np.quantile(values, np.linspace(0, 1, min(len(values), 1000)), method="inverted_cdf")
-        axes.step(
-            np.concatenate([at[:1], at]),
-            np.linspace(0, 1, len(at) + 1),
-            where="post",
-            color=colour,
-            linestyle=line,
-            label=f"{name}: median {np.median(values):.3f}, n = {len(values):,}",
-        )
+        steps, nearer = np.concatenate([at[:1], at]), np.linspace(0, 1, len(at) + 1)
+        label = f"{name}: median {np.median(values):.3f}, n = {len(values):,}"
+        axes.step(steps, nearer, where="post", color=colour, linestyle=line, label=label)
     smallest = min(float(values.min()) for values, _, _ in shown.values())
     if smallest > 1e-4 and matrix.max() > 20 * smallest:  # below, it is the rounding of equal rewards
         axes.set_xscale("log")
@@ -129,7 +121,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
     axes.set_title("Nearer to each other than to R*?")
 
 
-# ----- triangle
+# ---------------------------------------------------------------------------------------------------------- triangle
 
 SIDES = {
     "truth_implicit": "R* to implicit:\nwhat RLHF did not install",

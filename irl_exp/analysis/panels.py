@@ -32,6 +32,8 @@ DASHED: dict[str, Any] = {"color": figures.GREY, "linestyle": "--", "linewidth":
 """A line that needs no reward."""
 UNRELATED = float(np.sqrt(0.5))
 """EPIC distance of two rewards without correlation."""
+FRACTIONS = (-0.02, 1.02)
+"""Ends of the axis of what lies between 0 and 1, whatever an interval says."""
 MOST_PANELS = 40
 MANY_POINTS = 2000
 """From here on marks are drawn as pixels: a PDF of a hundred thousand vectors opens slowly."""
@@ -175,10 +177,13 @@ def bottom(panels: Sequence[Axes], columns: int, text: str) -> None:
             axes.set_xlabel(text)
 
 
-def limits(shown: Floats, references: Sequence[float], estimates: Iterable[Estimate]) -> tuple[float, float]:
+def limits(
+    shown: Floats, references: Sequence[float], estimates: Iterable[Estimate], ends: Sequence[float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
     """Limits that show the spread of values, and of the references those that are at most 1.5 spreads away.
 
-    Bounds of intervals too, as far as half a spread away: that of two runs would squeeze all points into one.
+    Bounds of intervals too, as far as half a spread away: that of two runs would squeeze all points into one. None
+    lies beyond `ends`.
     """
     low, high = float(shown.min()), float(shown.max())
     spread = max(high - low, 1e-3)
@@ -187,12 +192,7 @@ def limits(shown: Floats, references: Sequence[float], estimates: Iterable[Estim
     near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * max(high - low, spread)
-    return low - margin, high + margin
-
-
-def of_fractions(limits: tuple[float, float]) -> tuple[float, float]:
-    """Limits of what lies between 0 and 1, whatever an interval says."""
-    return max(limits[0], -0.02), min(limits[1], 1.02)
+    return max(low - margin, ends[0]), min(high + margin, ends[1])
 
 
 def level(axes: Axes, value: float, text: str, *, colour: str = figures.GREY, below: bool) -> None:
@@ -202,12 +202,8 @@ def level(axes: Axes, value: float, text: str, *, colour: str = figures.GREY, be
     name, paper = f"{text} {number(value)}", {"facecolor": "white", "edgecolor": "none", "alpha": 0.5, "pad": 0.6}
     if low - room <= value <= high + room:
         axes.axhline(value, **DASHED | {"color": colour}, zorder=1)
-        offset = (-2, -2 if below else 2)
-        at: tuple[float, float] = (1.0, value)
-        axes.annotate(
-            name, at, offset, xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha="right",
-            va="top" if below else "bottom", color=colour, fontsize=SMALL, bbox=paper, zorder=6,
-        )  # fmt: skip
+        up, style = ("top" if below else "bottom"), {"ha": "right", "color": colour, "bbox": paper, "zorder": 6}
+        note(axes, name, (1, value), (-2, -2 if below else 2), xycoords=axes.get_yaxis_transform(), va=up, **style)
         edge = 0.12 * (max(high, value) - min(low, value))
         axes.set_ylim(min(low, value - edge), max(high, value + edge))
     else:
@@ -241,6 +237,11 @@ def rows(axes: Axes, names: Sequence[str], *, top: float = -0.55, edge: float = 
 def inches(names: Iterable[str]) -> float:
     """Height of a row that the tallest of these names needs."""
     return 0.15 * max(name.count("\n") + 1 for name in names)
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Small text, so many points away from a place."""
+    axes.annotate(text, at, offset, textcoords="offset points", **{"fontsize": SMALL, **style})
 
 
 def beside(axes: Axes, place: float, text: str) -> None:
@@ -316,5 +317,4 @@ def _line_of_points(axes: Axes, y: float, values: Floats, colour: str, inch: flo
     axes.scatter(values, y + (0.12 + away) / inch, s=10, color=colour, alpha=0.5, linewidths=0, rasterized=raster)
     found = statistics.typical(values)
     mark(axes, found, y)
-    told, at = number(found.value), (found.value, y)
-    axes.annotate(told, at, (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)
+    note(axes, number(found.value), (found.value, y), (0, 4), ha="center", va="bottom")

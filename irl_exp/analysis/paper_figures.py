@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,13 +101,20 @@ def over_epochs(study: Study) -> Figure:
         axes.set_xlabel("epoch of IRL")
     for axes in [legend, *parts[len(keys) :]]:
         axes.set_axis_off()
-    legend.legend(handles=_epoch_legend(study, table, cells, spread=spread), loc="center left", borderaxespad=0)
+    counts, colours = table.groupby("cell")["run"].nunique(), dict(zip(cells, panels.CELL_COLOURS, strict=False))
+    handles = _curve_legend(study, counts, colours, "a run", spread=spread)
+    legend.legend(handles=handles, loc="center left", borderaxespad=0)
     panels.headline(figure, f"Learned rewards against R* over epochs, {_rewards(table)}")
     return figure
 
 
 def _rewards(table: pd.DataFrame) -> str:
     return panels.count(int(table["run"].nunique()), "learned reward")
+
+
+def _only(cells: Collection[str]) -> str:
+    """What is not drawn."""
+    return f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
 
 
 def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bool, band: bool = True) -> None:
@@ -169,22 +176,23 @@ def _band_name(*, spread: bool) -> str:
     return "middle 95 % of the runs" if spread else "95 % t interval of the mean (from 3 runs)"
 
 
-def _epoch_legend(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> list[Any]:
-    names = labels(study)
-    counts = table.groupby("cell")["run"].nunique()
-    band = _band_name(spread=spread)
-    colour = panels.CELL_COLOURS[0] if len(cells) == 1 else figures.GREY
-    handles: list[Any] = [Line2D([], [], color=colour, linewidth=0.6 if counts.max() > 1 else 1.5, label="a run")]
+def _curve_legend(
+    study: Study, counts: pd.Series[int], colours: Mapping[str, str], one: str, *, spread: bool, mean: str = "mean"
+) -> list[Any]:
+    """A run (`one`), the mean, the band, and cells where each has a colour; counts of runs by cell."""
+    several = len(set(colours.values())) > 1
+    base = figures.GREY if several else next(iter(colours.values()))
+    handles: list[Any] = [Line2D([], [], color=base, linewidth=0.6 if counts.max() > 1 else 1.5, label=one)]
     if counts.max() > 1:
-        handles.append(Line2D([], [], color=colour, label="mean"))
-    if counts.max() > 2:
-        handles.append(Patch(color=colour, alpha=0.2, label=band))
-    if len(cells) > 1:
-        handles += [
-            Line2D([], [], color=shade, label=f"{names[cell]} (n = {counts[cell]})")
-            for cell, shade in zip(cells, panels.CELL_COLOURS, strict=False)
-        ]
-    return handles
+        handles.append(Line2D([], [], color=base, label=mean))
+    if counts.max() > 2 and len(colours) <= len(panels.CELL_COLOURS):
+        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=spread)))
+    names = labels(study) if several else {}
+    return handles + [
+        Line2D([], [], color=colours[cell], label=f"{name} (n = {counts[cell]})")
+        for cell, name in names.items()
+        if cell in colours
+    ]
 
 
 def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> Figure:
@@ -202,8 +210,7 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
     band = f"line: mean, band: {_band_name(spread=spread)}"
     handles.append(Patch(color=figures.GREY, alpha=0.3, label=band))
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
-    panels.headline(figure, f"Learned rewards against R* over epochs, {_rewards(table)}{only}")
+    panels.headline(figure, f"Learned rewards against R* over epochs, {_rewards(table)}{_only(cells)}")
     return figure
 
 
@@ -408,14 +415,15 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
     low, high = axes.get_xlim()
     low, high = axes.set_xlim(max(low, -0.02), min(high, 1.02))  # t intervals of two runs pass the ends
     place = float(np.mean(values))
-    words: dict[str, Any] = {"va": "center", "color": figures.GREY, "fontsize": panels.SMALL}
     if not shared:
         name = f"{text}: {min(values):.3f} to {max(values):.3f}"
-        axes.annotate(name, (0.5, len(values) - 0.18), xycoords=axes.get_yaxis_transform(), ha="center", **words)
+        middle: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        panels.note(axes, name, (0.5, len(values) - 0.18), (0, 0), color=figures.GREY, **middle)
         return
     right = place > (low + high) / 2
-    words |= {"ha": "right" if right else "left", "textcoords": "offset points"}
-    axes.annotate(f"{text} {place:.3f}", (place, len(values) - 0.18), (-4 if right else 4, 0), **words)
+    side: dict[str, Any] = {"ha": "right" if right else "left", "va": "center"}
+    at, away = (place, len(values) - 0.18), (-4 if right else 4, 0)
+    panels.note(axes, f"{text} {place:.3f}", at, away, color=figures.GREY, **side)
 
 
 def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
@@ -508,23 +516,12 @@ def _is_spread(table: pd.DataFrame) -> bool:
 
 def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str]) -> list[Any]:
     counts = table.groupby("owner")["run"].nunique()
-    base = next(iter(colours.values())) if len(set(colours.values())) == 1 else figures.GREY
     if counts.max() == 1 and len(colours) == 1:
-        return [Line2D([], [], color=base, label="the policy of all runs" if len(study.runs) > 1 else "the policy")]
-    mean = "mean" if len(colours) == 1 or base == figures.GREY else f"means of {len(colours)} cells"
-    width = 0.6 if counts.max() > 1 else 1.5
-    handles: list[Any] = [Line2D([], [], color=base, linewidth=width, label="a policy")]
-    if counts.max() > 1:
-        handles.append(Line2D([], [], color=base, label=mean))
-    if counts.max() > 2 and len(colours) <= len(panels.CELL_COLOURS):
-        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=_is_spread(table))))
-    if len(set(colours.values())) > 1:
-        names = labels(study)
-        handles += [
-            Line2D([], [], color=colour, label=f"{names[owner]} (n = {counts[owner]})")
-            for owner, colour in colours.items()
-        ]
-    return handles
+        text = "the policy of all runs" if len(study.runs) > 1 else "the policy"
+        return [Line2D([], [], color=next(iter(colours.values())), label=text)]
+    alike = len(colours) > 1 and len(set(colours.values())) == 1
+    mean = f"means of {len(colours)} cells" if alike else "mean"
+    return _curve_legend(study, counts, colours, "a policy", spread=_is_spread(table), mean=mean)
 
 
 def _reward_unit(study: Study) -> str:
@@ -561,9 +558,8 @@ def threshold(study: Study) -> Figure:
             axes.set_ylabel("accuracy")
     handles = [panels.dot(colour, RULES[ending], marker) for ending, (marker, colour) in THRESHOLDS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
     count = panels.count(panels.total(cells), "learned reward")
-    panels.headline(figure, f"What the threshold does, {count}{only}")
+    panels.headline(figure, f"What the threshold does, {count}{_only(cells)}")
     return figure
 
 

@@ -43,9 +43,8 @@ def frontier(study: Study) -> Figure:
         axes.set_xlabel("KL from the reference (nats per completion)")
     whole.set_ylabel("mean R* on test prompts")
     near.set_title("without the reference", fontsize=10)
-    panels.headline(
-        figure, f"Reward and distance of the refinetuned policies: {panels.counted(study, panels.total(cells))}"
-    )
+    told = panels.counted(study, panels.total(cells))
+    panels.headline(figure, f"Reward and distance of the refinetuned policies: {told}")
     handles, texts = whole.get_legend_handles_labels()
     if len(cells) > 1:
         figure.legend(handles, texts, loc="outside right center", fontsize=panels.SMALL)
@@ -64,16 +63,7 @@ def _anchor(axes: Axes, runs: Sequence[Run], policy: str) -> None:
     colour, marker, size = (figures.BLUE, "*", 90) if policy == "expert" else (figures.GREY, "s", 36)
     axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
     text = f"{policy} ({len(found)})" if len(found) > 1 else policy
-    axes.annotate(
-        text,
-        found[0],
-        (0, 7),
-        textcoords="offset points",
-        color=colour,
-        ha="center",
-        va="bottom",
-        fontsize=panels.SMALL + 1,
-    )
+    panels.note(axes, text, found[0], (0, 7), color=colour, ha="center", va="bottom", fontsize=panels.SMALL + 1)
 
 
 def _at_matched_kl(
@@ -86,20 +76,14 @@ def _at_matched_kl(
     for place, (cell, runs) in enumerate(cells.items()):
         panels.piled(axes, place, panels.values(runs, key), styles[cell][0], step=0.1)
         panels.mark(axes, found[cell], place + 0.2)
-        axes.vlines(
-            np.unique(panels.values(runs, other)),
-            place - 0.6,
-            place + 0.35,
-            color=figures.BLUE,
-            linewidth=1.2,
-            zorder=1,
-        )
+        expert = np.unique(panels.values(runs, other))
+        axes.vlines(expert, place - 0.6, place + 0.35, color=figures.BLUE, linewidth=1.2, zorder=1)
     panels.rows(axes, [names[cell] for cell in cells], top=-0.8, edge=0.45)
     axes.set_xlabel("mean R* on prompts of fit, at the expert's KL (blue: the expert there)")
     axes.set_title("What the same KL buys", fontsize=10)
 
 
-# ----- paradox
+# ----------------------------------------------------------------------------------------------------------- paradox
 
 REWARD_SIDE = {"irl/auroc": "AUROC of the learned reward", "irl/epic": "EPIC distance of the learned reward to R*"}
 POLICY_SIDE = {

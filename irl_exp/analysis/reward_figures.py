@@ -66,7 +66,7 @@ def _zoom(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, level: fl
     found = {cell: statistics.typical(those) for cell, those in values.items() if len(those)}
     references = [level, *(float(value) for ceiling in ceilings.values() for value in ceiling)]
     every = np.concatenate(list(values.values())) if found else np.array([level])
-    limits = panels.of_fractions(panels.limits(every, references, found.values()))
+    limits = panels.limits(every, references, found.values(), panels.FRACTIONS)
     axes.set_xlim(limits)
     axes.axvline(level, **panels.DASHED)
     digits, tall = panels.digits(found.values()), len(cells) == 1
@@ -123,21 +123,11 @@ def _above(
     width = 0.021 * len(text)  # at 3 inches a panel
     ends = (x - width, x) if side == "right" else (x, x + width)
     up = 13 if ends[0] < taken[1] and taken[0] < ends[1] else 2
-    axes.annotate(
-        text,
-        (x, 1.0),
-        (0, up),
-        textcoords="offset points",
-        ha=side,
-        va="bottom",
-        fontsize=panels.SMALL,
-        color=colour,
-        annotation_clip=False,
-    )
+    panels.note(axes, text, (x, 1.0), (0, up), ha=side, va="bottom", color=colour, annotation_clip=False)
     return ends
 
 
-# ----- learned against truth
+# --------------------------------------------------------------------------------------------- learned against truth
 
 
 def _judged(study: Study) -> list[Run]:
@@ -232,7 +222,7 @@ def _cloud(axes: Axes, policy: pd.Series, x: pd.Series | Floats, y: pd.Series | 
         axes.scatter([], [], s=5, color=panels.POLICIES[name], label=name)
 
 
-# ----- uncertainty
+# ------------------------------------------------------------------------------------------------------- uncertainty
 
 SIGNALS = {
     "epistemic": ("epistemic sd", figures.ORANGE),

@@ -43,25 +43,11 @@ def _ranges(axes: Axes, found: Open, level: int) -> None:
     place = np.arange(len(order))
     fixed = possible.determined[order]
     for mask, colour, text in ((fixed, figures.BLUE, "determined"), (~fixed, figures.ORANGE, "open")):
-        count = int(mask.sum())
-        axes.vlines(
-            place[mask],
-            possible.low[order][mask],
-            possible.high[order][mask],
-            color=colour,
-            linewidth=2.2,
-            alpha=0.45,
-            label=f"{text}: {count} of {len(order)} pairs",
-        )
-    axes.plot(
-        np.tile(place, runs),
-        found.margins[:, order].ravel(),
-        ".",
-        color="black",
-        markersize=1.6,
-        label=f"recovered rewards ({runs} seeds)",
-        rasterized=True,
-    )
+        shown = place[mask], possible.low[order][mask], possible.high[order][mask]
+        label = f"{text}: {mask.sum()} of {len(order)} pairs"
+        axes.vlines(*shown, color=colour, linewidth=2.2, alpha=0.45, label=label)
+    margins, label = found.margins[:, order].ravel(), f"recovered rewards ({runs} seeds)"
+    axes.plot(np.tile(place, runs), margins, ".", color="black", markersize=1.6, label=label, rasterized=True)
     axes.axhline(0, color=figures.GREY, linewidth=0.8)
     axes.set_xlabel("test pair, by the margin of the best reward")
     axes.set_ylabel("margin: R(expert) - R(baseline)")
@@ -85,17 +71,10 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     signs = np.sign(found.margins)
     alike = float((np.abs(signs.sum(axis=0)) == len(signs)).mean())
     axes.axhline(alike, color="black", linestyle=":")
-    axes.annotate(
-        f"all {len(signs)} seeds agree: {alike:.2f}",
-        (1, alike),
-        (0, -4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=panels.SMALL,
-    )
-    axes.annotate("typical run", (at[level], values[level]), (6, 8), textcoords="offset points", fontsize=panels.SMALL)
+    right = axes.get_yaxis_transform()
+    told = f"all {len(signs)} seeds agree: {alike:.2f}"
+    panels.note(axes, told, (1, alike), (0, -4), xycoords=right, ha="right", va="top")
+    panels.note(axes, "typical run", (at[level], values[level]), (6, 8))
     axes.set_xscale("log")
     axes.set_xticks(at, [f"{value:.2g}" for value in at])
     axes.minorticks_off()

@@ -156,8 +156,7 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
     axes.set_title(MEASURES[key], fontsize=10)
     ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
-    limits = panels.limits(np.array(study.values(key)), study.values(ceiling), estimates)
-    axes.set_ylim(panels.of_fractions(limits))
+    axes.set_ylim(panels.limits(np.array(study.values(key)), study.values(ceiling), estimates, panels.FRACTIONS))
     if ceiling:
         _ceiling(axes, study, sweep, ceiling)
 
@@ -179,10 +178,8 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         x = [_places(sweep, cell)] * len(values)
         axes.scatter(x, values, s=14, color=figures.BLUE, marker="_", linewidths=1, transform=_aside(axes, 5))
     if len(shared):
-        text = "implicit (one dash a run)"
-        axes.text(
-            1, 1, text, transform=axes.transAxes, color=figures.BLUE, fontsize=panels.SMALL, ha="right", va="bottom"
-        )
+        style = {"xycoords": "axes fraction", "color": figures.BLUE, "ha": "right", "va": "bottom"}
+        panels.note(axes, "implicit (one dash a run)", (1, 1), (0, 0), **style)
 
 
 def _stability(axes: Axes, study: Study, sweep: Sweep) -> None:
@@ -214,7 +211,7 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
     axes.set_xlabel(sweep.key)
 
 
-# ----- tradeoff
+# ---------------------------------------------------------------------------------------------------------- tradeoff
 
 REWARDS = {"truth": ("R*", "black"), "implicit": ("implicit", figures.BLUE), "learned": ("learned", figures.ORANGE)}
 
