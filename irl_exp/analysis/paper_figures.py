@@ -202,7 +202,7 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
     figure, parts = panels.grid(len(shown), 4, 2.1, width=10, sharex=True, sharey=True)
     for cell, axes in zip(shown, parts, strict=True):
         rows = table[table["cell"] == cell]
-        for key in set(CURVES) & set(rows):
+        for key in [key for key in CURVES if key in rows]:  # a set has another order each time
             _curve(axes, rows, key, colours[key], spread=spread)
         axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=panels.SMALL, weight="normal")
     panels.bottom(parts, 4, "epoch of IRL")
