@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from irl_exp.analysis.study import Study
+from irl_exp.report import overrides_of
 
 PLAIN = re.compile(r"[-+.\de]+|true|false|null|none", re.IGNORECASE)
 """A value that says nothing without its key."""
@@ -26,7 +27,7 @@ def overrides(cell: str) -> dict[str, str]:
     >>> overrides("irl/loss=hinge,irl.layers=[2,3]"), overrides("default")
     ({'irl/loss': 'hinge', 'irl.layers': '[2,3]'}, {})
     """
-    found = [part.partition("=") for part in re.split(r",(?![^\[{(]*[\]})])", cell)]
+    found = [part.partition("=") for part in overrides_of(cell)]
     return {key: value for key, equals, value in found if equals}
 
 

@@ -153,28 +153,40 @@ class Study:
         """
         return _completions(run.folder / "completions.parquet", columns)
 
-    @functools.cached_property
+    @property
     def rewards(self) -> pd.DataFrame | None:
         """Learned rewards of all runs on the same completions of expert and reference, or None where there are none.
 
         A row a completion: policy, prompt_id, truth, implicit, and a column a run (its number) with the learned reward
         as the method left it. Runs that were judged on other completions than the first run are not in it.
         """
+        return self._rewards[0]
+
+    @property
+    def unreadable(self) -> tuple[int, ...]:
+        """Numbers of the runs with a learned reward whose completions.parquet is missing, cut or not finite."""
+        return self._rewards[1]
+
+    @functools.cached_property
+    def _rewards(self) -> tuple[pd.DataFrame | None, tuple[int, ...]]:
         columns: dict[int, pd.Series] = {}
         frame: pd.DataFrame | None = None
         judged = None
+        unreadable = []
         for run in self.runs:
             if "irl/scale" not in run.metrics or judged not in (None, run.artifact("judge")):
                 continue
             shared = ["prompt_id", "truth", "implicit"] if frame is None else []  # of all runs the same
             table = self.completions(run, ["policy", "learned", *shared])
-            if table is None or "learned" not in table:
+            table = None if table is None else table[table["policy"] != "refinetuned"]
+            if table is None or not _is_whole(table, run):
+                unreadable.append(run.number)
                 continue
-            table = table[table["policy"] != "refinetuned"]
             if frame is None:
                 frame, judged = table[["policy", "prompt_id", "truth", "implicit"]], run.artifact("judge")
             columns[run.number] = table["learned"] * run.metrics["irl/scale"] + run.metrics["irl/offset"]
-        return None if frame is None else pd.concat([frame, pd.DataFrame(columns)], axis=1).reset_index(drop=True)
+        whole = None if frame is None else pd.concat([frame, pd.DataFrame(columns)], axis=1).reset_index(drop=True)
+        return whole, tuple(unreadable)
 
     def artifact(self, run: Run, stage: str) -> Path | None:
         """Folder of an artifact in the store of a run, or None where the store has it no more."""
@@ -355,6 +367,12 @@ def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
             return
         stage = next(iter(row)).split("/")[0]
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}
+
+
+def _is_whole(table: pd.DataFrame, run: Run) -> bool:
+    """Whether all completions on which the reward was judged are there, each with a finite reward."""
+    judged = run.metrics.get("irl/n_completions", len(table))
+    return "learned" in table and len(table) == judged and bool(table["learned"].abs().lt(math.inf).all())
 
 
 def _completions(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:

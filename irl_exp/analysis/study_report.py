@@ -282,7 +282,9 @@ def _is_number(cell: str) -> bool:
 
 def notes(study: Study) -> list[str]:
     """What a reader has to know before the numbers."""
-    return [*study.notes, *_losses(study)]
+    numbers = ", ".join(map(str, study.unreadable))
+    told = f"completions.parquet of run(s) {numbers} is missing, cut or not finite: in no comparison of rewards."
+    return [*study.notes, *_losses(study), *([told] if numbers else [])]
 
 
 def _losses(study: Study) -> Iterator[str]:
