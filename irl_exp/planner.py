@@ -359,6 +359,8 @@ def _report(jobs: Sequence[PlannedJob], folder: Path, console: Console, later: s
         _track_report(jobs[0].config, written)
     except study.StudyError:
         return "not written, as no job has a result"
+    except KeyboardInterrupt:  # the runs are complete: whoever does not want to wait for the page loses nothing else
+        return f"not written (interrupted); to try again: {later}"
     except Exception as error:
         return f"not written ({type(error).__name__}: {error}); to try again: {later}"
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"

@@ -168,7 +168,7 @@ def cell_of(name: str) -> str:
 
 def overrides_of(cell: str) -> list[str]:
     """The overrides that a cell is named by; a list among them, `irl.ridge=[1,10]`, has commas of its own."""
-    return re.split(r",(?![^\[]*\])", cell)
+    return re.split(r",(?![^\[{(]*[\]})])", cell)
 
 
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:

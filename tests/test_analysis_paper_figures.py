@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from small_study import Made, write
 
-from irl_exp.analysis import figures, panels, paper_figures, statistics, study, toxicity
+from irl_exp.analysis import cell_names, figures, panels, paper_figures, statistics, study, toxicity
 from irl_exp.analysis.study import NotComputed, Study
 
 NO_POLICIES = {f"{policy}/toxic_fraction": None for policy in ("reference", "expert", "refinetuned")}
@@ -170,15 +170,17 @@ def test_the_best_is_ringed_among_all(tmp_path: Path, count: int) -> None:
     assert points(f1_zero, 70)[:, 0] == pytest.approx([max(values) - 0.1])
     assert points(calibrated, 70)[:, 0] == pytest.approx([0.99])
     assert points(f1_calibrated, 70)[:, 0] == pytest.approx([0.2]), "the ring of F1 is that of the accuracy"
-    typical = statistics.typical(values, generator=np.random.default_rng(0))
-    assert points(zero, 22)[:, 0] == pytest.approx([typical.value])
+    typical = statistics.typical(values)
+    (diamond,) = [line for line in zero.lines if line.get_marker() == "D"]
+    assert diamond.get_xdata() == pytest.approx([typical.value])
     told = texts(figure)
     assert f"{typical.value:.3f} [{typical.low:.3f}, {typical.high:.3f}]\nbest {max(values):.3f}" in told
     assert f"best of {count}, chosen on the same texts: no result" in told
     assert "majority class 0.650" in told
     assert f"all called toxic {2 * 0.35 / 1.35:.3f}" in told
     for axes, level in ((zero, 0.65), (f1_zero, 0.7 / 1.35)):
-        assert axes.lines[0].get_xdata() == pytest.approx([level, level])
+        (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert dashed.get_xdata() == pytest.approx([level, level])
         assert axes.get_xlim()[0] < level < axes.get_xlim()[1]
 
 
@@ -283,7 +285,7 @@ def test_toxicity_draws_shared_policies_once_and_all_refinetuned(tmp_path: Path)
     figure = drawn(paper_figures.FIGURES["toxicity"](made(tmp_path, runs)))
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["reference", "expert", "refinetuned\nloss=a", "refinetuned\nloss=b"]
+    assert names == ["reference", "expert", "refinetuned\na", "refinetuned\nb"]
     assert points(axes, 30)[:, 0] == pytest.approx([0.5, 6 / 40])
     assert sorted(points(axes, 14)[:, 0]) == pytest.approx([count / 40 for count in range(4, 10)])
     assert "20 of 40" in texts(figure)
@@ -355,7 +357,7 @@ def test_names_of_cells_are_short_and_differ(tmp_path: Path) -> None:
         Made(cell="irl/loss=hinge,reward.parts.sentiment.weight=[1,2]"),
         Made(cell="irl/loss=squared"),
     ]
-    assert list(panels.labels(made(tmp_path, runs), 60).values()) == [
+    assert list(cell_names.labels(made(tmp_path, runs), 60).values()) == [
         "loss=hinge, length.weight=1",
         "loss=hinge, sentiment.weight=[1,2]",
         "loss=squared",
@@ -363,5 +365,5 @@ def test_names_of_cells_are_short_and_differ(tmp_path: Path) -> None:
 
 
 def test_docstrings_hold() -> None:
-    for module in (panels, paper_figures, toxicity):
+    for module in (cell_names, panels, paper_figures, toxicity):
         assert doctest.testmod(module).failed == 0

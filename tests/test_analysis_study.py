@@ -455,6 +455,23 @@ def test_what_is_missing_is_on_the_page(copied: Path) -> None:
     assert "Not computed" in text
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut", "nan"])
+def test_rewards_that_cannot_be_compared_are_left_out_and_named(copied: Path, damage: str) -> None:
+    path = copied / "1" / "completions.parquet"
+    table = pd.read_parquet(path)
+    path.unlink()
+    if damage == "cut":
+        table.iloc[: len(table) // 2].to_parquet(path)
+    if damage == "nan":
+        table.assign(learned=table["learned"].where(table.index != 1)).to_parquet(path)
+    found = study.read(copied)
+    assert found.rewards is not None
+    assert [column for column in found.rewards if isinstance(column, int)] == [0, 2]
+    assert found.rewards.notna().all(axis=None)
+    (note,) = study_report.notes(found)
+    assert note.startswith("completions.parquet of run(s) 1 is missing, cut or not finite")
+
+
 def test_the_command_writes_and_says_where(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(copied.parent), "--out", "elsewhere"]) == 0
     told = capsys.readouterr().out

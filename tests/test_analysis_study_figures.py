@@ -19,12 +19,26 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from irl_exp import reward_comparison as compare
-from irl_exp.analysis import figures, statistics
+from irl_exp.analysis import (
+    cell_names,
+    distance_figures,
+    figures,
+    panels,
+    policy_figures,
+    reward_figures,
+    spread_figures,
+    statistics,
+    sweep_figures,
+)
 from irl_exp.analysis import study as reader
-from irl_exp.analysis import study_figures as room
 from irl_exp.analysis.study import NotComputed, Study
 
 PROMPTS, EACH = 6, 3
+FIGURES = {
+    name: draw
+    for room in (reward_figures, distance_figures, sweep_figures, policy_figures)
+    for name, draw in room.FIGURES.items()
+}
 Job = tuple[str, Mapping[str, Any], Mapping[str, float]]
 
 
@@ -74,18 +88,18 @@ def full(number: int) -> dict[str, float]:
     """All metrics that any figure reads."""
     random = np.random.default_rng(number)
     found = judged(0.9 + 0.01 * random.normal(), 0.3 + 0.01 * random.normal())
-    for coverage in room.COVERAGES:
-        found |= {f"{coverage}/{side}/epic": random.uniform(0.2, 0.5) for side in room.SIDES}
+    for coverage in distance_figures.COVERAGES:
+        found |= {f"{coverage}/{side}/epic": random.uniform(0.2, 0.5) for side in distance_figures.SIDES}
     found |= {"reference/kl": 0.0, "reference/reward_mean": -0.1, "expert/kl": 2.0, "expert/reward_mean": 2.8}
     found |= {"refinetuned/kl": random.uniform(2, 3), "refinetuned/reward_mean": random.uniform(2, 3)}
     found |= {"refinetuned/toxic_fraction": random.uniform(0.02, 0.05)}
     found |= {"overoptimisation/reward_at_matched_kl": random.uniform(2, 2.5)}
     found |= {"overoptimisation/expert_reward_at_matched_kl": 2.75}
-    for reward in room.REWARDS:
+    for reward in sweep_figures.REWARDS:
         share = random.uniform(0.3, 0.6)
         found |= {f"tradeoff/{reward}/toxicity": share, f"tradeoff/{reward}/sentiment": 1 - share}
         found |= {f"tradeoff/{reward}/toxicity_low": share - 0.1}
-    found |= {f"uncertainty/{name}_auroc": random.uniform(0.4, 0.8) for name in room.SIGNALS}
+    found |= {f"uncertainty/{name}_auroc": random.uniform(0.4, 0.8) for name in reward_figures.SIGNALS}
     return found | {"uncertainty/n_errors": float(random.integers(10, 20))}
 
 
@@ -114,7 +128,7 @@ def drawn(figure: Figure) -> Figure:
 def make(name: str, study: Study) -> Figure:
     with figures.style(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        return drawn(room.FIGURES[name](study))
+        return drawn(FIGURES[name](study))
 
 
 def clouds(axes: Axes) -> list[Any]:
@@ -141,10 +155,6 @@ def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text")))
 
 
-def typical(values: Sequence[float]) -> statistics.Estimate:
-    return statistics.typical(values, generator=np.random.default_rng(0))
-
-
 # ---------------------------------------------------------------------------------------------------- distribution
 
 
@@ -155,7 +165,7 @@ def test_distribution_shows_every_run_and_the_number_of_the_tables(tmp_path: Pat
     figure = make("distribution", study)
     whole, zoom, *_ = figure.axes
     np.testing.assert_allclose(points(zoom)[:, 0], aurocs)
-    found = typical(list(aurocs))
+    found = statistics.typical(list(aurocs))
     assert marks(zoom) == [(found.value, pytest.approx(0.2))]
     assert intervals(zoom) == [(found.low, found.high)]
     low, high = zoom.get_xlim()
@@ -176,16 +186,11 @@ def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
         for seed in range(2)
     ]
     study = write(tmp_path, jobs)
-    assert list(room.labels(study).values()) == ["length.weight=1", "sentiment.weight=1", "length.weight=0.25"]
-    assert room._named([{"irl.resample_pairs": "True"}, {"irl.resample_pairs": "False"}])[0] == "resample_pairs=True"
-    assert room._named([{"irl/loss": "hinge"}, {"irl/loss": "squared"}]) == ["hinge", "squared"]
-    assert room._fold("sentiment.weight=0.25, length.weight=0.25") == "sentiment.weight=0.25,\nlength.weight=0.25"
-    assert room._cut("abcdefghij", 6) == "ab…ij"
-
-
-def test_piles_hold_each_value_once() -> None:
-    """Bins of width 1: 0.1, 0.2 and 0.3 share one, 5 has its own."""
-    assert room._pile(np.array([0.1, 5.0, 0.2, 0.3]), 1.0).tolist() == [0, 0, 1, 2]
+    assert list(cell_names.labels(study).values()) == ["length.weight=1", "sentiment.weight=1", "length.weight=0.25"]
+    assert (
+        cell_names.short([{"irl.resample_pairs": "True"}, {"irl.resample_pairs": "False"}])[0] == "resample_pairs=True"
+    )
+    assert cell_names.fold("sentiment.weight=0.25, length.weight=0.25") == "sentiment.weight=0.25,\nlength.weight=0.25"
 
 
 def test_placebo_is_grey(tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_distances_are_those_of_reward_comparison(tmp_path: Path) -> None:
     ]
     jobs.append(("irl=majority,irl.seed=0", {"irl.name": "majority"}, judged(0.5)))
     study = write(tmp_path, jobs, {4: table(4, constant=True)})
-    names, matrix = room.distances(study)
+    names, matrix = distance_figures.distances(study)
     assert names == ["R*", "implicit", "2", "0", "3", "1"]
     rewards = [table(0)["truth"], table(0)["implicit"], *(table(int(name))["learned"] for name in names[2:])]
     groups = table(0)["prompt_id"].to_numpy()
@@ -237,9 +242,20 @@ def test_distances_are_those_of_reward_comparison(tmp_path: Path) -> None:
             assert matrix[i, j] == pytest.approx(compare.epic(one.to_numpy(), other.to_numpy(), groups), abs=1e-12)
 
 
+def test_columns_are_read_alone(tmp_path: Path) -> None:
+    """What is not asked for is not read, and what the file does not have is not there."""
+    study = launch(tmp_path, 1, 1)
+    found = study.completions(study.runs[0], ["truth", "policy", "second"])
+    assert found is not None
+    pd.testing.assert_frame_equal(found, table(0)[["truth", "policy"]], check_like=True)
+    whole = study.completions(study.runs[0])
+    assert whole is not None
+    pd.testing.assert_frame_equal(whole, table(0))
+
+
 def test_distance_matrix_is_drawn_in_that_order(tmp_path: Path) -> None:
     study = launch(tmp_path, 2, 3)
-    names, matrix = room.distances(study)
+    names, matrix = distance_figures.distances(study)
     figure = make("distance_matrix", study)
     left, right = figure.axes[:2]
     np.testing.assert_array_equal(left.images[0].get_array(), matrix)
@@ -258,7 +274,7 @@ def test_r_star_is_seen_beside_many_runs(tmp_path: Path) -> None:
     """130 runs: R* and implicit have three rows each."""
     jobs: list[Job] = [(f"irl.seed={seed}", {}, judged(0.9)) for seed in range(130)]
     study = write(tmp_path, jobs, {})
-    _, matrix = room.distances(study)
+    _, matrix = distance_figures.distances(study)
     image = make("distance_matrix", study).axes[0].images[0].get_array()
     assert image is not None
     assert image.shape == (136, 136)
@@ -270,14 +286,14 @@ def test_r_star_is_seen_beside_many_runs(tmp_path: Path) -> None:
 
 def test_triangle_has_the_sides_of_every_run(tmp_path: Path) -> None:
     study = launch(tmp_path, 2, 3, completions=False)
-    panels = make("triangle", study).axes
-    for axes, side in zip(panels, room.SIDES, strict=True):
-        keys = [(cell, f"{name}/{side}/epic") for cell in study.cells for name in room.COVERAGES]
+    parts = make("triangle", study).axes
+    for axes, side in zip(parts, distance_figures.SIDES, strict=True):
+        keys = [(cell, f"{name}/{side}/epic") for cell in study.cells for name in distance_figures.COVERAGES]
         expected = [study.values(key, cell) for cell, key in keys]
         np.testing.assert_allclose([cloud[:, 0] for cloud in clouds(axes)], expected)
-        assert [x for x, _ in marks(axes)] == pytest.approx([typical(values).value for values in expected])
-        np.testing.assert_allclose(intervals(axes), [(e.low, e.high) for e in map(typical, expected)])
-    assert panels[0].get_xlim()[0] == 0
+        assert [x for x, _ in marks(axes)] == pytest.approx([statistics.typical(values).value for values in expected])
+        np.testing.assert_allclose(intervals(axes), [(e.low, e.high) for e in map(statistics.typical, expected)])
+    assert parts[0].get_xlim()[0] == 0
 
 
 # ----------------------------------------------------------------------------------------------- against parameter
@@ -299,13 +315,13 @@ def ensembles(folder: Path, seeds: int = 3) -> Study:
 
 def test_a_number_and_a_choice(tmp_path: Path) -> None:
     study = ensembles(tmp_path)
-    sweep = room.swept(study)
+    sweep = sweep_figures.swept(study)
     assert (sweep.key, sweep.beside) == ("irl.members", "irl.aggregate")
     figure = make("against_parameter", study)
     auroc, _, stability = figure.axes
     assert auroc.get_xscale() == "log"
     assert [tick.get_text() for tick in auroc.get_xticklabels()] == ["2", "5", "50"]
-    lines = {line.get_label(): line for line in auroc.lines if line.get_marker() in room.MARKERS}
+    lines = {line.get_label(): line for line in auroc.lines if line.get_marker() in panels.MARKERS}
     assert set(lines) == {"mean", "lower_bound"}
     means = [np.mean(study.values("irl/auroc", f"irl.members={n},irl.aggregate=mean")) for n in (2, 5, 50)]
     np.testing.assert_allclose(lines["mean"].get_ydata(), means)
@@ -319,8 +335,8 @@ def test_a_number_and_a_choice(tmp_path: Path) -> None:
     np.testing.assert_allclose([low, high], 1e-4 * np.sqrt(2 / stats.chi2.ppf([0.975, 0.025], 2)))
     (ceiling,) = [line for line in auroc.lines if line.get_linestyle() == "--"]
     assert set(ceiling.get_ydata()) == {0.95}
-    assert "implicit 0.950\n" in words(figure)
-    assert "implicit 0.260, below" in words(figure)  # all EPIC distances are 0.3: the panel ends above it
+    assert "implicit 0.950" in words(figure).split("\n")
+    assert "↓ implicit 0.260" in words(figure)  # all EPIC distances are 0.3: the panel ends above it
 
 
 def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:
@@ -335,7 +351,7 @@ def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:
         for seed in range(2)
     ]
     study = write(tmp_path, jobs)
-    sweep = room.swept(study)
+    sweep = sweep_figures.swept(study)
     assert (sweep.key, sweep.beside) == ("irl.prompt_fraction", "irl.epochs")
     assert list(dict.fromkeys(sweep.others.values())) == ["1", "5"]
     auroc, _, toxic = make("against_parameter", study).axes
@@ -358,7 +374,7 @@ def test_a_group_that_sets_a_number(tmp_path: Path) -> None:
         for name, (width, layers) in sizes.items()
         for seed in range(2)
     ]
-    sweep = room.swept(write(tmp_path, jobs))
+    sweep = sweep_figures.swept(write(tmp_path, jobs))
     assert sweep.key == "model.hidden_size"
     assert list(sweep.values.values()) == [64, 128, 256]
 
@@ -373,7 +389,7 @@ def test_a_choice_is_no_number(tmp_path: Path) -> None:
         for number, name in enumerate(("hinge", "squared"))
     ]
     with pytest.raises(NotComputed, match=r"what varies: irl/loss\)"):
-        room.against_parameter(write(tmp_path, jobs))
+        sweep_figures.against_parameter(write(tmp_path, jobs))
 
 
 # ------------------------------------------------------------------------------------------- learned against truth
@@ -383,7 +399,7 @@ def test_the_median_run_is_shown_never_the_best(tmp_path: Path) -> None:
     aurocs = (0.99, 0.8, 0.9, 0.91)
     jobs: list[Job] = [(f"irl.seed={n}", {}, judged(value)) for n, value in enumerate(aurocs)]
     study = write(tmp_path, jobs, {2: table(2, refinetuned=True)})
-    assert room.median_run(study).number == 2
+    assert reward_figures.median_run(study).number == 2
     figure = make("learned_against_truth", study)
     left, right = figure.axes
     assert "Run 2, the median of 4 runs:\nAUROC 0.900, n = 36" in words(figure)
@@ -391,10 +407,10 @@ def test_the_median_run_is_shown_never_the_best(tmp_path: Path) -> None:
     order = np.lexsort(points(left).T[::-1])
     expected = shown[["truth", "learned"]].to_numpy()
     np.testing.assert_allclose(points(left)[order], expected[np.lexsort(expected.T[::-1])])
-    assert room.POLICIES == {"reference": figures.GREY, "expert": figures.BLUE, "refinetuned": figures.ORANGE}
+    assert panels.POLICIES == {"reference": figures.GREY, "expert": figures.BLUE, "refinetuned": figures.ORANGE}
     colour = {tuple(at): tuple(face[:3]) for at, face in zip(points(left), faces(left), strict=True)}
     for row in shown.itertuples():
-        assert colour[row.truth, row.learned] == to_rgb(room.POLICIES[str(row.policy)])
+        assert colour[row.truth, row.learned] == to_rgb(panels.POLICIES[str(row.policy)])
     # sd over the four runs of the standardised rewards, n - 1
     rewards = np.array([table(n, refinetuned=n == 2)["learned"][:36] for n in range(4)])
     rewards = (rewards - rewards.mean(axis=1, keepdims=True)) / rewards.std(axis=1, keepdims=True)
@@ -430,10 +446,10 @@ def test_frontier_shows_all_policies(tmp_path: Path) -> None:
 
 def test_paradox_gives_the_correlations(tmp_path: Path) -> None:
     study = launch(tmp_path, 5, 3, completions=False)
-    panels = make("paradox", study).axes
+    parts = make("paradox", study).axes
     frame = study.metrics
     for axes, (policy, reward) in zip(
-        panels, [(y, x) for y in room.POLICY_SIDE for x in room.REWARD_SIDE], strict=True
+        parts, [(y, x) for y in policy_figures.POLICY_SIDE for x in policy_figures.REWARD_SIDE], strict=True
     ):
         np.testing.assert_allclose(points(axes), frame[[reward, policy]].to_numpy())
         over_runs = stats.spearmanr(frame[reward], frame[policy]).statistic
@@ -467,12 +483,48 @@ def test_tradeoff_has_a_panel_a_part(tmp_path: Path) -> None:
 def test_uncertainty_stands_beside_what_needs_no_reward(tmp_path: Path) -> None:
     study = launch(tmp_path, 2, 2, completions=False)
     figure = make("uncertainty", study)
-    for axes, name in zip(figure.axes, room.SIGNALS, strict=True):
+    for axes, name in zip(figure.axes, reward_figures.SIGNALS, strict=True):
         expected = [study.values(f"uncertainty/{name}_auroc", cell) for cell in study.cells]
         np.testing.assert_allclose([cloud[:, 0] for cloud in clouds(axes)], expected)
         assert [0.5, 0.5] in [list(line.get_xdata()) for line in axes.lines]
     errors = study.values("uncertainty/n_errors")
     assert f"{min(errors):.0f} to {max(errors):.0f} errors a run" in words(figure)
+
+
+# ------------------------------------------------------------------------------------------- differences and sources
+
+
+def test_differences_by_seed_and_sources_have_the_short_names(tmp_path: Path) -> None:
+    study = launch(tmp_path, 3, 4, completions=False)
+    first, *others = study.cells
+    by_hand = {cell: np.subtract(study.values("irl/auroc", cell), study.values("irl/auroc", first)) for cell in others}
+    rows = [
+        {
+            "metric": "irl/auroc",
+            "first": first,
+            "second": cell,
+            "n": 4,
+            "difference": -found.mean(),
+            "low": 0,
+            "high": 1,
+        }
+        for cell, found in by_hand.items()
+    ]
+    names = list(cell_names.labels(study).values())
+    (axes,) = drawn(spread_figures.paired_differences(study, pd.DataFrame(rows))).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == names[1:]
+    assert [x for x, _ in marks(axes)] == pytest.approx([found.mean() for found in by_hand.values()])
+    seeds = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(seeds, list(by_hand.values()))
+    sources = [
+        {"cell": cell, "metric": "irl/auroc", "source": source, "variance": 4.0, "low": 1.0, "high": 9.0}
+        for cell in study.cells
+        for source in ("seed", "irl.seed")
+    ]
+    (axes,) = drawn(spread_figures.variance_components(study, pd.DataFrame(sources))).axes
+    expected = [f"{name}:\n{source}" for name in names for source in ("seed", "irl.seed")]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == expected
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"] == [2.0] * 6
 
 
 # ------------------------------------------------------------------------------------------------------- all of them
@@ -495,18 +547,18 @@ def test_uncertainty_stands_beside_what_needs_no_reward(tmp_path: Path) -> None:
 def test_what_runs_cannot_tell_is_said(tmp_path: Path, name: str, reason: str) -> None:
     study = write(tmp_path, [("seed=0", {}, {"reference/kl": 0.0}), ("seed=1", {}, {"reference/kl": 0.0})])
     with pytest.raises(NotComputed, match=reason):
-        room.FIGURES[name](study)
+        FIGURES[name](study)
 
 
 def test_one_run_is_too_few_for_two_figures(tmp_path: Path) -> None:
     study = launch(tmp_path, 1, 1)
     with pytest.raises(NotComputed, match="two runs"):
-        room.distance_matrix(study)
+        distance_figures.distance_matrix(study)
     with pytest.raises(NotComputed, match="1 runs with a refinetuned policy"):
-        room.paradox(study)
+        policy_figures.paradox(study)
 
 
-@pytest.mark.parametrize("name", sorted(set(room.FIGURES) - {"distance_matrix", "paradox", "against_parameter"}))
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"distance_matrix", "paradox", "against_parameter"}))
 def test_one_run_is_drawn(tmp_path: Path, name: str) -> None:
     assert make(name, launch(tmp_path, 1, 1)).axes
 
@@ -519,7 +571,7 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
                 yield tick.get_text(), tick.get_window_extent()
 
 
-@pytest.mark.parametrize("name", room.FIGURES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_twenty_cells_with_long_names(tmp_path: Path, name: str) -> None:
     """Nothing warns, names of cells do not run into each other, all of them lie on the page."""
     study = launch(tmp_path, 20, 2)
@@ -532,7 +584,7 @@ def test_twenty_cells_with_long_names(tmp_path: Path, name: str) -> None:
 
 
 def test_captions_are_sentences() -> None:
-    for name, function in room.FIGURES.items():
+    for name, function in FIGURES.items():
         assert function.__doc__, name
         assert function.__doc__.strip().endswith(".")
         assert len(function.__doc__) > 200

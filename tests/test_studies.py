@@ -283,6 +283,10 @@ def _counts(launched: Launched) -> tuple[int, int]:
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_runs_tiny(study: str, launcher: Launcher, warm_store: Path, tmp_path: Path) -> None:
     shutil.copytree(warm_store, tmp_path / "multirun" / "store")
-    launched = launcher(tmp_path, f"study={study}", *TINY, *short_seeds(study))
+    launched = launcher(tmp_path, f"study={study}", *TINY, *short_seeds(study), "report=true")
     assert {row["status"] for row in launched.runs()} == {"completed"}
     assert {row["cell"] for row in launched.runs()} == set(cells(f"study={study}", "scale=tiny"))
+    found = json.loads((launched.folder / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert found["n_runs"] == len(launched.runs())
+    assert len(found["cells"]) == len({row["cell"] for row in launched.runs()})
+    assert (launched.folder / "report" / "index.html").is_file()

@@ -57,7 +57,22 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write <name>.png and <name>.pdf without the time of day in them; returns the two paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    _fix_layout(figure)
     figure.savefig(paths[0])
-    figure.set_layout_engine("none")  # it is laid out now: to do so for each file takes as long as to draw it
     figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Lay the figure out once for all files: to find the layout anew for each takes as long as to draw it.
+
+    The last digits of the solver change from time to time. They are cut off, so that the same figure gives the same
+    bytes: names in PDF and SVG are digests of places.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(value, 5) for value in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from irl_exp.analysis import figures, panels, statistics, toxicity
+from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 
@@ -50,8 +51,7 @@ Scale = tuple[float, float]
 
 def _learned(study: Study) -> dict[str, list[Run]]:
     """Runs with a learned reward by cell, one a reward."""
-    cells = {cell: [run for run in runs if "irl/auroc" in run.metrics] for cell, runs in study.cells.items()}
-    found = {cell: panels.distinct(runs, "irl") for cell, runs in cells.items() if runs}
+    found = {cell: panels.distinct(runs, "irl") for cell, runs in panels.having(study, "irl/auroc").items()}
     if not found:
         raise NotComputed("No run has a learned reward: they stopped before irl (until=...), or on texts of one class.")
     return found
@@ -101,13 +101,20 @@ def over_epochs(study: Study) -> Figure:
         axes.set_xlabel("epoch of IRL")
     for axes in [legend, *parts[len(keys) :]]:
         axes.set_axis_off()
-    legend.legend(handles=_epoch_legend(study, table, cells, spread=spread), loc="center left", borderaxespad=0)
-    figure.suptitle(f"Learned rewards against R* over epochs, {_rewards(table)}", x=0.01, ha="left", weight="bold")
+    counts, colours = table.groupby("cell")["run"].nunique(), dict(zip(cells, panels.CELL_COLOURS, strict=False))
+    handles = _curve_legend(study, counts, colours, "a run", spread=spread)
+    legend.legend(handles=handles, loc="center left", borderaxespad=0)
+    panels.headline(figure, f"Learned rewards against R* over epochs, {_rewards(table)}")
     return figure
 
 
 def _rewards(table: pd.DataFrame) -> str:
     return panels.count(int(table["run"].nunique()), "learned reward")
+
+
+def _only(cells: Collection[str]) -> str:
+    """What is not drawn."""
+    return f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
 
 
 def _curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: bool, band: bool = True) -> None:
@@ -160,9 +167,7 @@ def _epoch_levels(axes: Axes, study: Study, table: pd.DataFrame, key: str) -> No
     ceiling = shared(f"implicit/{key}")
     floor = CHANCE.get(key, shared("irl/majority_accuracy"))
     if ceiling is not None:
-        panels.level(
-            axes, ceiling, "implicit reward", colour=figures.BLUE if len(cells) == 1 else "black", below=last > ceiling
-        )
+        panels.level(axes, ceiling, "implicit reward", colour=figures.BLUE, below=last > ceiling)
     if floor is not None:
         panels.level(axes, floor, FLOORS.get(key, "unrelated"), below=last > floor)
 
@@ -171,32 +176,33 @@ def _band_name(*, spread: bool) -> str:
     return "middle 95 % of the runs" if spread else "95 % t interval of the mean (from 3 runs)"
 
 
-def _epoch_legend(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> list[Any]:
-    names = panels.labels(study)
-    counts = table.groupby("cell")["run"].nunique()
-    band = _band_name(spread=spread)
-    colour = panels.CELL_COLOURS[0] if len(cells) == 1 else figures.GREY
-    handles: list[Any] = [Line2D([], [], color=colour, linewidth=0.6 if counts.max() > 1 else 1.5, label="a run")]
+def _curve_legend(
+    study: Study, counts: pd.Series[int], colours: Mapping[str, str], one: str, *, spread: bool, mean: str = "mean"
+) -> list[Any]:
+    """A run (`one`), the mean, the band, and cells where each has a colour; counts of runs by cell."""
+    several = len(set(colours.values())) > 1
+    base = figures.GREY if several else next(iter(colours.values()))
+    handles: list[Any] = [Line2D([], [], color=base, linewidth=0.6 if counts.max() > 1 else 1.5, label=one)]
     if counts.max() > 1:
-        handles.append(Line2D([], [], color=colour, label="mean"))
-    if counts.max() > 2:
-        handles.append(Patch(color=colour, alpha=0.2, label=band))
-    if len(cells) > 1:
-        handles += [
-            Line2D([], [], color=shade, label=f"{names[cell]} (n = {counts[cell]})")
-            for cell, shade in zip(cells, panels.CELL_COLOURS, strict=False)
-        ]
-    return handles
+        handles.append(Line2D([], [], color=base, label=mean))
+    if counts.max() > 2 and len(colours) <= len(panels.CELL_COLOURS):
+        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=spread)))
+    names = labels(study) if several else {}
+    return handles + [
+        Line2D([], [], color=colours[cell], label=f"{name} (n = {counts[cell]})")
+        for cell, name in names.items()
+        if cell in colours
+    ]
 
 
 def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> Figure:
     """A panel a cell with all five measures in it."""
-    names, shown = panels.labels(study), cells[: panels.MOST_PANELS]
+    names, shown = labels(study), cells[: panels.MOST_PANELS]
     colours = dict(zip(CURVES, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, "black"), strict=True))
     figure, parts = panels.grid(len(shown), 4, 2.1, width=10, sharex=True, sharey=True)
     for cell, axes in zip(shown, parts, strict=True):
         rows = table[table["cell"] == cell]
-        for key in set(CURVES) & set(rows):
+        for key in [key for key in CURVES if key in rows]:  # a set has another order each time
             _curve(axes, rows, key, colours[key], spread=spread)
         axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=panels.SMALL, weight="normal")
     panels.bottom(parts, 4, "epoch of IRL")
@@ -204,10 +210,7 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
     band = f"line: mean, band: {_band_name(spread=spread)}"
     handles.append(Patch(color=figures.GREY, alpha=0.3, label=band))
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
-    figure.suptitle(
-        f"Learned rewards against R* over epochs, {_rewards(table)}{only}", x=0.01, ha="left", weight="bold"
-    )
+    panels.headline(figure, f"Learned rewards against R* over epochs, {_rewards(table)}{_only(cells)}")
     return figure
 
 
@@ -237,7 +240,7 @@ def accuracy_heatmap(study: Study) -> Figure:
     bar = figure.colorbar(image, ax=parts, label="accuracy, threshold 0", fraction=0.05, pad=0.02, aspect=40)
     _mark(bar.ax, min(majority), max(majority), scale)
     title = f"Accuracy at threshold 0 of {_rewards(table)} over epochs"
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    panels.headline(figure, title)
     return figure
 
 
@@ -285,7 +288,7 @@ def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -
     most = max(map(len, blocks.values()))
     height = float(np.clip(0.16 * most + 0.8, 1.8, 5.2))
     figure, parts = panels.grid(len(blocks), columns, height, width=6.4 if columns == 1 else 9.0)
-    names = panels.labels(study)
+    names = labels(study)
     seeds = " / ".join(study.varying_seeds) or "seed"
     for number, ((cell, block), axes) in enumerate(zip(blocks.items(), parts, strict=True)):
         image = _image(axes, block.to_numpy(), scale)
@@ -300,7 +303,7 @@ def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -
 
 def _stacked(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Figure, list[Axes], Any]:
     """One panel: cells above each other, in each its runs by seed, a white line between."""
-    names = panels.labels(study)
+    names = labels(study)
     sizes = [len(block) for block in blocks.values()]
     ends = np.cumsum(sizes)
     lines = [names[cell].count("\n") + 1 for cell in blocks]
@@ -345,7 +348,7 @@ def best_and_all(study: Study) -> Figure:
     majority class, and F1 with calling everything toxic.
     """
     cells = _learned(study)
-    names = panels.labels(study, 44 if len(cells) > len(panels.CELL_COLOURS) else 30)
+    names = labels(study, 44 if len(cells) > len(panels.CELL_COLOURS) else 30)
     tall = 0.6 + sum(0.06 + 0.13 * max(2, names[cell].count("\n") + 1) for cell in cells)
     figure = figures.new(9.6, 3 * tall + 1.1)
     parts = figure.subplots(3, 2, sharex="col", squeeze=False)
@@ -354,7 +357,7 @@ def best_and_all(study: Study) -> Figure:
             for place, runs in enumerate(cells.values()):
                 _all_of(axes, place, runs, measure, ending)
             named = len(cells) > 1 and measure == "accuracy"
-            panels.rows(axes, [names[cell] if named else "" for cell in cells])
+            panels.rows(axes, [names[cell] if named else "" for cell in cells], room=0.55)
         row[0].set_title(rule, fontsize=10)
     for axes, text in zip(parts[-1], ("accuracy", "F1 of the toxic class"), strict=True):
         axes.set_xlabel(text)
@@ -362,8 +365,8 @@ def best_and_all(study: Study) -> Figure:
         _levels_below(row[0], [_majority(runs) for runs in cells.values()], "majority class")
         _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], "all called toxic")
     figure.legend(handles=_best_legend(cells), loc="outside lower left", ncols=3)
-    count = panels.count(sum(map(len, cells.values())), "learned reward")
-    figure.suptitle(f"The best run and all others: {count}", x=0.01, ha="left", weight="bold")
+    count = panels.count(panels.total(cells), "learned reward")
+    panels.headline(figure, f"The best run and all others: {count}")
     figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))
     return figure
 
@@ -373,23 +376,17 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     keys = (f"irl/{measure}{ending}", f"irl/accuracy{ending}")
     runs = [run for run in runs if all(key in run.metrics for key in keys)]
     if not runs:
-        axes.annotate(
-            "not defined", (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=panels.SMALL
-        )
+        panels.beside(axes, place, "not defined")
         return
     values = np.array([run.metrics[keys[0]] for run in runs])
     best = int(np.argmax([run.metrics[keys[1]] for run in runs]))
-    spread = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
-    heights = place + np.random.default_rng(place).permutation(spread)
-    few = len(values) < statistics.FEW
-    marks: dict[str, Any] = {"linewidths": 0, "rasterized": len(values) > panels.MANY_POINTS, "zorder": 6 if few else 3}
     faint = max(0.25 if len(values) < DENSE else 0.08, panels.alpha(len(values)))
-    axes.scatter(values, heights, s=14, color=figures.ORANGE, alpha=faint, **marks)
-    found = panels.typical(values)
+    above = 6 if len(values) < statistics.FEW else 3  # few are not hidden by their mean
+    heights = panels.strip(axes, place, values, figures.ORANGE, faint, above)
+    found = statistics.typical(values)
     text = panels.interval(found)
     if len(values) > 1:
-        axes.hlines(place, found.low, found.high, color="black", linewidth=2, zorder=4)
-        axes.scatter(found.value, place, s=22, marker="D", color="black", zorder=5)
+        panels.mark(axes, found, place)
         axes.scatter(values[best], heights[best], s=70, facecolors="none", edgecolors="black", linewidths=1.2, zorder=7)
         who = "best" if measure == "accuracy" else "the ringed run"
         text += f"\n{who} {panels.number(values[best])}"
@@ -411,34 +408,35 @@ def _levels_below(axes: Axes, values: Sequence[float], text: str) -> None:
     """A dashed line a row, or one through all where they agree, named below the rows."""
     shared = panels.agreed(values) is not None
     if shared:
-        axes.axvline(float(np.mean(values)), color=figures.GREY, linestyle="--", linewidth=1, zorder=1)
+        axes.axvline(float(np.mean(values)), **panels.DASHED, zorder=1)
     else:
         places = np.arange(len(values))
         axes.vlines(values, places - 0.42, places + 0.42, color=figures.GREY, linestyle="--", linewidth=1.2, zorder=1)
     low, high = axes.get_xlim()
     low, high = axes.set_xlim(max(low, -0.02), min(high, 1.02))  # t intervals of two runs pass the ends
     place = float(np.mean(values))
-    words: dict[str, Any] = {"va": "center", "color": figures.GREY, "fontsize": panels.SMALL}
     if not shared:
         name = f"{text}: {min(values):.3f} to {max(values):.3f}"
-        axes.annotate(name, (0.5, len(values) - 0.18), xycoords=axes.get_yaxis_transform(), ha="center", **words)
+        middle: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        panels.note(axes, name, (0.5, len(values) - 0.18), (0, 0), color=figures.GREY, **middle)
         return
     right = place > (low + high) / 2
-    words |= {"ha": "right" if right else "left", "textcoords": "offset points"}
-    axes.annotate(f"{text} {place:.3f}", (place, len(values) - 0.18), (-4 if right else 4, 0), **words)
+    side: dict[str, Any] = {"ha": "right" if right else "left", "va": "center"}
+    at, away = (place, len(values) - 0.18), (-4 if right else 4, 0)
+    panels.note(axes, f"{text} {place:.3f}", at, away, color=figures.GREY, **side)
 
 
 def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     sizes = sorted({len(runs) for runs in cells.values()})
     n = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
-    point: dict[str, Any] = {"linestyle": "none", "marker": "o"}
-    handles = [Line2D([], [], color=figures.ORANGE, markersize=4, label="a learned reward", **point)]
+    handles = [panels.dot(figures.ORANGE, "a learned reward")]
     if sizes[-1] > 1:
-        most = panels.typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
+        most = statistics.typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
         method = most.method.split(",")[0] + " with 95 % interval"
         ring = f"best of {n}, chosen on the same texts: no result"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2.5, label=method))
-        handles.append(Line2D([], [], color="black", markersize=9, markerfacecolor="none", label=ring, **point))
+        rings: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
+        handles.append(Line2D([], [], color="black", label=ring, **rings))
     return handles
 
 
@@ -484,7 +482,7 @@ def training_curves(study: Study) -> Figure:
         panels.level(kl, 0.0, "reference", below=True)
     parts[1, 0].set_ylabel("KL from the reference\n(nats per token)")
     figure.set_layout_engine("constrained", rect=(0.015, 0, 0.985, 1))
-    figure.suptitle("Reward and KL over the steps of RL", x=0.01, ha="left", weight="bold")
+    panels.headline(figure, "Reward and KL over the steps of RL")
     return figure
 
 
@@ -518,23 +516,12 @@ def _is_spread(table: pd.DataFrame) -> bool:
 
 def _trained_legend(study: Study, table: pd.DataFrame, colours: dict[str, str]) -> list[Any]:
     counts = table.groupby("owner")["run"].nunique()
-    base = next(iter(colours.values())) if len(set(colours.values())) == 1 else figures.GREY
     if counts.max() == 1 and len(colours) == 1:
-        return [Line2D([], [], color=base, label="the policy of all runs" if len(study.runs) > 1 else "the policy")]
-    mean = "mean" if len(colours) == 1 or base == figures.GREY else f"means of {len(colours)} cells"
-    width = 0.6 if counts.max() > 1 else 1.5
-    handles: list[Any] = [Line2D([], [], color=base, linewidth=width, label="a policy")]
-    if counts.max() > 1:
-        handles.append(Line2D([], [], color=base, label=mean))
-    if counts.max() > 2 and len(colours) <= len(panels.CELL_COLOURS):
-        handles.append(Patch(color=base, alpha=0.2, label=_band_name(spread=_is_spread(table))))
-    if len(set(colours.values())) > 1:
-        names = panels.labels(study)
-        handles += [
-            Line2D([], [], color=colour, label=f"{names[owner]} (n = {counts[owner]})")
-            for owner, colour in colours.items()
-        ]
-    return handles
+        text = "the policy of all runs" if len(study.runs) > 1 else "the policy"
+        return [Line2D([], [], color=next(iter(colours.values())), label=text)]
+    alike = len(colours) > 1 and len(set(colours.values())) == 1
+    mean = f"means of {len(colours)} cells" if alike else "mean"
+    return _curve_legend(study, counts, colours, "a policy", spread=_is_spread(table), mean=mean)
 
 
 def _reward_unit(study: Study) -> str:
@@ -556,7 +543,7 @@ def threshold(study: Study) -> Figure:
     """
     cells = _learned(study)
     shown = dict(list(cells.items())[: panels.MOST_PANELS])
-    names, columns = panels.labels(study), min(4 if len(shown) > len(panels.CELL_COLOURS) else 3, len(shown))
+    names, columns = labels(study), min(4 if len(shown) > len(panels.CELL_COLOURS) else 3, len(shown))
     figure, parts = panels.grid(
         len(shown), columns, 4.0 if columns == 1 else 2.6, 6.4 if columns == 1 else 9.6, sharex=True, sharey=True
     )
@@ -569,14 +556,10 @@ def threshold(study: Study) -> Figure:
         panels.level(axes, _majority(runs), "majority class", below=True)
         if number % columns == 0:
             axes.set_ylabel("accuracy")
-    handles = [
-        Line2D([], [], linestyle="none", marker=marker, color=colour, label=RULES[ending])
-        for ending, (marker, colour) in THRESHOLDS.items()
-    ]
+    handles = [panels.dot(colour, RULES[ending], marker) for ending, (marker, colour) in THRESHOLDS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
-    only = f", the first {panels.MOST_PANELS} of {len(cells)} cells" if len(cells) > panels.MOST_PANELS else ""
-    count = panels.count(sum(map(len, cells.values())), "learned reward")
-    figure.suptitle(f"What the threshold does, {count}{only}", x=0.01, ha="left", weight="bold")
+    count = panels.count(panels.total(cells), "learned reward")
+    panels.headline(figure, f"What the threshold does, {count}{_only(cells)}")
     return figure
 
 

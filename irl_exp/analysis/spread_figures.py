@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from irl_exp.analysis import figures
+from irl_exp.analysis import figures, panels
+from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.spread import Open
-from irl_exp.analysis.statistics import wilson
+from irl_exp.analysis.statistics import Estimate, wilson
 from irl_exp.analysis.study import NotComputed, Study
 
 
@@ -42,30 +43,16 @@ def _ranges(axes: Axes, found: Open, level: int) -> None:
     place = np.arange(len(order))
     fixed = possible.determined[order]
     for mask, colour, text in ((fixed, figures.BLUE, "determined"), (~fixed, figures.ORANGE, "open")):
-        count = int(mask.sum())
-        axes.vlines(
-            place[mask],
-            possible.low[order][mask],
-            possible.high[order][mask],
-            color=colour,
-            linewidth=2.2,
-            alpha=0.45,
-            label=f"{text}: {count} of {len(order)} pairs",
-        )
-    axes.plot(
-        np.tile(place, runs),
-        found.margins[:, order].ravel(),
-        ".",
-        color="black",
-        markersize=1.6,
-        label=f"recovered rewards ({runs} seeds)",
-        rasterized=True,
-    )
+        shown = place[mask], possible.low[order][mask], possible.high[order][mask]
+        label = f"{text}: {mask.sum()} of {len(order)} pairs"
+        axes.vlines(*shown, color=colour, linewidth=2.2, alpha=0.45, label=label)
+    margins, label = found.margins[:, order].ravel(), f"recovered rewards ({runs} seeds)"
+    axes.plot(np.tile(place, runs), margins, ".", color="black", markersize=1.6, label=label, rasterized=True)
     axes.axhline(0, color=figures.GREY, linewidth=0.8)
     axes.set_xlabel("test pair, by the margin of the best reward")
     axes.set_ylabel("margin: R(expert) - R(baseline)")
     axes.set_title(f"Possible margins at a tolerance of {_units(found, level):.2g} standard errors")
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper left", fontsize=panels.SMALL)
     top = float(possible.high.max())
     axes.set_ylim(top=top + 0.32 * (top - float(possible.low.min())))  # room for the legend
 
@@ -84,17 +71,10 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     signs = np.sign(found.margins)
     alike = float((np.abs(signs.sum(axis=0)) == len(signs)).mean())
     axes.axhline(alike, color="black", linestyle=":")
-    axes.annotate(
-        f"all {len(signs)} seeds agree: {alike:.2f}",
-        (1, alike),
-        (0, -4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-    )
-    axes.annotate("typical run", (at[level], values[level]), (6, 8), textcoords="offset points", fontsize=8)
+    right = axes.get_yaxis_transform()
+    told = f"all {len(signs)} seeds agree: {alike:.2f}"
+    panels.note(axes, told, (1, alike), (0, -4), xycoords=right, ha="right", va="top")
+    panels.note(axes, "typical run", (at[level], values[level]), (6, 8))
     axes.set_xscale("log")
     axes.set_xticks(at, [f"{value:.2g}" for value in at])
     axes.minorticks_off()
@@ -119,31 +99,28 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
     if rows.empty:
         raise NotComputed(f"the first cell, {first}, shares no two seeds with another")
     metrics, others = list(dict.fromkeys(rows["metric"])), list(dict.fromkeys(rows["second"]))
-    figure = figures.new(4.6 * len(metrics) + 1.8, 1.3 + 0.36 * len(others))
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-    for axes, metric in zip(panels, metrics, strict=True):
+    names = labels(study)
+    figure = figures.new(4.6 * len(metrics) + 1.8, 1.3 + max(0.36, panels.inches(names.values())) * len(others))
+    parts = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(parts, metrics, strict=True):
         known = rows[rows["metric"] == metric].set_index("second")
         for place, other in enumerate(others):
             if other in known.index:
                 mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
-                _paired(axes, place, differences(study, metric, other, first), (mean, low, high))
-        axes.axvline(0, color=figures.GREY, linestyle="--", linewidth=0.9)
+                found = Estimate(mean, low, high, int(known.loc[other, "n"]), "mean, 95 % t interval")
+                _paired(axes, place, differences(study, metric, other, first), found)
+        panels.rows(axes, [names[other] if axes is parts[0] else "" for other in others])
+        axes.axvline(0, **panels.DASHED)
         axes.set_xlabel(f"difference in {metric}")
-        axes.margins(y=0.06)
-    panels[0].set_yticks(range(len(others)), others)
-    panels[0].invert_yaxis()
-    figure.suptitle(f"Minus {first}, on the same seeds", x=0.01, ha="left", fontsize=11, weight="bold")
+    panels.headline(figure, f"Minus {' '.join(names[first].split())}, on the same seeds")
     return figure
 
 
-def _paired(axes: Axes, place: int, seeds: Sequence[float], found: tuple[float, float, float]) -> None:
+def _paired(axes: Axes, place: int, seeds: Sequence[float], found: Estimate) -> None:
     """One row: all seeds, and below them the mean with its interval, also in numbers."""
-    mean, low, high = found
     axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
-    axes.plot([low, high], [place + 0.24] * 2, color="black", linewidth=1.2)
-    axes.plot(mean, place + 0.24, "D", color="black", markersize=4)
-    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-    axes.annotate(text, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
+    panels.mark(axes, found, place + 0.24)
+    panels.beside(axes, place, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
 
 
 def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]:
@@ -155,7 +132,7 @@ def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
-def variance_components(table: pd.DataFrame) -> Figure:
+def variance_components(study: Study, table: pd.DataFrame) -> Figure:
     """Which source moves a result: standard deviation over each nested source of randomness, by metric and cell, with
     95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is negative,
     which is small against its error, stands at 0.
@@ -165,15 +142,17 @@ def variance_components(table: pd.DataFrame) -> Figure:
     """
     metrics = list(dict.fromkeys(table["metric"]))
     cells, sources = list(dict.fromkeys(table["cell"])), list(dict.fromkeys(table["source"]))
-    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + 0.42 * len(cells) * len(sources))
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    names = labels(study)
+    places = [(cell, source) for cell in cells for source in sources]
+    told = [source if len(cells) == 1 else f"{names[cell]}:\n{source}" for cell, source in places]
+    figure = figures.new(3.4 * len(metrics) + 1.2, 1.2 + max(0.42, panels.inches(told)) * len(places))
+    parts = figure.subplots(1, len(metrics), squeeze=False)[0]
     colours = dict(
         zip(sources, (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GREY), strict=False)
     )
-    names = [(cell, source) for cell in cells for source in sources]
-    for axes, metric in zip(panels, metrics, strict=True):
+    for axes, metric in zip(parts, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index(["cell", "source"])
-        for place, name in enumerate(names):
+        for place, name in enumerate(places):
             if name not in rows.index:
                 continue
             variance, low, high = (max(float(rows.loc[name, key]), 0.0) ** 0.5 for key in ("variance", "low", "high"))
@@ -181,8 +160,6 @@ def variance_components(table: pd.DataFrame) -> Figure:
             axes.plot(variance, place, "o", color=colours[name[1]])
         axes.set_xlim(left=0)
         axes.set_xlabel(f"sd of {metric}")
-    labels = [source if len(cells) == 1 else f"{cell}: {source}" for cell, source in names]
-    panels[0].set_yticks(range(len(names)), labels)
-    panels[0].invert_yaxis()
-    panels[0].set_title("What moves the result")
+        panels.rows(axes, told if axes is parts[0] else [""] * len(places))
+    parts[0].set_title("What moves the result")
     return figure

@@ -2,6 +2,7 @@
 
     multirun/<study>/<time>/plan.json          all jobs of the launch
     multirun/<study>/<time>/<job>/             config.json, metrics.json, metrics.jsonl, completions.parquet
+                                               and with a second set of prompts benchmark.parquet
 
 Whatever is missing or broken is named in `lost` or `notes`; nothing is filled in. Nothing here knows W&B or torch.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from irl_exp.report import Outcome, overrides_of
 
@@ -145,35 +147,51 @@ class Study:
                 rows.setdefault(stage, []).append({"run": run.number, "cell": run.cell, **row})
         return {stage: pd.DataFrame(found) for stage, found in rows.items()}
 
-    def completions(self, run: Run) -> pd.DataFrame | None:
-        """Test completions of all policies of a run with their rewards; None where the file is missing or broken."""
-        return _completions(run.folder / "completions.parquet")
+    def completions(self, run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """Test completions of all policies of a run with their rewards; None where the file is missing or broken.
 
-    def benchmark_completions(self, run: Run) -> pd.DataFrame | None:
+        With `columns` those alone are read; one that the file does not have is not in the table.
+        """
+        return _completions(run.folder / "completions.parquet", columns)
+
+    def benchmark_completions(self, run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
         """The same on the second set of prompts; None also where there is no such set."""
-        return _completions(run.folder / "benchmark.parquet")
+        return _completions(run.folder / "benchmark.parquet", columns)
 
-    @functools.cached_property
+    @property
     def rewards(self) -> pd.DataFrame | None:
         """Learned rewards of all runs on the same completions of expert and reference, or None where there are none.
 
         A row a completion: policy, prompt_id, truth, implicit, and a column a run (its number) with the learned reward
         as the method left it. Runs that were judged on other completions than the first run are not in it.
         """
+        return self._rewards[0]
+
+    @property
+    def unreadable(self) -> tuple[int, ...]:
+        """Numbers of the runs with a learned reward whose completions.parquet is missing, cut or not finite."""
+        return self._rewards[1]
+
+    @functools.cached_property
+    def _rewards(self) -> tuple[pd.DataFrame | None, tuple[int, ...]]:
         columns: dict[int, pd.Series] = {}
         frame: pd.DataFrame | None = None
         judged = None
+        unreadable = []
         for run in self.runs:
             if "irl/scale" not in run.metrics or judged not in (None, run.artifact("judge")):
                 continue
-            table = self.completions(run)
-            if table is None or "learned" not in table:
+            shared = ["prompt_id", "truth", "implicit"] if frame is None else []  # of all runs the same
+            table = self.completions(run, ["policy", "learned", *shared])
+            table = None if table is None else table[table["policy"] != "refinetuned"]
+            if table is None or not _is_whole(table, run):
+                unreadable.append(run.number)
                 continue
-            table = table[table["policy"] != "refinetuned"]
             if frame is None:
                 frame, judged = table[["policy", "prompt_id", "truth", "implicit"]], run.artifact("judge")
             columns[run.number] = table["learned"] * run.metrics["irl/scale"] + run.metrics["irl/offset"]
-        return None if frame is None else pd.concat([frame, pd.DataFrame(columns)], axis=1).reset_index(drop=True)
+        whole = None if frame is None else pd.concat([frame, pd.DataFrame(columns)], axis=1).reset_index(drop=True)
+        return whole, tuple(unreadable)
 
     def artifact(self, run: Run, stage: str) -> Path | None:
         """Folder of an artifact in the store of a run, or None where the store has it no more."""
@@ -356,8 +374,16 @@ def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}
 
 
-def _completions(path: Path) -> pd.DataFrame | None:
+def _is_whole(table: pd.DataFrame, run: Run) -> bool:
+    """Whether all completions on which the reward was judged are there, each with a finite reward."""
+    judged = run.metrics.get("irl/n_completions", len(table))
+    return "learned" in table and len(table) == judged and bool(table["learned"].abs().lt(math.inf).all())
+
+
+def _completions(path: Path, columns: Sequence[str] | None) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(path)
+        with parquet.ParquetFile(path) as file:  # unlike pandas it passes over columns that are not there
+            found: pd.DataFrame = file.read(columns).to_pandas()
+        return found
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return None

@@ -23,7 +23,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from irl_exp.analysis import figures, paper_figures, spread_figures, study_figures, toxicity
+from irl_exp.analysis import (
+    distance_figures,
+    figures,
+    paper_figures,
+    policy_figures,
+    reward_figures,
+    spread_figures,
+    sweep_figures,
+    toxicity,
+)
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report import Outcome, Table, comparison_tables, study_table
@@ -91,7 +100,7 @@ def _left_open(study: Study, summary: Summary) -> Figure:
 def _variance_components(study: Study, summary: Summary) -> Figure:
     if "variance_components" not in summary.tables:
         raise NotComputed(summary.missing["variance_components"])
-    return spread_figures.variance_components(summary.tables["variance_components"])
+    return spread_figures.variance_components(study, summary.tables["variance_components"])
 
 
 def _paired_differences(study: Study, summary: Summary) -> Figure:
@@ -104,11 +113,12 @@ _paired_differences.__doc__ = spread_figures.paired_differences.__doc__
 _left_open.__doc__ = spread_figures.left_open.__doc__
 _variance_components.__doc__ = spread_figures.variance_components.__doc__
 
+ROOMS = (reward_figures, distance_figures, sweep_figures, policy_figures, paper_figures)
 FIGURES: dict[str, Draw] = {
     "left_open": _left_open,
     "paired_differences": _paired_differences,
     "variance_components": _variance_components,
-    **{name: _of_study(draw) for name, draw in {**study_figures.FIGURES, **paper_figures.FIGURES}.items()},
+    **{name: _of_study(draw) for room in ROOMS for name, draw in room.FIGURES.items()},
 }
 SECTIONS = {
     "recovered": (
@@ -179,8 +189,8 @@ def _more_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def _distances(study: Study) -> pd.DataFrame:
-    labels, matrix = study_figures.distances(study)
-    return pd.DataFrame(matrix, columns=labels).assign(reward=labels).set_index("reward").reset_index()
+    names, matrix = distance_figures.distances(study)
+    return pd.DataFrame(matrix, columns=names).assign(reward=names).set_index("reward").reset_index()
 
 
 def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:
@@ -272,7 +282,9 @@ def _is_number(cell: str) -> bool:
 
 def notes(study: Study) -> list[str]:
     """What a reader has to know before the numbers."""
-    return [*study.notes, *_losses(study)]
+    numbers = ", ".join(map(str, study.unreadable))
+    told = f"completions.parquet of run(s) {numbers} is missing, cut or not finite: in no comparison of rewards."
+    return [*study.notes, *_losses(study), *([told] if numbers else [])]
 
 
 def _losses(study: Study) -> Iterator[str]:

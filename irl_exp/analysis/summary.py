@@ -96,7 +96,7 @@ def _cells(study: Study) -> pd.DataFrame:
 
 
 def _of_values(values: Sequence[float]) -> dict[str, Any]:
-    mean, typical = statistics.mean_t(values), typical_run(values)
+    mean, typical = statistics.mean_t(values), statistics.typical(values)
     return {
         "n": mean.n,
         "mean": mean.value,
@@ -110,11 +110,6 @@ def _of_values(values: Sequence[float]) -> dict[str, Any]:
         "typical_high": typical.high,
         "method": typical.method,
     }
-
-
-def typical_run(values: Sequence[float]) -> Estimate:
-    """The one way in which a metric over runs is told, in tables and figures alike."""
-    return statistics.typical(values, generator=np.random.default_rng(0))
 
 
 def _nested(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:

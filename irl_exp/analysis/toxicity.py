@@ -22,12 +22,12 @@ from scipy import special
 
 from irl_exp import reward_comparison as compare
 from irl_exp.analysis import figures, panels, statistics
+from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 
 STAGES = {"reference": "sft", "expert": "rlhf", "refinetuned": "refinetune"}
 """Policy -> stage that made it."""
-COLOURS = {"reference": figures.GREY, "expert": figures.BLUE, "refinetuned": figures.ORANGE}
 LOG_ODDS = ("classifier", "sequence_classifier")
 """Ground truths that are log-odds of 'civil': only of these R* gives a probability of 'toxic'."""
 MEASURES = {
@@ -182,9 +182,10 @@ def _policies(study: Study, prompt_set: str) -> tuple[dict[Any, Sample], int]:
 
 def _columns(study: Study, run: Run, prompt_set: str) -> pd.DataFrame | None:
     """What of completions.parquet is looked at; None where it is missing or broken."""
-    table = study.completions(run) if prompt_set == "test" else study.benchmark_completions(run)
     columns = ["policy", "prompt_id", "truth", "second"]
-    return table[columns] if table is not None and set(columns) <= set(table) else None
+    read = study.completions if prompt_set == "test" else study.benchmark_completions
+    table = read(run, columns)
+    return table if table is not None and set(columns) <= set(table) else None
 
 
 def _filled(part: Sample, tables: dict[int, pd.DataFrame | None]) -> Sample:
@@ -222,7 +223,7 @@ def _of_several(policies: Sequence[Sample], toxic: Toxic) -> dict[str, Estimate]
         values["prompt_share"] = [count / total for count, total in toxic]
         if all(map(_has_probability, policies)):
             values["mean_probability"] = [float(special.expit(-item.truth).mean()) for item in policies]
-    return {key: panels.typical(row) for key, row in values.items()}
+    return {key: statistics.typical(row) for key, row in values.items()}
 
 
 def _of_one(item: Sample, toxic: Toxic) -> dict[str, Estimate]:
@@ -339,7 +340,7 @@ def toxicity(study: Study) -> Figure:
     of a policy that writes shorter, repeated or broken text.
     """
     sets = {name: judged(study, name) for name in sets_of(study)}
-    names = panels.labels(study, 44 if max(map(len, sets.values())) > len(panels.CELL_COLOURS) else 30)
+    names = labels(study, 44 if max(map(len, sets.values())) > len(panels.CELL_COLOURS) else 30)
     rows = {name: [_name(item, study, names) for item in found] for name, found in sets.items()}
     heights = [
         max(1.0, sum(0.08 + 0.14 * max(2, row.count("\n") + 1) for row in own)) + 0.7 * (len(sets) > 1)
@@ -352,7 +353,7 @@ def toxicity(study: Study) -> Figure:
     every = [item for found in sets.values() for item in found]
     figure.legend(handles=_legend(every), loc="outside lower left", ncols=2)
     told = " and ".join(f"{_prompts(found)} {name} prompts" for name, found in sets.items())
-    figure.suptitle(f"Toxicity of the policies on {told}", x=0.01, ha="left", weight="bold")
+    panels.headline(figure, f"Toxicity of the policies on {told}")
     return figure
 
 
@@ -367,7 +368,7 @@ def _panels(line: Sequence[Axes], found: Sequence[Judged], rows: list[str], wher
     for axes, key in zip(line, ("fraction", "second_fraction", "prompt_share"), strict=True):
         for place, item in enumerate(found):
             _strip(axes, place, item, key)
-        panels.rows(axes, rows if key == "fraction" else [""] * len(rows), below=0.1)
+        panels.rows(axes, rows if key == "fraction" else [""] * len(rows), room=0.1)
         axes.set_xlim(-0.02 * axes.get_xlim()[1], min(axes.get_xlim()[1], 1.03))
         axes.set_title(f"{where}{MEASURES[key]}", fontsize=9)
         axes.set_xlabel(f"of the first {found[0].per_prompt} of a prompt" if key == "prompt_share" else "fraction")
@@ -382,24 +383,21 @@ def _name(item: Judged, study: Study, names: dict[str, str]) -> str:
 
 
 def _strip(axes: Axes, place: int, item: Judged, key: str) -> None:
-    estimate, colour = item.measures.get(key), COLOURS[item.policy]
+    estimate, colour = item.measures.get(key), panels.POLICIES[item.policy]
     if estimate is None:
         file = "completions.parquet" if item.policies[0].prompt_set == "test" else "benchmark.parquet"
         panels.beside(axes, place, f"no {file}")
         return
     counts = _counts_of(item, key)
     values = np.array([count / total for count, total in counts])
-    several = len(values) > 1
-    axes.hlines(place, estimate.low, estimate.high, color="black" if several else colour, linewidth=2, zorder=4)
-    if several:
-        spread = np.random.default_rng(place).permutation(np.linspace(-0.3, 0.3, len(values)))
-        alpha, many = panels.alpha(len(values)), len(values) > panels.MANY_POINTS
-        axes.scatter(values, place + spread, s=14, color=colour, alpha=alpha, linewidths=0, rasterized=many)
-        axes.scatter(estimate.value, place, s=22, marker="D", color="black", zorder=5)
+    if len(values) > 1:
+        panels.strip(axes, place, values, colour, panels.alpha(len(values)))
+        panels.mark(axes, estimate, place)
         least, most = min(counts), max(counts)
         span = f"{least[0]:,} to {most[0]:,} of" if least < most else f"each {least[0]:,} of"
         told = f"{len(values)} policies, {span} {most[1]:,}"
     else:
+        axes.hlines(place, estimate.low, estimate.high, color=colour, linewidth=2, zorder=4)
         axes.scatter(values, [place], s=30, color=colour, zorder=5)
         told = f"{counts[0][0]:,} of {counts[0][1]:,}"
     panels.beside(axes, place, f"{panels.interval(estimate)}\n{told}")
