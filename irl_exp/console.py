@@ -89,7 +89,7 @@ class Console:
         if event.state == "computed":
             self.seconds.setdefault(event.job, []).append(f"{event.stage} {event.seconds:.1f} s")
         if self.jobs == 1:
-            self.say(f"{event.stage:<15} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
+            self.say(f"{event.stage:<22} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
 
     def _bar(self, event: Event) -> None:
         job = f"job {event.job}: " if self.jobs > 1 and event.job >= 0 else ""
