@@ -236,7 +236,8 @@ def test_cells_are_compared_on_the_seeds_that_both_have(copied: Path) -> None:
 
 
 def test_what_cannot_be_computed_is_named_with_the_reason(three_seeds: Launched) -> None:
-    missing = summary.summarise(study.read(three_seeds.folder)).data["not_computed"]
+    missing = json.loads((three_seeds.folder / "report" / "summary.json").read_text())["not_computed"]
+    assert not [reason for reason in missing.values() if reason.startswith(study_report.FAILED)]
     assert missing["comparisons"] == "there is one cell: nothing to compare"
     assert missing["variance_components"].startswith("it needs two nested seeds or more; here varies irl.seed")
 
@@ -445,6 +446,38 @@ def test_a_report_is_whole_or_the_old_one_stays(copied: Path, monkeypatch: pytes
         study_report.write(found)
     assert (copied / "report" / "index.html").read_bytes() == old
     assert not list(copied.glob(".report-*"))
+
+
+def test_files_of_others_in_the_folder_stay(copied: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    (mine / "summary.json").write_text('{"files": ["../notes.txt", "notes.txt/..", 3]}')
+    found = study.read(copied)
+    first = {path.name for path in study_report.write(found, mine).folder.iterdir()}
+    for job in JOBS[1:]:
+        (copied / job / "metrics.json").unlink()
+    second = {path.name for path in study_report.write(study.read(copied), mine).folder.iterdir()}
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert "distance_matrix.png" in first - second  # of one run there is none: the old one is no longer there
+
+
+def test_a_figure_that_fails_costs_the_figure_alone(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(study_report.FIGURES, "triangle", lambda found, numbers: 1 / 0)
+    written = study_report.write(study.read(copied))
+    assert written.missing["triangle"] == f"{study_report.FAILED} (ZeroDivisionError: division by zero)"
+    assert "distribution" in written.images
+
+
+@pytest.mark.parametrize("stage", ["features", "irl", "demonstrations"])
+def test_a_damaged_artifact_costs_what_it_is_needed_for(copied: Path, stage: str) -> None:
+    found = study.read(copied)
+    folder = found.artifact(found.runs[0], stage)
+    assert folder is not None
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.parquet")]:
+        path.write_bytes(b"no such format")
+    with pytest.raises(NotComputed, match="an artifact of these runs cannot be read"):
+        spread.left_open(found)
 
 
 def test_what_is_missing_is_on_the_page(copied: Path) -> None:

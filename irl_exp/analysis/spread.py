@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from irl_exp.analysis import determined, statistics
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.artifacts import read_manifest
+from irl_exp.artifacts import ArtifactError, read_manifest
 from irl_exp.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
 
 SEED = 0
@@ -135,7 +136,12 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
     Raises:
         NotComputed: the runs do not share one convex problem, or the store has its parts no more.
     """
-    problem = _problem(study)
+    try:
+        problem = _problem(study)
+    except (OSError, ValueError, LookupError, ArtifactError, SafetensorError) as broken:
+        raise NotComputed(f"an artifact of these runs cannot be read ({broken})") from None
+    if not problem.optimum.standard_error > 0:
+        raise NotComputed("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
     error, best = problem.optimum.standard_error, problem.optimum
     excess = problem.loss(problem.fitted_margins).mean(axis=1) - best.loss
     tolerances = {fraction * error for fraction in FRACTIONS}

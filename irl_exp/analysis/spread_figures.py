@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 from irl_exp.analysis import figures, panels
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.spread import Open
-from irl_exp.analysis.statistics import Estimate, wilson
+from irl_exp.analysis.statistics import Estimate, Floats, wilson
 from irl_exp.analysis.study import NotComputed, Study
 
 
@@ -108,7 +106,7 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
             if other in known.index:
                 mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
                 found = Estimate(mean, low, high, int(known.loc[other, "n"]), "mean, 95 % t interval")
-                _paired(axes, place, differences(study, metric, other, first), found)
+                _paired(axes, place, np.subtract(*study.paired(metric, other, first)), found)
         panels.rows(axes, [names[other] if axes is parts[0] else "" for other in others])
         axes.axvline(0, **panels.DASHED)
         axes.set_xlabel(f"difference in {metric}")
@@ -116,20 +114,11 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _paired(axes: Axes, place: int, seeds: Sequence[float], found: Estimate) -> None:
+def _paired(axes: Axes, place: int, seeds: Floats, found: Estimate) -> None:
     """One row: all seeds, and below them the mean with its interval, also in numbers."""
     axes.plot(seeds, [place] * len(seeds), "o", color=figures.ORANGE, alpha=0.6, markersize=4)
     panels.mark(axes, found, place + 0.24)
     panels.beside(axes, place, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
-
-
-def differences(study: Study, metric: str, cell: str, minus: str) -> list[float]:
-    """A metric of a cell minus that of another on each seed that both have."""
-    one, other = (
-        {study.seed_of(run): run.metrics[metric] for run in study.cells[name] if metric in run.metrics}
-        for name in (cell, minus)
-    )
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
 def variance_components(study: Study, table: pd.DataFrame) -> Figure:

@@ -127,6 +127,15 @@ class Study:
         """What pairs a run with those of other cells: its values of `varying_seeds`."""
         return tuple(run.seeds[key] for key in self.varying_seeds)
 
+    def paired(self, key: str, first: str, second: str) -> tuple[list[float], list[float]]:
+        """A metric of two cells on the seeds that both have, in the order of the seeds."""
+        one, other = (
+            {self.seed_of(run): run.metrics[key] for run in self.cells[cell] if key in run.metrics}
+            for cell in (first, second)
+        )
+        common = sorted(one.keys() & other.keys())
+        return [one[seed] for seed in common], [other[seed] for seed in common]
+
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
         """A row a run: number, cell, and each metric that any run has (missing where a run has not)."""

@@ -37,6 +37,8 @@ from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report import Outcome, Table, comparison_tables, study_table
 
+SUMMARY = "summary.json"
+FAILED = "an error of this program, please report it"
 Progress = Callable[[str, int, int], None]
 Draw = Callable[[Study, Summary], Figure]
 
@@ -135,7 +137,7 @@ SECTIONS = {
 
 
 def write(study: Study, folder: Path | None = None, *, progress: Progress = lambda what, done, total: None) -> Written:
-    """Write the report of a study into `folder` (default: report/ of the launch), which appears whole or not at all."""
+    """Write the report of a study into `folder` (default: report/ of the launch). An error leaves an earlier one."""
     folder = folder or study.folder / "report"
     summary = summarise(study, progress=lambda done, total: progress("what the demonstrations leave open", done, total))
     tables = {**summary.tables, **_more_tables(study)}
@@ -146,12 +148,12 @@ def write(study: Study, folder: Path | None = None, *, progress: Progress = lamb
         missing = {**summary.missing, **missing}
         for name, table in tables.items():
             table.to_csv(draft / f"{name}.csv", index=False)
-        data = {**summary.data, "not_computed": missing}
-        text = json.dumps(data, indent=1, allow_nan=False, default=_plain)
-        (draft / "summary.json").write_text(text + "\n", encoding="utf-8")
         page = _page(study, summary, drawn, missing, list(tables))
         (draft / "index.html").write_text(page, encoding="utf-8")
-        draft.chmod(0o755)
+        files = sorted([SUMMARY, *(path.name for path in draft.iterdir())])
+        data = {**summary.data, "not_computed": missing, "files": files}
+        text = json.dumps(data, indent=1, allow_nan=False, default=_plain)
+        (draft / SUMMARY).write_text(text + "\n", encoding="utf-8")
         _replace(folder, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -159,12 +161,21 @@ def write(study: Study, folder: Path | None = None, *, progress: Progress = lamb
 
 
 def _replace(folder: Path, draft: Path) -> None:
-    """Put the draft in the place of an earlier report; what is there for W&B stays."""
+    """Put the draft in the place of an earlier report; files in that folder that are of no report stay."""
     folder.mkdir(exist_ok=True)
-    for old in [path for path in folder.iterdir() if path.is_file() and not path.name.startswith("wandb_")]:
-        old.unlink()
+    for name in _files(folder / SUMMARY):
+        (folder / name).unlink(missing_ok=True)
     for file in draft.iterdir():
         file.replace(folder / file.name)
+
+
+def _files(summary: Path) -> list[str]:
+    """What an earlier report has written, as its summary.json says."""
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [name for name in found if isinstance(name, str) and Path(name).name == name]
 
 
 def _plain(value: Any) -> Any:
@@ -204,6 +215,9 @@ def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> t
                 figure = draw(study, summary)
             except NotComputed as reason:
                 missing[name] = str(reason).rstrip(".")
+                continue
+            except Exception as error:  # a figure that fails costs the figure, not the page
+                missing[name] = f"{FAILED} ({type(error).__name__}: {error})"
                 continue
             figures.save(figure, folder, name)
             caption = " ".join(inspect.cleandoc(draw.__doc__ or name).partition("\n\nArgs:")[0].split())

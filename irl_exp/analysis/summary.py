@@ -66,7 +66,7 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         except NotComputed as reason:
             missing[name] = str(reason)
             continue
-        data[name] = result.to_dict("records") if isinstance(result, pd.DataFrame) else result
+        data[name] = _records(result) if isinstance(result, pd.DataFrame) else result
         if isinstance(result, pd.DataFrame):
             tables[name] = result
     opened = None
@@ -78,6 +78,11 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         missing["left_open"] = str(reason)
     data["not_computed"] = missing
     return Summary(data, tables, opened, missing)
+
+
+def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows; what is not defined is left out."""
+    return [{key: value for key, value in row.items() if value == value} for row in table.to_dict("records")]
 
 
 def _runs(study: Study) -> pd.DataFrame:
@@ -115,9 +120,8 @@ def _of_values(values: Sequence[float]) -> dict[str, Any]:
 def _nested(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """cell -> metric -> numbers; what is not defined is left out."""
     found: dict[str, dict[str, Any]] = {}
-    for row in cells.to_dict("records"):
-        numbers = {key: value for key, value in row.items() if key not in ("cell", "metric") and value == value}
-        found.setdefault(row["cell"], {})[row["metric"]] = numbers
+    for row in _records(cells):
+        found.setdefault(row.pop("cell"), {})[row.pop("metric")] = row
     return found
 
 
@@ -129,23 +133,14 @@ def _comparisons(study: Study) -> pd.DataFrame:
     for key in COMPARED:
         tests: list[dict[str, Any]] = []
         for first, second in itertools.combinations(study.cells, 2):
-            if pairs := _pairs(study, key, first, second):
-                tests.append({"metric": key, "first": first, "second": second, **_compare(*pairs)})
+            one, other = study.paired(key, first, second)
+            if len(one) > 1:
+                tests.append({"metric": key, "first": first, "second": second, **_compare(one, other)})
         for row, adjusted in zip(tests, statistics.holm([test["p_value"] for test in tests]), strict=True):
             rows.append({**row, "p_holm": adjusted})
     if not rows:
         raise NotComputed("no two cells have two seeds in common")
     return pd.DataFrame(rows)
-
-
-def _pairs(study: Study, key: str, first: str, second: str) -> tuple[list[float], list[float]] | None:
-    """A metric of two cells on their common seeds; None if they have less than two."""
-    one, other = (
-        {study.seed_of(run): run.metrics[key] for run in study.cells[cell] if key in run.metrics}
-        for cell in (first, second)
-    )
-    common = sorted(one.keys() & other.keys())
-    return ([one[seed] for seed in common], [other[seed] for seed in common]) if len(common) > 1 else None
 
 
 def _compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
