@@ -174,10 +174,9 @@ def test_stage_seeds_follow_the_root_seed_unless_set() -> None:
 
 
 def test_one_length_holds_in_every_stage_unless_set() -> None:
-    composed = configured("max_new_tokens=9", "refinetune.max_new_tokens=5", "demonstrations.completions_per_prompt=3")
+    composed = configured("max_new_tokens=9", "refinetune.max_new_tokens=5")
     lengths = [getattr(composed, name).max_new_tokens for name in ("rlhf", "demonstrations", "refinetune", "evaluate")]
     assert lengths == [9, 9, 5, 9]
-    assert composed.evaluate.completions_per_prompt == 3
 
 
 def test_the_environment_says_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
