@@ -740,16 +740,16 @@ class RefinetuneConfig(PolicyOptimizationConfig):
     # At 0.05 several learned rewards were exploited by empty or broken text; at 0.2 the text stayed fluent
     # (trial of 3 losses on a model of this size, one seed each).
     kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.2, description="beta, in sd of the learned reward")
-    steps: Count = Field(36, description="optimiser steps")
+    steps: Count = Field(32, description="optimiser steps")
     batch_size: Count = Field(64, description="completions a step: a multiple of generations")
-    learning_rate: LearningRate = Field(3e-4, description="constant")
+    learning_rate: LearningRate = Field(4e-4, description="constant")
 
 
 class EvaluateConfig(Node):
     """Judge the policies and the learned reward on the test prompts."""
 
     seed: StageSeed
-    completions_per_prompt: Count = Field(4, description="of a policy that wrote no demonstrations")
+    completions_per_prompt: Annotated[Count, Interpolated("${demonstrations.completions_per_prompt}")]
     max_new_tokens: NewTokens
     batch_size: Count = Field(256, description="completions generated at once")
     bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples of prompts for the intervals")
