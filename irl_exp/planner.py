@@ -48,6 +48,9 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
+PLAN = "plan.json"
+
+
 class LaunchError(CompactHydraException):
     """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
 
@@ -113,9 +116,9 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     folder = Path(context.config.hydra.sweep.dir).absolute()
     with _refused_leaves_nothing(folder):
         jobs, device = _plan(context, job_overrides, first)
+        _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
     from irl_exp.console import Console
 
-    _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
     outcomes: dict[int, Outcome] = {}
     with Console(len(jobs)) as console:
         missing, batches = _announce(jobs, device, console)
@@ -142,7 +145,7 @@ def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
     planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
     plan = {"command": shlex.join(["python", *sys.argv]), "question": question_of(study), "jobs": planned}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -151,7 +154,7 @@ def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", PLAN}:
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()
