@@ -111,17 +111,18 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     Raises:
         LaunchError: the jobs cannot run (nothing was started), or some of them failed.
     """
-    setup_globals()
-    configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
     folder = Path(context.config.hydra.sweep.dir).absolute()
     with _refused_leaves_nothing(folder):
+        setup_globals()
+        configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
         jobs, device = _plan(context, job_overrides, first)
-        _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
-    from irl_exp.console import Console
+        from irl_exp.console import Console
 
-    outcomes: dict[int, Outcome] = {}
-    with Console(len(jobs)) as console:
+        console = Console(len(jobs))
         missing, batches = _announce(jobs, device, console)
+        _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
+    outcomes: dict[int, Outcome] = {}
+    with console:
         workers = min(_workers(jobs[0].config, device), len(missing))
         try:
             with terminate_like_interrupt():
