@@ -32,6 +32,13 @@ def copied(three_seeds: Launched, tmp_path: Path) -> Path:
     return Path(shutil.copytree(three_seeds.folder, tmp_path / "multirun" / "seeds" / "20260101", ignore=ignore))
 
 
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the page that do not look at each figure: all of them take seconds."""
+    kept = ("distribution", "triangle", "distance_matrix", "left_open")
+    monkeypatch.setattr(study_report, "FIGURES", {name: study_report.FIGURES[name] for name in kept})
+
+
 def change(path: Path, **values: Any) -> None:
     """Put values into a JSON file; a key may be dotted."""
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -434,6 +441,7 @@ def test_the_same_runs_give_the_same_report(copied: Path, tmp_path: Path) -> Non
         assert one == two, name
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_texts_of_a_user_are_no_html(copied: Path) -> None:
     change(copied / "plan.json", command="python launch.py '<script>alert(1)</script>'")
     page = study_report.write(study.read(copied), None).page.read_text(encoding="utf-8")
@@ -441,6 +449,7 @@ def test_texts_of_a_user_are_no_html(copied: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_a_report_is_whole_or_the_old_one_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = study.read(copied)
     old = study_report.write(found).page.read_bytes()
@@ -451,6 +460,7 @@ def test_a_report_is_whole_or_the_old_one_stays(copied: Path, monkeypatch: pytes
     assert not list(copied.glob(".report-*"))
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_files_of_others_in_the_folder_stay(copied: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -465,6 +475,7 @@ def test_files_of_others_in_the_folder_stay(copied: Path, tmp_path: Path) -> Non
     assert "distance_matrix.png" in first - second  # of one run there is none: the old one is no longer there
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_a_figure_that_fails_costs_the_figure_alone(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(study_report.FIGURES, "triangle", lambda found, numbers: 1 / 0)
     written = study_report.write(study.read(copied))
@@ -483,6 +494,7 @@ def test_a_damaged_artifact_costs_what_it_is_needed_for(copied: Path, stage: str
         spread.left_open(found)
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_what_is_missing_is_on_the_page(copied: Path) -> None:
     (copied / "1" / "metrics.json").unlink()
     (copied / "2" / "completions.parquet").write_bytes(b"no parquet")
@@ -508,6 +520,7 @@ def test_rewards_that_cannot_be_compared_are_left_out_and_named(copied: Path, da
     assert note.startswith("completions.parquet of run(s) 1 is missing, cut or not finite")
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_the_command_writes_and_says_where(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(copied.parent), "--out", "elsewhere"]) == 0
     told = capsys.readouterr().out
