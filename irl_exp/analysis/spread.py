@@ -1,6 +1,6 @@
 """The spread over seeds, explained: what the papers call non-identifiability, in three parts that must not be mixed.
 
-(a) Offset and scale, which no loss of margins determines: they move an accuracy at a fixed threshold, no ranking.
+(a) Offset, which no loss of margins determines, and scale: they move an accuracy at a fixed threshold, no ranking.
 (b) Optimisation and sampling: how far the runs are from each other and from the best reward on the same demonstrations;
     and how far best rewards are from each other when the prompts of the demonstrations are drawn anew.
 (c) What the demonstrations leave open: the rewards that explain them as well as the recovered ones did (determined.py).

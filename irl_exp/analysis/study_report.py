@@ -349,9 +349,9 @@ def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
     if "spread_shares" in data:
         parts = {name: _percent(share) for name, share in data["spread_shares"].items()}
         yield (
-            "(a) Offset and scale. No loss of margins determines a constant per prompt or a scale: of the variance of "
-            f"a completion's reward over runs they are {parts['offset']} and {parts['scale']}. What is left, "
-            f"{parts['direction']}, changes the order of completions."
+            "(a) Offset and scale. A constant per prompt, which no loss of margins determines, and the scale change no "
+            f"order: of the variance of a completion's reward over runs they are {parts['offset']} and "
+            f"{parts['scale']}. What is left, {parts['direction']}, changes the order of completions."
         )
     agreement = data.get("agreement", {}).get("pairwise_spearman")
     if agreement and len(data["cells"]) == 1:
@@ -376,9 +376,12 @@ def _noise(found: Mapping[str, Any] | None) -> str:
 def _open_text(found: Mapping[str, Any]) -> str:
     level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
     alike, fixed = _percent(found["runs_agree"]), _percent(level["determined"])
+    close = (
+        "as well as the typical run (within" if level["is_that_of_the_runs"] else "nearly as well as the best (within"
+    )
     return (
         f"(c) What the demonstrations leave open. All runs agree on the sign of {alike} of {found['n_pairs']} test "
-        "pairs. The rewards that explain the demonstrations as well as the typical run (within "
+        f"pairs. The rewards that explain the demonstrations {close} "
         f"{level['tolerance_se']:.2g} standard errors of the best loss) all agree on {fixed}: the order of the other "
         "pairs is decided by the method (its start, its steps, when it stops), not by the demonstrations."
     )
