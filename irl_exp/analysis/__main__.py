@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console as RichConsole
+
+from irl_exp.console import Console
+from irl_exp.report import Table
 
 REWARDS = """
 FILE.npz holds
@@ -58,7 +59,7 @@ def study(arguments: argparse.Namespace) -> int:
     from irl_exp.analysis import study as room
     from irl_exp.analysis import study_report
 
-    console = Console(stderr=True)
+    console = RichConsole(stderr=True)
     try:
         found = room.read(arguments.folder)
         with console.status("report") as status:
@@ -68,8 +69,7 @@ def study(arguments: argparse.Namespace) -> int:
     except (room.StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for table in study_report.number_tables(found):
-        _print(table.title, table.columns, table.rows)
+    Console(len(found.runs)).tables(study_report.number_tables(found))
     print(*study_report.notes(found), sep="\n")
     for name, reason in written.missing.items():
         print(f"not computed: {name} ({reason})")
@@ -103,22 +103,11 @@ def rewards(arguments: argparse.Namespace) -> int:
         return 2
     summary = analysis.summary
     title = f"{summary['n_runs']} runs on {summary['n_texts']:,} texts, {summary['n_civil']:,} civil by R*"
-    _print(title, ("against R*", "mean", "typical run [95 %]", "sd", "min", "max"), room.rows(analysis))
+    columns = ("against R*", "mean", "typical run [95 %]", "sd", "min", "max")
+    Console(summary["n_runs"]).tables([Table(title, columns, tuple(room.rows(analysis)))])
     method = summary["auroc"].get("typical", {}).get("method")
     print(*([f"typical run: {method}."] if method else []), *room.notes(analysis), f"written: {folder}", sep="\n")
     return 0
-
-
-def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a log file has no edge
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
