@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import threadpoolctl
 from conftest import Launched
 
 from irl_exp import contrast, report
@@ -439,6 +440,19 @@ def test_the_same_runs_give_the_same_report(copied: Path, tmp_path: Path) -> Non
     for name in ("summary.json", "index.html", "cells.csv", "left_open.csv", "distribution.pdf", "distribution.png"):
         one, two = ((folder / name).read_bytes() for folder in pages)
         assert one == two, name
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_the_report_is_that_of_one_thread_on_every_machine(copied: Path) -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    with threadpoolctl.threadpool_limits(2):
+        study_report.write(study.read(copied), progress=lambda what, done, total: seen.append(threads()))
+        assert threads() == {2}
+    assert seen
+    assert set().union(*seen) == {1}
 
 
 @pytest.mark.usefixtures("few_figures")

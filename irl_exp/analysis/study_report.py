@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import threadpoolctl
 from matplotlib.figure import Figure
 
 from irl_exp.analysis import (
@@ -138,7 +139,12 @@ SECTIONS = {
 
 def write(study: Study, folder: Path | None = None, *, progress: Progress = lambda what, done, total: None) -> Written:
     """Write the report of a study into `folder` (default: report/ of the launch). An error leaves an earlier one."""
-    folder = folder or study.folder / "report"
+    # Results depend on the order of sums, and on matrices of this size more threads wait for each other.
+    with threadpoolctl.threadpool_limits(limits=1):
+        return _write(study, folder or study.folder / "report", progress)
+
+
+def _write(study: Study, folder: Path, progress: Progress) -> Written:
     summary = summarise(study, progress=lambda done, total: progress("what the demonstrations leave open", done, total))
     tables = {**summary.tables, **_more_tables(study)}
     folder.parent.mkdir(parents=True, exist_ok=True)
