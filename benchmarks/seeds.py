@@ -39,11 +39,12 @@ PARTS = {  # what a launch spends its time in: module, function, indentation
     "chain.build": 2,
     "chain._obtain": 2,
     "stages.evaluate.run": 3,
-    "stages.evaluate.reward_metrics": 4,
-    "stages.evaluate.policy_metrics": 4,
+    "stages.evaluate.reward_report": 4,
+    "stages.evaluate.of_policies": 4,
     "artifacts._seal": 3,
     "chain._record": 2,
     "planner._finish": 0,
+    "planner._report": 1,
 }
 
 
