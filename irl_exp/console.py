@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from irl_exp.report import Outcome, Table
+from irl_exp.report import Outcome, Table, without
 
 if TYPE_CHECKING:  # runtime imports torch
     from irl_exp.runtime import Event
@@ -27,11 +27,12 @@ LINES = 50
 class Console:
     """Shows the events of one job stage by stage, of many jobs job by job. Use as a context manager."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, shared: Collection[str] = ()) -> None:
+        """`shared` are the overrides of all jobs, which their lines leave out."""
         self.rich = RichConsole(highlight=False)
         if not self.rich.is_terminal:
             self.rich = RichConsole(highlight=False, width=160)  # a log file has no edge
-        self.jobs, self.finished = jobs, 0
+        self.jobs, self.finished, self.shared = jobs, 0, shared
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<40}"),
@@ -125,7 +126,7 @@ class Console:
             worked = ", ".join(self.seconds.get(outcome.number, [])) or "all from the store"
             auroc = (outcome.metrics or {}).get("irl/auroc")
             result = f"  AUROC {auroc:.3f}" if auroc is not None else ""
-            self.say(f"[{self.finished}/{self.jobs}] {outcome.name}: {worked}{result}")
+            self.say(f"[{self.finished}/{self.jobs}] {without(outcome.name, self.shared)}: {worked}{result}")
 
     def batch_done(self, number: int, steps: int, failure: str) -> None:
         """IRL fits that were computed together have ended, well or not."""

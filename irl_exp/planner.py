@@ -117,8 +117,9 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
         jobs, device = _plan(context, job_overrides, first)
         from irl_exp.console import Console
+        from irl_exp.report import shared_overrides
 
-        console = Console(len(jobs))
+        console = Console(len(jobs), shared_overrides(job.name for job in jobs))
         missing, batches = _announce(jobs, device, console)
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
     outcomes: dict[int, Outcome] = {}

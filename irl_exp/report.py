@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +171,16 @@ def overrides_of(cell: str) -> list[str]:
     return re.split(r",(?![^\[{(]*[\]})])", cell)
 
 
+def shared_overrides(names: Iterable[str]) -> list[str]:
+    """The overrides that all of these cells (or jobs) are named by."""
+    return sorted(set.intersection(*(set(overrides_of(name)) for name in names)) - {"default"})
+
+
+def without(name: str, shared: Collection[str]) -> str:
+    """The name of a cell (or a job) but for these overrides, so that a table shows what differs."""
+    return ",".join(item for item in overrides_of(name) if item not in shared) or "default"
+
+
 def run_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The result of one run: its policies, and its rewards where there are demonstrations."""
     title = f"Policies on {int(metrics['n_prompts'])} test prompts"
@@ -301,14 +311,18 @@ def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, float]]
 
 
 def study_table(outcomes: Sequence[Outcome]) -> Table:
-    """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n."""
+    """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n.
+
+    Overrides that all cells have in common are in the title.
+    """
     rows = []
+    shared = shared_overrides(outcome.cell for outcome in outcomes)
     for cell, members in _by_cell(outcomes).items():
         for key in STUDY_METRICS:
             if values := [metrics[key] for metrics in members if key in metrics]:
-                rows.append((cell, key, *_spread(values)))
+                rows.append((without(cell, shared), key, *_spread(values)))
     done = sum(outcome.metrics is not None for outcome in outcomes)
-    title = f"{done} of {len(outcomes)} runs completed"
+    title = f"{done} of {len(outcomes)} runs completed{_everywhere(shared)}"
     return Table(title, ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n"), tuple(rows))
 
 
@@ -322,8 +336,7 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
     cells |= _by_cell(outcomes)
     sizes = Counter(outcome.cell for outcome in outcomes)
-    common = set.intersection(*(set(overrides_of(cell)) for cell in cells))
-    everywhere = f" ({', '.join(sorted(common))})" if common else ""
+    shared = shared_overrides(cells)
     tables = []
     for what, names in COMPARED.items():
         keys = [key for key in names if any(key in metrics for runs in cells.values() for metrics in runs)]
@@ -332,13 +345,17 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
         for cell, runs in cells.items():
             columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
             place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
-            own = ",".join(item for item in overrides_of(cell) if item not in common) or "default"
             count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
-            rows.append((own, *(_mean(values, len(runs)) for values in columns), *place, count))
+            means = (_mean(values, len(runs)) for values in columns)
+            rows.append((without(cell, shared), *means, *place, count))
         header = ("cell", *(names[key] for key in keys), *(["placebo >="] if placebo else []), "n")
-        title = f"{what.capitalize()}{everywhere}: mean ± half of the 95 % t interval"
+        title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval"
         tables += [Table(title, header, tuple(rows))] if keys else []
     return tables
+
+
+def _everywhere(shared: Sequence[str]) -> str:
+    return f" ({', '.join(shared)})" if shared else ""
 
 
 def _placebo(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> list[float]:

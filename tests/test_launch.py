@@ -254,13 +254,15 @@ def test_a_job_is_composed_as_by_hydra(overrides: tuple[str, ...]) -> None:
 
 
 def test_of_many_jobs_only_some_get_a_line_and_the_failed_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(120)
+    console = Console(120, ["scale=tiny"])
     for number in range(120):
         failed = number in (6, 7)
-        outcome = Outcome(number, f"irl.seed={number}", Path(), "failed" if failed else "completed", error="why")
+        outcome = Outcome(
+            number, f"scale=tiny,irl.seed={number}", Path(), "failed" if failed else "completed", error="why"
+        )
         console.job_done(outcome)
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if "FAILED" in line]) == 2
+    assert len([line for line in lines if "FAILED" in line and "scale=tiny" in line]) == 2
     assert len([line for line in lines if line.startswith("[")]) == 40
     assert lines[-1].startswith("[120/120] irl.seed=119")
 

@@ -194,6 +194,13 @@ def test_rewards_and_policies_are_compared_in_tables_of_their_own() -> None:
     assert rows(policies)["irl=probe"]["KL (nats)"] == "3.000"
 
 
+def test_what_all_cells_have_in_common_is_said_once() -> None:
+    runs = [outcome(n, f"irl/loss={loss},data=file", LEARNED) for n, loss in enumerate(("hinge", "squared"))]
+    for table in (*report.comparison_tables(runs), report.study_table(runs)):
+        assert "(data=file)" in table.title
+        assert {row[0] for row in table.rows} == {"irl/loss=hinge", "irl/loss=squared"}
+
+
 def test_a_list_is_one_override() -> None:
     runs = [outcome(n, f"irl.ridge=[1,10],irl.epochs={n},irl.seed=0", {"irl/auroc": 0.5}) for n in (1, 2)]
     (table,) = report.comparison_tables(runs)

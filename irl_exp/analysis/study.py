@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from irl_exp.report import Outcome, overrides_of
+from irl_exp.report import Outcome, shared_overrides, without
 
 Values = Mapping[str, Any]
 UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
@@ -236,19 +236,14 @@ def read(path: Path) -> Study:
         raise StudyError(f"{path}: none of its {len(lost)} runs has a result: {_why(lost)}.")
     cells = [Outcome(0, name, run, "completed").cell for _, name, run, _, _ in found]
     lost_cells = [Outcome(0, item.name, folder, "not run").cell for item in lost]
-    shared = tuple(sorted(set.intersection(*(set(overrides_of(cell)) for cell in [*cells, *lost_cells])) - {"default"}))
+    shared = tuple(shared_overrides([*cells, *lost_cells]))
     runs = [
-        Run(number, name, _own(cell, shared), run, _flat(config), metrics)
+        Run(number, name, without(cell, shared), run, _flat(config), metrics)
         for (number, name, run, config, metrics), cell in zip(found, cells, strict=True)
     ]
     notes += _mixed(runs) + _unequal(runs)
     ordered = tuple(sorted(runs, key=lambda run: run.number))
     return Study(folder, ordered, tuple(lost), shared, tuple(notes), *_asked(folder))
-
-
-def _own(cell: str, shared: Sequence[str]) -> str:
-    """The overrides of a cell that not all cells have."""
-    return ",".join(item for item in overrides_of(cell) if item not in shared) or "default"
 
 
 def _is_launch(folder: Path) -> bool:
