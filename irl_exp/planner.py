@@ -11,8 +11,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,15 +156,47 @@ def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
 def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
     """Turn what is wrong with a launch into one clear message, and remove the folder that Hydra has begun."""
     try:
-        yield
+        with _stop_at_once(lambda: _remove_begun(folder)):
+            yield
     except BaseException as error:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", PLAN}:
-            shutil.rmtree(folder)
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()
+        _remove_begun(folder)
         if isinstance(error, Exception) and type(error).__module__.startswith("irl_exp."):
             raise LaunchError(str(error)) from error
         raise
+
+
+def _remove_begun(folder: Path) -> None:
+    """Remove the folder of a launch that has no job yet."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", PLAN}:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _stop_at_once(tidy: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process here, while libraries load: some of them swallow a KeyboardInterrupt and go on
+    half loaded."""
+
+    def stop(number: int, frame: object) -> None:
+        try:
+            tidy()
+            sys.stdout.flush()
+        finally:
+            os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, stop)  # what is ignored, as under nohup, stays ignored
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _plan(
