@@ -34,11 +34,15 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.chain import Step
     from irl_exp.console import Console
     from irl_exp.report import Outcome
-    from irl_exp.runtime import Device, Report
+    from irl_exp.runtime import Device, Event, Report
     from irl_exp.tracking import Mode
 
 _report: Report | None = None
 """Where the jobs of this process report: set by a launch and by its workers, a console of their own otherwise."""
+
+
+_stopped = False
+"""Whether this process was told to stop."""
 
 
 _context: LaunchContext | None = None
@@ -152,14 +156,14 @@ def run_all(
         yield from _in_pool(context, jobs, batches, workers, console)
         return
     global _report
-    _report = console.show
+    _report = _unless_stopped(console.show)
     broken: dict[str, str] = {}
     waiting = list(batches)
     try:
         for job in jobs:
             for batch in [batch for batch in waiting if batch.needed_by(job)]:
                 waiting.remove(batch)
-                console.batch_done(batch.number, len(batch.steps), batch.run(console.show))
+                console.batch_done(batch.number, len(batch.steps), batch.run(_report))
             reason = job.blocked_by(broken)
             outcome = _not_run(job, reason) if reason else _run_one(context, job)
             _remember(outcome, broken)
@@ -315,7 +319,7 @@ def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes) -> Non
     from irl_exp.tracking import settle
 
     global _report, _context
-    _report = events.put
+    _report = _unless_stopped(events.put)
     if tracking_mode is not None:
         settle(tracking_mode)
     _context, state = cloudpickle.loads(launch)
@@ -342,16 +346,47 @@ def _work_batch(payload: bytes) -> str:
 
 
 @contextlib.contextmanager
-def terminate_like_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM closes runs and writes the summary, as Ctrl-C does."""
+def on_stop(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let the handler answer Ctrl-C and SIGTERM; what is ignored, as under nohup, stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: earlier for number, earlier in found.items() if earlier not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def terminate_like_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM closes runs and writes the summary, as Ctrl-C does.
+
+    Python drops an exception that meets it in a finalizer; a stop that was lost so comes again with the next report.
+    """
+    global _stopped
+    _stopped = False
+    with on_stop(_stop):
+        yield
+
+
+def _stop(number: int, frame: object) -> None:
+    global _stopped
+    _stopped = True
+    raise KeyboardInterrupt
+
+
+def _unless_stopped(report: Report) -> Report:
+    def told(event: Event) -> None:
+        if _stopped:
+            raise KeyboardInterrupt
+        report(event)
+
+    return told
 
 
 def short(path: Path) -> str:

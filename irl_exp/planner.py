@@ -11,10 +11,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +35,17 @@ from irl_exp.config import (
     question_of,
     swept_by,
 )
-from irl_exp.jobs import Batch, LaunchContext, PlannedJob, job_name, run_all, short, terminate_like_interrupt, typed
+from irl_exp.jobs import (
+    Batch,
+    LaunchContext,
+    PlannedJob,
+    job_name,
+    on_stop,
+    run_all,
+    short,
+    terminate_like_interrupt,
+    typed,
+)
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.study_report import Written
@@ -154,9 +162,20 @@ def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
 
 @contextlib.contextmanager
 def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
-    """Turn what is wrong with a launch into one clear message, and remove the folder that Hydra has begun."""
+    """Turn what is wrong with a launch into one clear message, and remove the folder that Hydra has begun.
+
+    A stop ends the process at once: libraries load here, some swallow a KeyboardInterrupt and go on half loaded.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        try:
+            _remove_begun(folder)
+            sys.stdout.flush()
+        finally:
+            os._exit(130)
+
     try:
-        with _stop_at_once(lambda: _remove_begun(folder)):
+        with on_stop(stop):
             yield
     except BaseException as error:
         _remove_begun(folder)
@@ -171,32 +190,6 @@ def _remove_begun(folder: Path) -> None:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
-
-
-@contextlib.contextmanager
-def _stop_at_once(tidy: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process here, while libraries load: some of them swallow a KeyboardInterrupt and go on
-    half loaded."""
-
-    def stop(number: int, frame: object) -> None:
-        try:
-            tidy()
-            sys.stdout.flush()
-        finally:
-            os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    try:
-        for number in before:
-            signal.signal(number, stop)  # what is ignored, as under nohup, stays ignored
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _plan(

@@ -28,12 +28,13 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 from wandb_files import read_run
 
-from irl_exp import config, planner
+from irl_exp import config, jobs, planner
 from irl_exp.artifacts import read_manifest
 from irl_exp.config import known_groups
 from irl_exp.console import Console
 from irl_exp.jobs import LaunchContext
 from irl_exp.report import POLICIES, POLICY_COLUMNS, REWARD_ROWS, Outcome
+from irl_exp.runtime import Event
 
 WARM = ("scale=tiny", "tracking=none", "workers=1")
 TINY = (*WARM, "data.count=1000")
@@ -569,3 +570,22 @@ def test_the_composed_config_can_be_shown(launch: Launch) -> None:
 
 def test_tab_completion_can_be_installed(launch: Launch) -> None:
     assert "complete" in launch("-sc", "install=bash").stdout
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_a_finalizer_swallows_comes_again_with_the_next_report() -> None:
+    class Final:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    told: list[Event] = []
+    report, event = jobs._unless_stopped(told.append), Event(0, "sft", "computing")
+    with jobs.terminate_like_interrupt():
+        report(event)
+        Final()  # Python prints the KeyboardInterrupt and goes on
+        with pytest.raises(KeyboardInterrupt):
+            report(event)
+    assert told == [event]
+    with jobs.terminate_like_interrupt():
+        report(event)
+    assert told == [event, event]
