@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from irl_exp.config import BenchmarkConfig, EvaluateConfig
 from irl_exp.ground_truth import load_ground_truth
 from irl_exp.policies import Completions, Policy, generate, log_probabilities
-from irl_exp.runtime import Context, Device
+from irl_exp.runtime import Context
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,6 @@ class Judges:
     reward: Path
     second_judge: Path
     reference: Path
-
-
-@functools.lru_cache(maxsize=2)
-def opened(folder: Path, device: Device) -> Policy:
-    """A policy that is only asked: reference and expert are the same in all jobs of a process. Never train it."""
-    return Policy.load(folder, device)
 
 
 def judged(
@@ -43,7 +36,7 @@ def judged(
     prompt_id is the place of the prompt in `prompts`.
     """
     device, repeats = context.device, config.completions_per_prompt
-    policy, reference = Policy.load(folder, device), opened(judges.reference, device)
+    policy, reference = Policy.load(folder, device), Policy.load(judges.reference, device)
     completions = generate(
         policy,
         [prompt for prompt in prompts for _ in range(repeats)],

@@ -22,9 +22,9 @@ from irl_exp import reward_comparison as compare
 from irl_exp.config import EvaluateConfig
 from irl_exp.data import prompts_of, test_texts
 from irl_exp.ground_truth import is_log_odds, load_ground_truth
-from irl_exp.judging import Judges, judged, opened
+from irl_exp.judging import Judges, judged
 from irl_exp.learned_rewards import LearnedReward
-from irl_exp.policies import Completions, log_probabilities
+from irl_exp.policies import Completions, Policy, log_probabilities
 from irl_exp.reward_metrics import Metrics
 from irl_exp.runtime import Context
 
@@ -182,7 +182,7 @@ class _Sampler:
         device, judges = self.context.device, self.judges
         completions, frame = judged(name, folder, self.prompts, self.config, judges, self.context)
         if self.expert:
-            by_expert = log_probabilities(opened(self.expert, device), completions)
+            by_expert = log_probabilities(Policy.load(self.expert, device), completions)
             frame["implicit"] = by_expert - frame["reference_log_probability"]
         if self.irl:
             learned = LearnedReward.load(self.irl, device, reference=judges.reference)
