@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from irl_exp import jobs, planner
+from irl_exp.launch import jobs, planner
 
 
 @hydra.main(config_path="conf", config_name="config", **planner.VERSION_BASE)

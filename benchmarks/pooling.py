@@ -21,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from irl_exp.comments import write_comments
 from irl_exp.config import FeaturesConfig, ModelConfig
-from irl_exp.features import Featurizer
-from irl_exp.policies import Completions, Policy, new_policy
-from irl_exp.runtime import Device, prepare_process
+from irl_exp.irl.features import Featurizer
+from irl_exp.machinery.runtime import Device, prepare_process
+from irl_exp.policies.language_models import Completions, Policy, new_policy
+from irl_exp.texts.comments import write_comments
 
 LENGTHS = (4, 8, 16, 32, 64, 128)
 DEVICE = Device("cpu", "fp32", 1)

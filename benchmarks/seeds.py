@@ -30,21 +30,21 @@ sys.path.insert(0, str(ROOT))
 PAIRS, SELECT, FEATURES = 2000, 400, 384
 ALONE = 10  # of so many fits alone the mean is taken; more are extrapolated
 PARTS = {  # what a launch spends its time in: module, function, indentation
-    "planner._plan": 0,
-    "planner._announce": 0,
-    "chain.run_batch": 0,
-    "jobs._run_one": 0,
-    "jobs.typed": 1,
-    "chain.run": 1,
+    "launch.planner._plan": 0,
+    "launch.planner._announce": 0,
+    "launch.obtain.run_batch": 0,
+    "launch.jobs._run_one": 0,
+    "launch.jobs.typed": 1,
+    "launch.run.run": 1,
     "chain.build": 2,
-    "chain._obtain": 2,
+    "launch.obtain.obtain": 2,
     "stages.evaluate.run": 3,
     "stages.evaluate.reward_report": 4,
     "stages.evaluate.of_policies": 4,
-    "artifacts._seal": 3,
-    "chain._record": 2,
-    "planner._finish": 0,
-    "planner._report": 1,
+    "machinery.store._seal": 3,
+    "launch.run._record": 2,
+    "launch.planner._finish": 0,
+    "launch.planner._report": 1,
 }
 
 
@@ -54,8 +54,8 @@ def fits() -> None:
     import torch
 
     from irl_exp.config import MarginConfig
-    from irl_exp.heads import fit_heads
-    from irl_exp.methods import procedure
+    from irl_exp.irl.heads import fit_heads
+    from irl_exp.irl.methods import procedure
 
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)
@@ -85,7 +85,8 @@ def default_irl() -> Any:
     import hydra
     from omegaconf import OmegaConf
 
-    from irl_exp import config, planner
+    from irl_exp import config
+    from irl_exp.launch import planner
 
     config.register()
     with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):

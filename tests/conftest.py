@@ -38,7 +38,7 @@ def _homes(folder: Path) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine in a test, and nothing of a test in the repository or in the next test."""
-    from irl_exp import tracking
+    from irl_exp.machinery import tracking
 
     monkeypatch.chdir(tmp_path)
     for variable in filter(_is_settled_elsewhere, list(os.environ)):
@@ -198,7 +198,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import pandas as pd
 
-    from irl_exp.comments import write_comments
+    from irl_exp.texts.comments import write_comments
 
     folder = tmp_path_factory.mktemp("texts")
     comments = write_comments(600, seed=3)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from irl_exp.config import Config, ModelConfig, SequenceClassifierConfig
-from irl_exp.ground_truth import SequenceClassifierReward
-from irl_exp.policies import Completions, Policy, new_policy, prepare_tokenizer
-from irl_exp.runtime import Context, Device, prepare_process
+from irl_exp.machinery.runtime import Context, Device, prepare_process
+from irl_exp.policies.language_models import Completions, Policy, new_policy, prepare_tokenizer
+from irl_exp.rewards.ground_truth import SequenceClassifierReward
 
 DEVICE = Device("cpu", "fp32", 1)
 prepare_process(DEVICE)
@@ -43,7 +43,8 @@ def compose(*overrides: str) -> Config:
     import hydra
     from omegaconf import OmegaConf
 
-    from irl_exp import config, planner
+    from irl_exp import config
+    from irl_exp.launch import planner
 
     config.register()
     with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):

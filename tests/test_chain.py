@@ -9,7 +9,7 @@ import pandas as pd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irl_exp import chain
+from irl_exp.launch import run
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
@@ -20,7 +20,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 @example([" a\rb", "a\r\nb", "\n", "\r", 'say "hi", ok', " 12 ", "NA", ""])
 def test_samples_are_read_back_as_they_were_written(texts: list[str]) -> None:
     frame = pd.DataFrame({"policy": "expert", "completion": texts, "reward": [0.5 + row for row in range(len(texts))]})
-    chain._write_samples(frame, Path("samples.csv"))
+    run._write_samples(frame, Path("samples.csv"))
     found = pd.read_csv("samples.csv", keep_default_na=False, dtype={"completion": str})  # "0" alone would be a number
     pd.testing.assert_frame_equal(found, frame, check_dtype=False)
     with Path("samples.csv").open(newline="", encoding="utf-8") as file:

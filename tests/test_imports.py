@@ -1,8 +1,9 @@
-"""Who may import whom: downwards only, and each heavy or foreign library in one place."""
+"""The rooms: who may import whom, what of a room others may use, and each foreign library in one place."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,28 +14,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "irl_exp"
 
-# From the top to the bottom: a module imports only what stands below it. A new module needs a place here.
-ORDER = (
-    *("dashboard", "planner", "jobs", "preflight", "chain", "console", "report", "stages"),
-    *("policy_optimization", "backbones", "methods", "learned_rewards", "shortcuts", "judging"),
-    *("ground_truth", "rewards", "features", "supervised"),
-    *("policies", "data", "comments", "heads", "policy_metrics", "reward_metrics"),
-    *("contrast", "sentiment", "runtime", "config", "artifacts", "tracking", "losses", "reward_comparison", "bayesian"),
-    "overoptimisation",
+FLOORS = (
+    {"launch"},
+    {"chain", "analysis", "dashboard"},
+    {"stages"},
+    {"irl"},
+    {"rewards"},
+    {"policies"},
+    {"texts", "measures", "machinery", "report"},
+    {"config"},
 )
+"""From the top to the bottom: a room imports only itself and what stands on floors below."""
+
 ALONE = (
-    *("artifacts", "tracking", "losses", "heads", "reward_comparison", "bayesian", "comments", "config", "sentiment"),
-    *("overoptimisation", "contrast"),
+    *("measures/reward_comparison", "measures/overoptimisation", "machinery/store", "machinery/tracking"),
+    *("irl/losses", "irl/heads", "irl/bayesian", "irl/contrast", "texts/comments", "texts/sentiment"),
+    *("report/cells", "report/names", "report/tables", "config/nodes"),
 )
+"""Files that import nothing of ours."""
+
 ONLY_IN = {
-    "trl": {"policy_optimization"},
-    "peft": {"backbones"},
-    "wandb": {"tracking"},
+    "trl": {"policies/policy_optimization.py"},
+    "peft": {"irl/backbones.py"},
+    "wandb": {"machinery/tracking.py"},
     "wandb_workspaces": {"dashboard"},
-    "hydra": {"planner", "jobs", "config"},
-    "omegaconf": {"planner", "jobs", "config"},
+    "hydra": {"launch", "config"},
+    "omegaconf": {"launch", "config"},
     "pydantic": {"config"},
-    "textblob": {"sentiment"},
+    "textblob": {"texts/sentiment.py"},
     "matplotlib": {"analysis"},
 }
 LEARNING = {"torch", "transformers", "trl", "datasets", "sklearn", "scipy", "numpy", "pandas", "safetensors"}
@@ -52,59 +59,79 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def room(path: Path) -> str:
-    """The name in ORDER: that of the module, or of the folder that it lies in."""
+    """The room that a file lies in; `chain` is a room of one file."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def ours(path: Path) -> set[str]:
-    """Our own modules that a file imports: names in ORDER."""
-    names = {name.split(".")[1] for name in imported(path) if name.startswith("irl_exp.")}
-    return names & {room(file) for file in FILES}
+def ours(path: Path) -> Iterator[tuple[str, str]]:
+    """What a file imports of ours: (room, first name inside it)."""
+    for name in imported(path):
+        if name.startswith("irl_exp."):
+            _, place, *inside = name.split(".")
+            yield place, inside[0] if inside else ""
 
 
 def libraries(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(path)}
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
 
-def test_every_module_has_a_place() -> None:
-    assert {room(path) for path in FILES} - {"analysis"} == set(ORDER)
+def test_every_room_has_its_floor() -> None:
+    assert {room(path) for path in FILES} == set.union(*FLOORS)
+    assert len(set.union(*FLOORS)) == sum(map(len, FLOORS))
 
 
 @each_file
 def test_imports_go_downwards(path: Path) -> None:
-    if room(path) == "analysis":  # it reads what runs wrote; the end of a launch alone calls it
-        assert ours(path) <= {"analysis", "reward_comparison", "report", "console", "contrast", "artifacts"}
-        assert not libraries(path) & {"torch", "transformers", "trl", "datasets", "hydra", "omegaconf", "wandb"}
-    else:
-        below = ORDER[ORDER.index(room(path)) + 1 :]
-        assert ours(path) <= {*below, *(["analysis"] if room(path) == "planner" else [])}
+    below: set[str] = set().union(*FLOORS[[room(path) in floor for floor in FLOORS].index(True) + 1 :])
+    above = {"chain", "analysis"} if room(path) == "launch" else set()
+    assert {place for place, _ in ours(path)} <= below | above | {room(path)}
+
+
+@each_file
+def test_of_another_room_only_what_it_offers_is_used(path: Path) -> None:
+    used = {(place, name) for place, name in ours(path) if place != room(path) and name}
+    offered = {place: importlib.import_module(f"irl_exp.{place}").__all__ for place, _ in used - {("chain", "build")}}
+    assert [f"{place}.{name}" for place, name in used - {("chain", "build")} if name not in offered[place]] == []
+
+
+@pytest.mark.parametrize("name", sorted(set.union(*FLOORS) - {"chain"}))
+def test_a_room_says_what_it_knows_and_offers(name: str) -> None:
+    found = importlib.import_module(f"irl_exp.{name}")
+    assert found.__doc__
+    for offered in found.__all__:
+        assert hasattr(found, offered) or (PACKAGE / name / f"{offered}.py").is_file()
+
+
+def test_the_chain_is_one_screen() -> None:
+    assert len((PACKAGE / "chain.py").read_text(encoding="utf-8").splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) == "analysis"], ids=lambda path: path.name)
+def test_the_statistics_room_learns_nothing(path: Path) -> None:
+    assert not libraries(path) & {"torch", "transformers", "trl", "datasets", "hydra", "omegaconf", "wandb"}
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_machinery_and_mathematics_import_nothing_of_ours(name: str) -> None:
-    assert ours(PACKAGE / f"{name}.py") == set()
+    assert list(ours(PACKAGE / f"{name}.py")) == []
 
 
 def test_metrics_of_rewards_stand_on_their_mathematics_alone() -> None:
-    assert ours(PACKAGE / "reward_metrics.py") == {"reward_comparison"}
-    assert libraries(PACKAGE / "reward_metrics.py") - set(sys.stdlib_module_names) == {"numpy", "pandas", "irl_exp"}
+    path = PACKAGE / "measures/reward_metrics.py"
+    assert {place for place, _ in ours(path)} == {"measures"}
+    assert libraries(path) - set(sys.stdlib_module_names) == {"numpy", "pandas", "irl_exp"}
 
 
-@pytest.mark.parametrize("name", ["artifacts", "tracking"])
+@pytest.mark.parametrize("name", ["store", "tracking"])
 def test_machinery_knows_no_machine_learning(name: str) -> None:
-    assert libraries(PACKAGE / f"{name}.py") & LEARNING == set()
+    assert libraries(PACKAGE / f"machinery/{name}.py") & LEARNING == set()
 
 
-def test_the_dashboard_reads_files_and_knows_no_machine_learning() -> None:
-    assert ours(PACKAGE / "dashboard.py") == {"config", "tracking"}
-    assert libraries(PACKAGE / "dashboard.py") - set(sys.stdlib_module_names) == {"irl_exp", "wandb_workspaces"}
-
-
-@pytest.mark.parametrize("name", ["losses", "reward_comparison", "bayesian"])
+@pytest.mark.parametrize("name", ["irl/losses", "measures/reward_comparison", "irl/bayesian"])
 def test_mathematics_sees_arrays_alone(name: str) -> None:
     inside = libraries(PACKAGE / f"{name}.py") - set(sys.stdlib_module_names)
     assert inside <= {"torch", "numpy", "scipy", "sklearn"}
@@ -112,18 +139,20 @@ def test_mathematics_sees_arrays_alone(name: str) -> None:
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_stays_in_its_place(library: str) -> None:
-    assert {room(path) for path in FILES if library in libraries(path)} == ONLY_IN[library]
+    users = [path.relative_to(PACKAGE) for path in FILES if library in libraries(path)]
+    places = ONLY_IN[library]
+    assert {path.as_posix() if path.as_posix() in places else path.parts[0] for path in users} == places
 
 
 def test_a_stage_imports_no_stage() -> None:
     stages = [path for path in FILES if room(path) == "stages"]
     assert len(stages) > 8
-    assert [path.name for path in stages if any(name.startswith("irl_exp.stages") for name in imported(path))] == []
+    assert [path.name for path in stages if any(place == "stages" for place, _ in ours(path))] == []
 
 
 @pytest.mark.parametrize(
     "program",
-    ["import irl_exp.config", "import irl_exp.planner", "import hydra_plugins.irl_exp_planner", "import launch"],
+    ["import irl_exp.config", "import irl_exp.launch.planner", "import hydra_plugins.irl_exp_planner", "import launch"],
 )
 def test_help_and_completion_load_nothing_heavy(program: str) -> None:
     """What every start, and every TAB, has to wait for."""

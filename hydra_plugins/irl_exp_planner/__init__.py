@@ -16,8 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from irl_exp import config as irl_config
-from irl_exp import planner
-from irl_exp.jobs import LaunchContext
+from irl_exp.launch import planner
+from irl_exp.launch.jobs import LaunchContext
 
 
 class PlannedLauncher(Launcher):

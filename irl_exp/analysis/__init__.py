@@ -1,1 +1,3 @@
-"""The statistics room, `python -m irl_exp.analysis`: it reads what runs wrote. Nobody imports it."""
+"""What many runs say together: reads files that runs wrote; never torch, never a stage."""
+
+__all__ = ["report", "study"]

@@ -7,10 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console as RichConsole
-
-from irl_exp.console import Console
-from irl_exp.report import Table
+from irl_exp.report.tables import Table, show, terminal
 
 REWARDS = """
 FILE.npz holds
@@ -56,21 +53,21 @@ def study_parser() -> argparse.ArgumentParser:
 
 def study(arguments: argparse.Namespace) -> int:
     """Read, compute, draw, write, print. 2 where there is no run with a result or the folder cannot be written."""
+    from irl_exp.analysis import report
     from irl_exp.analysis import study as room
-    from irl_exp.analysis import study_report
 
-    console = RichConsole(stderr=True)
+    console = terminal(stderr=True)
     try:
         found = room.read(arguments.folder)
         with console.status("report") as status:
-            written = study_report.write(
+            written = report.write(
                 found, arguments.out, progress=lambda what, done, total: status.update(f"{what} {done}/{total}")
             )
     except (room.StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Console(len(found.runs)).tables(study_report.number_tables(found))
-    print(*study_report.notes(found), sep="\n")
+    show(report.number_tables(found), terminal())
+    print(*report.notes(found), sep="\n")
     for name, reason in written.missing.items():
         print(f"not computed: {name} ({reason})")
     print(f"written: {written.page}")
@@ -104,7 +101,7 @@ def rewards(arguments: argparse.Namespace) -> int:
     summary = analysis.summary
     title = f"{summary['n_runs']} runs on {summary['n_texts']:,} texts, {summary['n_civil']:,} civil by R*"
     columns = ("against R*", "mean", "typical run [95 %]", "sd", "min", "max")
-    Console(summary["n_runs"]).tables([Table(title, columns, tuple(room.rows(analysis)))])
+    show([Table(title, columns, tuple(room.rows(analysis)))], terminal())
     method = summary["auroc"].get("typical", {}).get("method")
     print(*([f"typical run: {method}."] if method else []), *room.notes(analysis), f"written: {folder}", sep="\n")
     return 0

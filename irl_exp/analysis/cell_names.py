@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from irl_exp.analysis.study import Study
-from irl_exp.report import overrides_of
+from irl_exp.report.cells import overrides_of
 
 PLAIN = re.compile(r"[-+.\de]+|true|false|null|none", re.IGNORECASE)
 """A value that says nothing without its key."""

@@ -17,9 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from irl_exp import reward_comparison as compare
-from irl_exp.analysis import figures, statistics
+from irl_exp.analysis import statistics
+from irl_exp.analysis.figures import drawing
 from irl_exp.analysis.statistics import Estimate, Floats
+from irl_exp.measures import reward_comparison as compare
 
 METRICS = {
     "accuracy_at_zero": "accuracy, threshold 0",
@@ -250,29 +251,29 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     pd.DataFrame(analysis.agreement, index=names, columns=names).to_csv(agreement, index_label="run")
     summary.write_text(json.dumps(analysis.summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     written = [summary, runs, agreement]
-    with figures.style():
-        written += figures.save(_runs_figure(analysis), folder, "runs")
-        written += figures.save(_threshold_figure(analysis), folder, "threshold")
+    with drawing.style():
+        written += drawing.save(_runs_figure(analysis), folder, "runs")
+        written += drawing.save(_threshold_figure(analysis), folder, "threshold")
         if len(names) > 1:
-            written += figures.save(_agreement_figure(analysis), folder, "agreement")
+            written += drawing.save(_agreement_figure(analysis), folder, "agreement")
     return written
 
 
 def _runs_figure(analysis: Analysis) -> Figure:
     """Every run as a point, for the two accuracies and AUROC, with the mean and the level that needs no reward."""
-    figure = figures.new()
+    figure = drawing.new()
     axes = figure.add_subplot()
     keys = ("accuracy_at_zero", "accuracy_calibrated", "auroc")
     spread = np.random.default_rng(SEED).uniform(-0.18, 0.18, len(analysis.table))
-    for place, (key, colour) in enumerate(zip(keys, (figures.BLUE, figures.GREEN, figures.ORANGE), strict=True)):
+    for place, (key, colour) in enumerate(zip(keys, (drawing.BLUE, drawing.GREEN, drawing.ORANGE), strict=True)):
         values = analysis.table[key].to_numpy()
         axes.scatter(place + spread, values, s=16, color=colour, alpha=0.6, linewidths=0)
         axes.hlines(values.mean(), place - 0.3, place + 0.3, color="black", zorder=3)
         axes.annotate(f"mean {values.mean():.3f}", (place + 0.31, values.mean()), va="center", fontsize=8)
     majority = analysis.summary["majority_accuracy"]
-    axes.hlines(majority, -0.4, 1.4, color=figures.GREY, linestyle="--")
+    axes.hlines(majority, -0.4, 1.4, color=drawing.GREY, linestyle="--")
     axes.annotate(f"majority class {majority:.4f}", (0.5, majority), (0, -9), textcoords="offset points", ha="center")
-    axes.hlines(0.5, 1.6, 2.4, color=figures.GREY, linestyle="--")
+    axes.hlines(0.5, 1.6, 2.4, color=drawing.GREY, linestyle="--")
     axes.annotate("chance 0.5", (2.4, 0.5), (0, -9), textcoords="offset points", ha="right")
     axes.set_xticks(range(3), [METRICS[key] for key in keys])
     axes.set_xlim(-0.5, 2.75)
@@ -283,13 +284,13 @@ def _runs_figure(analysis: Analysis) -> Figure:
 
 def _threshold_figure(analysis: Analysis) -> Figure:
     """Accuracy at 0 and calibrated against AUROC: how far apart runs of the same order are for their threshold."""
-    figure = figures.new()
+    figure = drawing.new()
     axes = figure.add_subplot()
     table = analysis.table
     axes.vlines(table["auroc"], table["accuracy_at_zero"], table["accuracy_calibrated"], color="#D0D0D0", linewidth=0.8)
-    for key, marker, colour in (("accuracy_at_zero", "o", figures.BLUE), ("accuracy_calibrated", "^", figures.GREEN)):
+    for key, marker, colour in (("accuracy_at_zero", "o", drawing.BLUE), ("accuracy_calibrated", "^", drawing.GREEN)):
         axes.scatter(table["auroc"], table[key], s=18, marker=marker, color=colour, label=METRICS[key], zorder=3)
-    axes.axhline(analysis.summary["majority_accuracy"], color=figures.GREY, linestyle="--", label="majority class")
+    axes.axhline(analysis.summary["majority_accuracy"], color=drawing.GREY, linestyle="--", label="majority class")
     axes.set_xlabel("AUROC: the order alone, no threshold")
     axes.set_ylabel("accuracy of the sign")
     axes.set_title("What the threshold costs, run by run")
@@ -299,7 +300,7 @@ def _threshold_figure(analysis: Analysis) -> Figure:
 
 def _agreement_figure(analysis: Analysis) -> Figure:
     """Spearman correlation of all pairs of runs, sorted by AUROC."""
-    figure = figures.new(5.4, 4.6)
+    figure = drawing.new(5.4, 4.6)
     axes = figure.add_subplot()
     order = np.argsort(analysis.table["auroc"].to_numpy(), kind="stable")
     image = axes.imshow(analysis.agreement[np.ix_(order, order)], vmin=-1, vmax=1, cmap="PuOr", interpolation="nearest")

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file
 from irl_exp.analysis import determined, statistics
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.artifacts import ArtifactError, read_manifest
-from irl_exp.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
+from irl_exp.irl.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
+from irl_exp.machinery.store import ArtifactError, read_manifest
 
 SEED = 0
 PAIRS = 100

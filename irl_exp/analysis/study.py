@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from irl_exp.report import Outcome, shared_overrides, without
+from irl_exp.report.cells import Outcome, shared_overrides, without
 
 Values = Mapping[str, Any]
 UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")

@@ -13,7 +13,7 @@ import pandas as pd
 from irl_exp.analysis import rewards, spread, statistics
 from irl_exp.analysis.statistics import Estimate
 from irl_exp.analysis.study import NotComputed, Study
-from irl_exp.report import STUDY_METRICS
+from irl_exp.report.names import STUDY_METRICS
 
 COMPARED = ("irl/auroc", "irl/epic", "refinetuned/toxic_fraction", "refinetuned/reward_mean")
 """Metrics by which cells are compared seed by seed, and of which the components of variance are estimated."""

@@ -4,3 +4,5 @@ A stage sees its config node, its inputs (folders of artifacts, config nodes) an
 artifact into `context.folder` and returns what its manifest should say, with a one-line "note" for the console.
 Raise VERSION when the same config and inputs give another result. A stage imports no other stage.
 """
+
+__all__ = ["irl", "step"]

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from irl_exp.config import BenchmarkConfig
-from irl_exp.data import read_benchmark, unseen
-from irl_exp.judging import Judges, judged
-from irl_exp.runtime import Context
+from irl_exp.machinery.runtime import Context
+from irl_exp.rewards.judging import Judges, judged
+from irl_exp.texts.data import read_benchmark, unseen
 
 VERSION = 1
 

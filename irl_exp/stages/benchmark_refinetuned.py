@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from irl_exp.config import BenchmarkConfig
-from irl_exp.judging import Judges, judged
-from irl_exp.runtime import Context
+from irl_exp.machinery.runtime import Context
+from irl_exp.rewards.judging import Judges, judged
 
 VERSION = 1
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from irl_exp import data
 from irl_exp.config import DataConfig
-from irl_exp.runtime import Context
+from irl_exp.machinery.runtime import Context
+from irl_exp.texts import data
 
 VERSION = 1
 

@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import DemonstrationsConfig, LengthShortcut, MarkerShortcut
-from irl_exp.data import prompts_of
-from irl_exp.policies import Completions, Policy, generate, log_probabilities
-from irl_exp.runtime import Context
-from irl_exp.shortcuts import plant
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.rewards.shortcuts import plant
+from irl_exp.texts.data import prompts_of
 
 VERSION = 3
 PARTS = ("fit", "select", "test")

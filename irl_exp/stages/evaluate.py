@@ -17,16 +17,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from irl_exp import overoptimisation, policy_metrics, reward_metrics, shortcuts
-from irl_exp import reward_comparison as compare
 from irl_exp.config import EvaluateConfig
-from irl_exp.data import prompts_of, test_texts
-from irl_exp.ground_truth import is_log_odds, load_ground_truth
-from irl_exp.judging import Judges, judged
-from irl_exp.learned_rewards import LearnedReward
-from irl_exp.policies import Completions, Policy, log_probabilities
-from irl_exp.reward_metrics import Metrics
-from irl_exp.runtime import Context
+from irl_exp.irl.learned_rewards import LearnedReward
+from irl_exp.machinery.runtime import Context
+from irl_exp.measures import overoptimisation, policy_metrics, reward_metrics
+from irl_exp.measures import reward_comparison as compare
+from irl_exp.measures.reward_metrics import Metrics
+from irl_exp.policies.language_models import Completions, Policy, log_probabilities
+from irl_exp.rewards import shortcuts
+from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
+from irl_exp.rewards.judging import Judges, judged
+from irl_exp.texts.data import prompts_of, test_texts
 
 VERSION = 10
 

@@ -16,10 +16,10 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from irl_exp.config import FeaturesConfig
-from irl_exp.data import WITHOUT_LABELS, test_texts
-from irl_exp.features import Featurizer
-from irl_exp.policies import Completions, Policy
-from irl_exp.runtime import Context
+from irl_exp.irl.features import Featurizer
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
 VERSION = 3
 

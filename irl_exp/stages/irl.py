@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from irl_exp import backbones, contrast, learned_rewards, methods
 from irl_exp.config import (
     BayesianConfig,
     EnsembleConfig,
@@ -30,12 +29,13 @@ from irl_exp.config import (
     PlaceboConfig,
     ProbeConfig,
 )
-from irl_exp.data import WITHOUT_LABELS, test_texts
-from irl_exp.ground_truth import load_ground_truth
-from irl_exp.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
-from irl_exp.policies import Completions, Policy
-from irl_exp.rewards import Scores
-from irl_exp.runtime import Context
+from irl_exp.irl import backbones, contrast, learned_rewards, methods
+from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.rewards.ground_truth import load_ground_truth
+from irl_exp.rewards.reward import Scores
+from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
 VERSION = 4
 PROBES = 32

@@ -21,11 +21,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from irl_exp.config import Node
-from irl_exp.data import WITHOUT_LABELS, test_texts
-from irl_exp.ground_truth import GroundTruth, WeightedReward, load_ground_truth, of_frame
-from irl_exp.policies import Completions
-from irl_exp.rewards import Reward, Scores
-from irl_exp.runtime import Context
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions
+from irl_exp.rewards.ground_truth import GroundTruth, WeightedReward, load_ground_truth, of_frame
+from irl_exp.rewards.reward import Reward, Scores
+from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
 VERSION = 3
 

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from irl_exp.config import RefinetuneConfig
-from irl_exp.data import prompts_of
-from irl_exp.learned_rewards import LearnedReward
-from irl_exp.policy_optimization import optimize
-from irl_exp.runtime import Context
+from irl_exp.irl.learned_rewards import LearnedReward
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.policy_optimization import optimize
+from irl_exp.texts.data import prompts_of
 
 VERSION = 2
 

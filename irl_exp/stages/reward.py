@@ -17,7 +17,8 @@ from irl_exp.config import (
     SequenceClassifierConfig,
     WeightedConfig,
 )
-from irl_exp.ground_truth import (
+from irl_exp.machinery.runtime import Context
+from irl_exp.rewards.ground_truth import (
     ClassifierReward,
     GroundTruth,
     ImportedReward,
@@ -29,7 +30,6 @@ from irl_exp.ground_truth import (
     of_frame,
     save_ground_truth,
 )
-from irl_exp.runtime import Context
 
 VERSION = 2
 PROBES = 32

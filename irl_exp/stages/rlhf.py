@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig
-from irl_exp.data import prompts_of
-from irl_exp.ground_truth import load_ground_truth
-from irl_exp.policies import Completions, Policy, generate
-from irl_exp.policy_optimization import optimize
-from irl_exp.rewards import Reward
-from irl_exp.runtime import Context
-from irl_exp.shortcuts import shortcut_reward
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy, generate
+from irl_exp.policies.policy_optimization import optimize
+from irl_exp.rewards.ground_truth import load_ground_truth
+from irl_exp.rewards.reward import Reward
+from irl_exp.rewards.shortcuts import shortcut_reward
+from irl_exp.texts.data import prompts_of
 
 VERSION = 2
 SAMPLES = 256

@@ -14,8 +14,15 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import Node
-from irl_exp.ground_truth import ClassifierReward, GroundTruth, SentimentReward, hold_out, of_frame, save_ground_truth
-from irl_exp.runtime import Context
+from irl_exp.machinery.runtime import Context
+from irl_exp.rewards.ground_truth import (
+    ClassifierReward,
+    GroundTruth,
+    SentimentReward,
+    hold_out,
+    of_frame,
+    save_ground_truth,
+)
 
 VERSION = 1
 PROBES = 32

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import ModelConfig, SftConfig
-from irl_exp.policies import Completions, Policy, log_probabilities, new_policy
-from irl_exp.runtime import Context
-from irl_exp.supervised import fine_tune
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy, log_probabilities, new_policy
+from irl_exp.policies.supervised import fine_tune
 
 VERSION = 2
 HELD_OUT = 256

@@ -1,0 +1,147 @@
+"""Everything that can be configured: names, defaults, bounds and what each option does.
+
+The models are the one place for all three. They give Hydra its base nodes (`register`), check the composed config of
+every job before the first one starts (`parse`), and give the stages typed, frozen objects. The YAML files under
+`conf/` hold named points only. Nothing here imports a heavy library: `--help` and tab completion stay instant.
+"""
+
+from irl_exp.config.base_nodes import BASE_NODES, CHOSEN_BY_GROUP, base_node, register
+from irl_exp.config.data import (
+    BenchmarkConfig,
+    CommentsConfig,
+    DataConfig,
+    FileBenchmark,
+    FileConfig,
+    JigsawConfig,
+    NoBenchmark,
+    RealToxicityPromptsConfig,
+)
+from irl_exp.config.experiment import Config
+from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
+from irl_exp.config.help import describe_groups, describe_options, question_of
+from irl_exp.config.irl import (
+    BackboneConfig,
+    BayesianConfig,
+    BradleyTerryLoss,
+    ConfidenceMarginLoss,
+    EnsembleConfig,
+    FailureAwareConfig,
+    FrozenBackbone,
+    FullBackbone,
+    HingeLoss,
+    ImplicitConfig,
+    IrlConfig,
+    LastLayersBackbone,
+    LoraBackbone,
+    LossConfig,
+    MajorityConfig,
+    MarginConfig,
+    MaxMarginLoss,
+    PlaceboConfig,
+    ProbeConfig,
+    SquaredLoss,
+)
+from irl_exp.config.keys import known_groups, known_keys, nearest, option_fields
+from irl_exp.config.models import ModelConfig
+from irl_exp.config.nodes import CONF, ConfigError, Interpolated, Node, node_of
+from irl_exp.config.overrides import check_choices, check_override, swept_by
+from irl_exp.config.parsing import parse
+from irl_exp.config.policies import (
+    DemonstrationsConfig,
+    EvaluateConfig,
+    PolicyOptimizationConfig,
+    RefinetuneConfig,
+    SftConfig,
+)
+from irl_exp.config.rewards import (
+    ClassifierConfig,
+    ImportedConfig,
+    LengthConfig,
+    LengthPart,
+    RewardConfig,
+    ScorerConfig,
+    SentimentConfig,
+    SentimentPart,
+    SequenceClassifierConfig,
+    SequenceClassifierPart,
+    WeightedConfig,
+    source_of,
+)
+from irl_exp.config.shortcuts import LengthShortcut, MarkerShortcut, NoShortcut
+
+__all__ = [
+    "BASE_NODES",
+    "CHOSEN_BY_GROUP",
+    "CONF",
+    "BackboneConfig",
+    "BayesianConfig",
+    "BenchmarkConfig",
+    "BradleyTerryLoss",
+    "ClassifierConfig",
+    "CommentsConfig",
+    "ConfidenceMarginLoss",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DemonstrationsConfig",
+    "EnsembleConfig",
+    "EvaluateConfig",
+    "FailureAwareConfig",
+    "FeaturesConfig",
+    "FileBenchmark",
+    "FileConfig",
+    "FrozenBackbone",
+    "FullBackbone",
+    "HiddenStateConfig",
+    "HingeLoss",
+    "ImplicitConfig",
+    "ImportedConfig",
+    "Interpolated",
+    "IrlConfig",
+    "JigsawConfig",
+    "LastLayersBackbone",
+    "LengthConfig",
+    "LengthPart",
+    "LengthShortcut",
+    "LoraBackbone",
+    "LossConfig",
+    "MajorityConfig",
+    "MarginConfig",
+    "MarkerShortcut",
+    "MaxMarginLoss",
+    "ModelConfig",
+    "NgramConfig",
+    "NoBenchmark",
+    "NoShortcut",
+    "Node",
+    "PlaceboConfig",
+    "PolicyOptimizationConfig",
+    "ProbeConfig",
+    "RandomConfig",
+    "RealToxicityPromptsConfig",
+    "RefinetuneConfig",
+    "RewardConfig",
+    "ScorerConfig",
+    "SentimentConfig",
+    "SentimentPart",
+    "SequenceClassifierConfig",
+    "SequenceClassifierPart",
+    "SftConfig",
+    "SquaredLoss",
+    "WeightedConfig",
+    "base_node",
+    "check_choices",
+    "check_override",
+    "describe_groups",
+    "describe_options",
+    "known_groups",
+    "known_keys",
+    "nearest",
+    "node_of",
+    "option_fields",
+    "parse",
+    "question_of",
+    "register",
+    "source_of",
+    "swept_by",
+]

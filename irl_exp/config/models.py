@@ -1,0 +1,35 @@
+"""Language models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from irl_exp.config.nodes import Count, ModelPath, Node
+
+
+class ModelConfig(Node):
+    """The base language model: `path`, else `hub`, else a new GPT-NeoX (Pythia) model of the given size."""
+
+    name: str = Field("tiny", description="shown in tables and run names")
+    path: ModelPath | None = Field(None, description="local folder that AutoModelForCausalLM opens; wins over hub")
+    hub: str | None = Field(None, description="name on the Hugging Face hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    tuned: bool = Field(False, description="the checkpoint is the reference policy as it is: no SFT")
+    hidden_size: Count = Field(128, description="of a new model; a multiple of heads")
+    layers: Count = Field(4, description="of a new model")
+    heads: Count = Field(4, description="of a new model")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(2048, description="byte-level BPE of a new model: at most")
+
+    @property
+    def pretrained(self) -> bool:
+        return self.path is not None or self.hub is not None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tuned and not self.pretrained:
+            raise ValueError("tuned=true needs a checkpoint: set model.path or model.hub")
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads})")
+        return self

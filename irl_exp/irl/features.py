@@ -1,0 +1,261 @@
+"""phi(x, y): what inverse RL sees of a completion. docs/features.md tells what each part is good for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from irl_exp.config import FeaturesConfig, HiddenStateConfig, NgramConfig
+from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, log_probabilities, pad
+from irl_exp.texts.sentiment import sentiments
+
+Features = NDArray[np.float32]
+
+
+class FeatureError(Exception):
+    """Features that do not fit the policy or the completions."""
+
+
+class Featurizer:
+    """The parts of the config, joined: (n, d) features of completions.
+
+    Attributes:
+        ngrams: the one part that is fitted, if it is chosen.
+    """
+
+    def __init__(self, config: FeaturesConfig, policy: Policy, ngrams: Ngrams | None = None) -> None:
+        self.config, self.policy, self.ngrams = config, policy, ngrams
+        self._untrained = untrained(policy, seed=config.random.seed) if config.random else None
+
+    @classmethod
+    def fit(cls, config: FeaturesConfig, policy: Policy, completions: Completions) -> Featurizer:
+        """What has to be fitted is fitted to these completions, without any label.
+
+        Raises:
+            FeatureError: the policy has no such layer, or the completions have no n-gram that is frequent enough.
+        """
+        check_layers(config, policy.model.config.num_hidden_layers)
+        return cls(config, policy, Ngrams.fit(config.ngram, completions.texts) if config.ngram else None)
+
+    def extract(self, completions: Completions, progress: Progress = lambda done, total: None) -> Features:
+        """(n, d) features, the parts side by side in the order of `FeaturesConfig.parts`.
+
+        Raises:
+            FeatureError: there are no completions, or a feature is not a finite number.
+        """
+        if not len(completions):
+            raise FeatureError("there are no completions to extract features from.")
+        found = self._of_text(completions)
+        passes = self._passes()
+        for number, compute in enumerate(passes):
+            found |= compute(completions, _share(progress, number, len(passes)))
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+                raise FeatureError(f"irl.features.{name} of completion {row} is not a finite number.")
+        return np.concatenate([found[name] for name in self.config.parts], axis=1)
+
+    def _passes(self) -> list[Callable[[Completions, Progress], dict[str, Features]]]:
+        """What runs over the completions, one after the other; parts that read the same states share a pass."""
+        trained = {name: part for name, part in self.config.states.items() if name != "random"}
+        size = self.config.batch_size
+        passes: list[Callable[[Completions, Progress], dict[str, Features]]] = []
+        if trained:
+            passes.append(partial(hidden_states, trained, self.policy, size))
+        if self.config.random and self._untrained:
+            passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained, size))
+        if self.config.reference_log_probability:
+            passes.append(partial(reference_log_probability, self.policy, size))
+        return passes
+
+    def _of_text(self, completions: Completions) -> dict[str, Features]:
+        """The parts that need no forward pass."""
+        found: dict[str, Features] = {}
+        if self.ngrams:
+            found["ngram"] = self.ngrams(completions.texts)
+        if self.config.sentiment:
+            found["sentiment"] = sentiments(completions.texts).astype(np.float32)
+        if self.config.length:
+            found["length"] = lengths(completions, self.policy.eos)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the config and what was fitted; the policy lies elsewhere."""
+        folder.mkdir()
+        (folder / "config.json").write_text(self.config.model_dump_json(), encoding="utf-8")
+        if self.ngrams:
+            self.ngrams.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, policy: Policy) -> Featurizer:
+        config = FeaturesConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+        return cls(config, policy, Ngrams.load(folder, config.ngram) if config.ngram else None)
+
+
+def _share(progress: Progress, number: int, count: int) -> Progress:
+    """Progress of one of several passes over the same completions."""
+    return lambda done, total: progress(number * total + done, count * total)
+
+
+# ------------------------------------------------------------------------------------------- hidden states
+
+
+def check_layers(config: FeaturesConfig, depth: int) -> None:
+    """Refuse a layer that a model of this depth does not have.
+
+    Raises:
+        FeatureError: names the option and the range.
+    """
+    for name, part in config.states.items():
+        wrong = [layer for layer in part.layers if not -depth - 1 <= layer <= depth]
+        if wrong:
+            raise FeatureError(
+                f"irl.features.{name}.layers={list(part.layers)}: there is no layer {wrong[0]}; the policy has "
+                f"{-depth - 1} to {depth}."
+            )
+
+
+def untrained(policy: Policy, *, seed: int) -> Policy:
+    """The policy's architecture and tokenizer with random weights, as training would begin with them.
+
+    They are drawn again at each start rather than saved. A library that drew others would be noticed: a learned
+    reward has to reproduce its own scores when it is loaded.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(policy.model.config, dtype=torch.float32)
+    return Policy(model.to(policy.device.name).eval(), policy.tokenizer, policy.device)
+
+
+def hidden_states(
+    parts: Mapping[str, HiddenStateConfig],
+    policy: Policy,
+    batch_size: int,
+    completions: Completions,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Features]:
+    """Hidden states of the policy that has read prompt and completion, (n, d) for each part, from one forward pass.
+
+    Pooled over the completion's tokens only, EOS included where it ended: `last` is the state that predicts what
+    follows the completion, `mean` the average over it.
+    """
+    batches: dict[str, list[Features]] = {name: [] for name in parts}
+    order: list[NDArray[np.int64]] = []
+    policy.model.eval()
+    for rows in by_length(completions, batch_size):
+        with policy.device.inference():
+            pooled = pool_all([*parts.values()], policy, policy.model.base_model, completions[rows])
+        for name, states in zip(parts, pooled, strict=True):
+            batches[name].append(states.float().cpu().numpy())
+        order.append(rows)
+        progress(sum(map(len, order)), len(completions))
+    back = np.argsort(np.concatenate(order))
+    return {name: np.concatenate(found)[back] for name, found in batches.items()}
+
+
+def pool(config: HiddenStateConfig, policy: Policy, base_model: torch.nn.Module, batch: Completions) -> torch.Tensor:
+    """(b, d) pooled states of one batch; differentiable. The language-model head, most of the work, is not run."""
+    return pool_all([config], policy, base_model, batch)[0]
+
+
+def pool_all(
+    configs: Sequence[HiddenStateConfig], policy: Policy, base_model: torch.nn.Module, batch: Completions
+) -> list[torch.Tensor]:
+    """As `pool`, for several configs from one forward pass: (b, d) of each."""
+    sequences = [prompt + written for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
+    every = any(config.layers != (-1,) for config in configs)
+    output = base_model(**pad(sequences, policy, side="right"), output_hidden_states=every)
+    device = output.last_hidden_state.device
+    ends = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    starts = torch.tensor([len(prompt) for prompt in batch.prompt_ids], device=device)
+    position = torch.arange(output.last_hidden_state.shape[1], device=device)
+    inside = (position >= starts[:, None]) & (position < ends[:, None])
+    found = []
+    for config in configs:
+        layers = [output.hidden_states[layer] for layer in config.layers] if every else [output.last_hidden_state]
+        states = torch.cat(layers, dim=-1)  # (b, t, d)
+        if config.pooling == "last":
+            found.append(states[torch.arange(len(batch), device=device), ends - 1])
+        else:
+            found.append((states * inside[..., None]).sum(1) / inside.sum(1, keepdim=True))
+    return found
+
+
+# ----------------------------------------------------------------------------------------- single columns
+
+
+def reference_log_probability(
+    policy: Policy, batch_size: int, completions: Completions, progress: Progress = lambda done, total: None
+) -> dict[str, Features]:
+    """log pi(y|x) in nats, EOS included where the completion ended: one column."""
+    values = log_probabilities(policy, completions, batch_size=batch_size, progress=progress)
+    return {"reference_log_probability": values[:, None].astype(np.float32)}
+
+
+def lengths(completions: Completions, eos: int) -> Features:
+    """Tokens of each completion without EOS: (n, 1)."""
+    counts = np.array([len(ids) for ids in completions.completion_ids]) - completions.ended(eos)
+    return np.asarray(counts[:, None], dtype=np.float32)
+
+
+# ----------------------------------------------------------------------------------------------- n-grams
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """TF-IDF with sublinear counts, rows of length 1, over the most frequent n-grams of the texts of fit."""
+
+    vectorizer: Any
+
+    @staticmethod
+    def _vectorizer(config: NgramConfig, **options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        if config.analyzer == "word":
+            # Single letters and punctuation carry tone ("!", "u"); the default pattern would drop them.
+            options["token_pattern"] = r"\w+|[^\w\s]"
+        ngrams = (1, config.longest)
+        return TfidfVectorizer(analyzer=config.analyzer, ngram_range=ngrams, sublinear_tf=True, **options)
+
+    @classmethod
+    def fit(cls, config: NgramConfig, texts: Sequence[str]) -> Ngrams:
+        """The vocabulary of the texts.
+
+        Raises:
+            FeatureError: no n-gram is frequent enough.
+        """
+        vectorizer = cls._vectorizer(config, min_df=config.min_count, max_features=config.max_features)
+        try:
+            return cls(vectorizer.fit(texts))
+        except ValueError as error:  # an empty vocabulary has several messages
+            raise FeatureError(
+                f"irl.features.ngram.min_count={config.min_count}: no n-gram is in that many of the {len(texts)} "
+                f"completions of fit ({error}). Set a lower one, or demonstrations.completions_per_prompt higher."
+            ) from error
+
+    def __call__(self, texts: Sequence[str]) -> Features:
+        """(n, number of n-grams), in alphabetical order."""
+        return np.asarray(self.vectorizer.transform(texts).astype(np.float32).toarray())
+
+    def save(self, folder: Path) -> None:
+        """Vocabulary as JSON, weights as safetensors; no pickle."""
+        vocabulary = {term: int(column) for term, column in sorted(self.vectorizer.vocabulary_.items())}
+        (folder / "ngram.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        save_file({"idf": self.vectorizer.idf_}, folder / "ngram.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, config: NgramConfig) -> Ngrams:
+        vocabulary = json.loads((folder / "ngram.json").read_text(encoding="utf-8"))
+        vectorizer = cls._vectorizer(config, vocabulary=vocabulary)
+        vectorizer.idf_ = load_file(folder / "ngram.safetensors")["idf"]
+        return cls(vectorizer)

@@ -1,0 +1,278 @@
+"""The methods of inverse RL that need no training of the backbone: demonstrations in, the scorer of a reward out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irl_exp.config import (
+    BayesianConfig,
+    BradleyTerryLoss,
+    ConfidenceMarginLoss,
+    EnsembleConfig,
+    FailureAwareConfig,
+    HingeLoss,
+    LossConfig,
+    MarginConfig,
+    MaxMarginLoss,
+    PlaceboConfig,
+    ProbeConfig,
+    SquaredLoss,
+)
+from irl_exp.irl import bayesian, losses
+from irl_exp.irl.contrast import Demonstrations, IrlError, Scaling
+from irl_exp.irl.heads import LANES, Heads, Procedure, filled, fit_heads, spread
+from irl_exp.irl.learned_rewards import LinearScorer
+
+Floats = NDArray[np.float64]
+HeadsConfig = MarginConfig | PlaceboConfig | FailureAwareConfig | EnsembleConfig
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted reward: its scorer, what the manifest says of it, and the curve of its fit.
+
+    Attributes:
+        scaling: of the features that it was fitted on.
+        temperature: of the likelihood, where there is one: the unit of the parts of the uncertainty.
+        path: (epochs, d) float32 weights after each epoch, of a fit of one head.
+    """
+
+    scorer: LinearScorer
+    scaling: Scaling
+    info: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    temperature: float | None = None
+    path: NDArray[np.float32] | None = None
+
+    def scores(self, demonstrations: Demonstrations) -> Floats:
+        """(n,) rewards of the demonstrations as the method left them."""
+        return self.scorer.score_features(demonstrations.features)[0]
+
+    def epochs(self, demonstrations: Demonstrations, part: str) -> NDArray[np.float32] | None:
+        """(epochs, rows of the part) scores after each epoch, where the fit has epochs and one head."""
+        if self.path is None:
+            return None
+        rows = np.asarray(demonstrations.frame["part"] == part)
+        centred = demonstrations.features[rows] - self.scorer.center
+        return np.asarray(self.path.astype(np.float64) @ centred.T, dtype=np.float32)
+
+    def uncertainty(self, demonstrations: Demonstrations) -> dict[str, Floats]:
+        """What the method knows of its uncertainty, by name, (n,) each; nothing if it has one head only.
+
+        norm is the Mahalanobis norm of the features, with which the sd of any Gaussian posterior goes along by
+        algebra: an sd that predicts errors no better than the norm says nothing about the reward.
+        """
+        _, deviation = self.scorer.score_features(demonstrations.features)
+        if deviation is None:
+            return {}
+        found = {"deviation": deviation, "norm": np.linalg.norm(self.scaling(demonstrations.features), axis=1)}
+        if self.temperature is not None:
+            mean = (demonstrations.features - self.scorer.center) @ self.scorer.weights[0]
+            parts = bayesian.decompose(mean, deviation, self.temperature)
+            found |= {"epistemic": parts.epistemic, "aleatoric": parts.aleatoric}
+        return found
+
+
+def fit_margin(
+    configs: Sequence[HeadsConfig],
+    demonstrations: Demonstrations,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Fit]:
+    """Fit the configs, which differ in their seed alone, together: one Fit each.
+
+    Of several ridges and norms each seed takes those with the least loss on select.
+    """
+    config = configs[0]
+    if any(other.model_copy(update={"seed": config.seed}) != config for other in configs):
+        raise ValueError("configs that are fitted together may differ in their seed alone.")
+    members = config.members if isinstance(config, EnsembleConfig) else 1
+    seeds = [other.seed + member for other in configs for member in range(members)]
+    candidates = [(ridge, norm) for ridge in config.ridge for norm in config.max_norm]
+    fits: list[tuple[Scaling, Heads]] = []
+    for number, (ridge, max_norm) in enumerate(candidates):
+        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
+        scaled = scaling(demonstrations.features)
+        heads = fit_heads(
+            demonstrations.pairs(scaled, "fit"),
+            demonstrations.pairs(scaled, "select"),
+            procedure(config, max_norm),
+            seeds,
+            progress=_share(progress, number, len(candidates)),
+        )
+        fits.append((scaling, heads))
+    best = np.argmin([heads.select_loss for _, heads in fits], axis=0)
+    return [
+        _chosen(config, fits, candidates, best, slice(start, start + members), demonstrations)
+        for start in range(0, len(seeds), members)
+    ]
+
+
+def _share(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
+    """Progress of one of several equal tasks."""
+    return lambda done, total: progress(number * total + done, count * total)
+
+
+def _chosen(
+    config: HeadsConfig,
+    fits: Sequence[tuple[Scaling, Heads]],
+    candidates: Sequence[tuple[float, float]],
+    best: NDArray[np.int64],
+    rows: slice,
+    demonstrations: Demonstrations,
+) -> Fit:
+    """One reward of the members `rows`: each as select chose it, in the coordinates of the features."""
+    weights = np.stack(
+        [fits[best[row]][0].transform @ fits[best[row]][1].weights[row] for row in range(rows.start, rows.stop)]
+    )
+    center = fits[0][0].center
+    scorer = LinearScorer(weights, center, None)
+    if isinstance(config, EnsembleConfig):
+        spread = ((demonstrations.features[demonstrations.fit] - center) @ weights.T).std(axis=0)
+        if not (spread > 0).all():
+            raise IrlError("a member of the ensemble gives all demonstrations the same reward.")
+        scorer = replace(
+            scorer,
+            weights=weights / spread[:, None],
+            aggregate=config.aggregate,
+            deviations=config.deviations if config.aggregate == "lower_bound" else 0.0,
+        )
+    first = fits[best[rows.start]][1]
+    curve = [
+        {"step": epoch + 1, **{name: float(values[epoch, rows].mean()) for name, values in first.curves.items()}}
+        for epoch in range(config.epochs)
+    ]
+    ridge, max_norm = candidates[best[rows.start]]
+    info = {"best_epoch": int(first.best_epoch[rows.start]), "ridge": ridge, "max_norm": max_norm}
+    scaling = fits[best[rows.start]][0]
+    alone = rows.stop - rows.start == 1
+    path = (first.path[:, rows.start] @ scaling.transform.T).astype(np.float32) if alone else None
+    return Fit(scorer, scaling, info, curve, path=path)
+
+
+def procedure(config: HeadsConfig, max_norm: float) -> Procedure:
+    """How the heads of a config are fitted."""
+    return Procedure(
+        loss=loss_function(config.loss),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        max_norm=max_norm,
+        resample=config.resample_pairs,
+        swap=isinstance(config, PlaceboConfig),
+        weighting=weighting(config) if isinstance(config, FailureAwareConfig) else None,
+        homogeneous=isinstance(config.loss, MaxMarginLoss | SquaredLoss),
+    )
+
+
+def loss_function(config: LossConfig) -> Callable[[Tensor], Tensor]:
+    """The chosen loss as a function of the margin alone."""
+    if isinstance(config, HingeLoss):
+        return lambda margin: losses.hinge(margin, target_margin=config.target_margin)
+    if isinstance(config, BradleyTerryLoss):
+        return lambda margin: losses.bradley_terry(margin, temperature=config.temperature)
+    if isinstance(config, SquaredLoss):
+        return losses.squared
+    if isinstance(config, ConfidenceMarginLoss):
+        return lambda margin: losses.confidence_margin(
+            margin, target_margin=config.target_margin, confidence=config.confidence
+        )
+    return lambda margin: losses.max_margin(
+        margin, correct_penalty=config.correct_penalty, wrong_penalty=config.wrong_penalty
+    )
+
+
+def weighting(config: FailureAwareConfig) -> Callable[[Tensor, float], Tensor]:
+    """Weights of pairs, of mean 1 a seed, so that both kinds take steps of the same size as no weighting.
+
+    failure (after arXiv 2510.06092): 1 + weight where the margin is below a bound that rises over the epochs from
+    -tie_width (clear errors) to +tie_width sd of the margins (near ties). focal (arXiv 1708.02002):
+    (1 - sigmoid(margin / sd))^focus.
+    """
+
+    def weights(margins: Tensor, done: float) -> Tensor:
+        sd = spread(margins)
+        if config.weighting == "focal":
+            found = (torch.sigmoid(filled(-margins / sd, columns=LANES)) ** config.focus)[:, : margins.shape[1]]
+        else:
+            found = 1 + config.weight * (margins < (2 * done - 1) * config.tie_width * sd).double()
+        return found / found.mean(dim=1, keepdim=True)
+
+    return weights
+
+
+def fit_bayesian(config: BayesianConfig, demonstrations: Demonstrations) -> Fit:
+    """Posterior of a linear reward; of several ridges and prior sds that with the least Bradley-Terry loss on select.
+
+    With rounds > 1 the pairs are taken in disjoint folds of prompts, the posterior of one the prior of the next.
+    """
+    method = {"laplace": bayesian.laplace, "mean_field": bayesian.mean_field}[config.posterior]
+    folds = _folds(demonstrations, config.rounds)
+    found: list[tuple[float, Scaling, bayesian.Posterior, dict[str, Any]]] = []
+    for ridge in config.ridge:
+        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
+        scaled = scaling(demonstrations.features)
+        fit, select = demonstrations.pairs(scaled, "fit"), demonstrations.pairs(scaled, "select")
+        for prior_sd in config.prior_sd:
+            prior = bayesian.isotropic(fit.shape[1], prior_sd)
+            posterior = bayesian.sequential(fit, folds, prior, method, temperature=config.temperature)[-1]
+            loss = float(np.logaddexp(0, -select @ posterior.mean / config.temperature).mean())
+            info = {"ridge": ridge, "prior_sd": prior_sd, "select_loss": loss}
+            found.append((loss, scaling, posterior, info))
+    _, scaling, posterior, info = min(found, key=lambda item: item[0])
+    scorer = _posterior_scorer(config, scaling, posterior)
+    return Fit(scorer, scaling, info, temperature=config.temperature)
+
+
+def _folds(demonstrations: Demonstrations, rounds: int) -> list[NDArray[np.int64]]:
+    """Rows of the pairs of fit in disjoint folds of prompts."""
+    rows = demonstrations.frame[demonstrations.fit & np.asarray(demonstrations.frame["policy"] == "expert")]
+    _, prompt = np.unique(rows["prompt_id"], return_inverse=True)
+    return [np.flatnonzero(prompt % rounds == number) for number in range(rounds)]
+
+
+def _posterior_scorer(config: BayesianConfig, scaling: Scaling, posterior: bayesian.Posterior) -> LinearScorer:
+    """The posterior in the coordinates of the features; `sample` is one draw and as certain of itself as any reward."""
+    if config.aggregate == "sample":
+        draw = posterior.sample(np.random.default_rng(config.seed), 1)
+        return LinearScorer(draw @ scaling.transform.T, scaling.center, None)
+    return LinearScorer(
+        (scaling.transform @ posterior.mean)[None],
+        scaling.center,
+        None,
+        aggregate=config.aggregate,
+        deviations=config.deviations if config.aggregate == "lower_bound" else 0.0,
+        factor=scaling.transform @ posterior.factor,
+    )
+
+
+def fit_probe(config: ProbeConfig, demonstrations: Demonstrations, truth: Floats) -> Fit:
+    """Logistic regression on the label of R* (truth >= 0), fitted on fit; C by the log-loss on select.
+
+    Args:
+        truth: (n,) R* of the demonstrations of fit and select.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    select = np.asarray(demonstrations.frame["part"] == "select")
+    fit, civil = demonstrations.fit, truth >= 0
+    if civil[fit].all() or not civil[fit].any():
+        raise IrlError("irl=probe needs completions of both labels of R* among the demonstrations of fit.")
+    found: list[tuple[float, Fit]] = []
+    for ridge in config.ridge:
+        scaling = Scaling.fit(demonstrations.features[fit], config.scaling, ridge)
+        scaled = scaling(demonstrations.features)
+        for strength in config.inverse_regularisation:
+            model = LogisticRegression(C=strength, max_iter=2000).fit(scaled[fit], civil[fit])
+            loss = float(log_loss(civil[select], model.predict_proba(scaled[select])[:, 1], labels=[False, True]))
+            scorer = LinearScorer((scaling.transform @ model.coef_[0])[None], scaling.center, None)
+            found.append((loss, Fit(scorer, scaling, {"inverse_regularisation": strength, "ridge": ridge})))
+    return min(found, key=lambda item: item[0])[1]

@@ -1,0 +1,193 @@
+"""One step: from the store or computed now, alone or in a batch, its curve replayed to the tracker."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
+from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
+from irl_exp.stages.step import Step
+
+VERSIONS = ("torch", "transformers", "trl", "datasets", "scikit-learn", "numpy", "irl-exp")
+
+
+class StageError(Exception):
+    """A stage that failed; says which. `digest` is the identity that could not be computed."""
+
+    def __init__(self, stage: str, digest: str, error: BaseException) -> None:
+        message = (str(error).strip() or "no message").splitlines()[0]
+        kind = "" if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: "
+        super().__init__(f"{stage}: {kind}{message}")
+        self.stage, self.digest, self.error = stage, digest, error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled from its parts: the default would call the constructor with the message."""
+        return StageError, (self.stage, self.digest, self.error)
+
+
+def _peak_mib() -> float | None:
+    """The largest resident size of this process so far; unknown on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of this package's code."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:20]
+
+
+def made_by_other_code(folder: Path) -> bool:
+    """Whether the code has changed since this artifact was made. Its VERSION says that it still holds; does it?"""
+    return bool(read_manifest(folder)["info"].get("source") != source_digest())
+
+
+_prepare_process = functools.cache(prepare_process)
+
+
+def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
+    """Those of the steps that are cheaper together, at least `count` batches of each kind if there are as many steps.
+
+    Steps of one kind differ in the seed of their config alone.
+    """
+    from irl_exp.stages import irl
+
+    kinds: dict[str, dict[str, Step]] = {}
+    for step in steps:
+        if step.stage == "irl" and irl.batched(step.config):  # type: ignore[arg-type]
+            identity = step.identity
+            kind = json.dumps([{**identity.config, "seed": None}, identity.inputs], sort_keys=True)
+            kinds.setdefault(kind, {})[identity.digest] = step
+    found = []
+    for same in map(list, map(dict.values, kinds.values())):
+        size = min(irl.together(same[0].config), math.ceil(len(same) / count))  # type: ignore[arg-type]
+        found += [same[start : start + size] for start in range(0, len(same), size)] if len(same) > 1 else []
+    return [batch for batch in found if len(batch) > 1]
+
+
+def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Report, number: int) -> list[Artifact]:
+    """Compute steps that differ in their seed alone in one go, and first what they need; each is an artifact.
+
+    Steps that another process computes meanwhile are left to it. The jobs read the curves from the artifacts.
+
+    Args:
+        number: stands for the job in what is reported.
+    """
+    reporter = Reporter(lambda stage, row: None, device, report, number)
+    for needed in _ancestors(steps[0]):
+        obtain(needed, store, reporter)
+    module = importlib.import_module(f"irl_exp.stages.{steps[0].stage}")
+    by_digest = {step.identity.digest: step for step in steps}
+
+    def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+        _prepare_process(device)
+        stage = f"{steps[0].stage} of {len(folders)} seeds"
+        report(Event(number, stage, "computing"))
+        contexts = [_context(folder, stage, reporter) for folder in folders.values()]
+        configs = [by_digest[digest].config for digest in folders]
+        for info in module.run_many(configs, **_folders(steps[0], store), contexts=contexts):
+            yield {**info, **_made_by(device)}
+
+    try:
+        return store.make([step.identity for step in steps], compute)
+    except Exception as error:
+        raise StageError(steps[0].stage, steps[0].identity.digest, error) from error
+
+
+def _ancestors(step: Step) -> list[Step]:
+    """All that a step needs, in the order in which it can be computed."""
+    found: dict[str, Step] = {}
+    for value in step.inputs.values():
+        if isinstance(value, Step):
+            found |= {needed.identity.digest: needed for needed in [*_ancestors(value), value]}
+    return list(found.values())
+
+
+def _folders(step: Step, store: Store) -> dict[str, Any]:
+    """The inputs of a stage: folders of artifacts, and config nodes."""
+    return {
+        name: store.folder(value.identity) if isinstance(value, Step) else value for name, value in step.inputs.items()
+    }
+
+
+def _made_by(device: Device) -> dict[str, Any]:
+    """Where an artifact comes from."""
+    made_by: dict[str, Any] = {"device": str(device), "versions": versions(), "source": source_digest()}
+    made_by["peak_mib"] = _peak_mib()
+    return made_by
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on."""
+    return {package: importlib.metadata.version(package) for package in VERSIONS}
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where a step of a job reports: `log` takes the rows of a stage's curve, the console progress."""
+
+    log: Callable[[str, Mapping[str, float]], None]
+    device: Device
+    report: Report
+    job: int
+
+
+def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
+    """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
+
+    def compute(folder: Path) -> dict[str, Any]:
+        _prepare_process(reporter.device)
+        reporter.report(Event(reporter.job, step.stage, "computing"))
+        module = importlib.import_module(f"irl_exp.stages.{step.stage}")
+        context = _context(folder, step.stage, reporter)
+        info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
+        return {**info, **_made_by(reporter.device)}
+
+    def waiting(identity: Identity) -> None:
+        reporter.report(Event(reporter.job, step.stage, "waiting"))
+
+    try:
+        artifact = store.get(step.identity, compute, on_wait=waiting)
+    except Exception as error:
+        raise StageError(step.stage, step.identity.digest, error) from error
+    if artifact.reused:
+        _replay(artifact, step.stage, reporter)
+    state: State = "reused" if artifact.reused else "computed"
+    note = str(artifact.manifest["info"].get("note", ""))
+    reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
+    return artifact
+
+
+def _context(folder: Path, stage: str, reporter: Reporter) -> Context:
+    """What a stage may use; its curve goes to the tracker and to history.jsonl of the artifact."""
+
+    def log(row: Mapping[str, float]) -> None:
+        with (folder / "history.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(dict(row)) + "\n")
+        reporter.log(stage, row)
+
+    return Context(folder, reporter.device, log, reporter.report, reporter.job, stage)
+
+
+def _replay(artifact: Artifact, stage: str, reporter: Reporter) -> None:
+    """Give the tracker the recorded curve, so that every run is complete and comparable."""
+    path = artifact.folder / "history.jsonl"
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            reporter.log(stage, json.loads(line))

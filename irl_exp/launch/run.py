@@ -1,0 +1,99 @@
+"""One run: all steps of the chain, and everything recorded in its folder and the tracker."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irl_exp.chain import build
+from irl_exp.config import Config
+from irl_exp.launch.obtain import Reporter, obtain, source_digest, versions
+from irl_exp.machinery.runtime import Report, find_device
+from irl_exp.machinery.store import Artifact, Store
+from irl_exp.machinery.tracking import Tracker, track
+from irl_exp.report.cells import cell_of
+
+SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a launch: its number, its name (the overrides) and its folder."""
+
+    number: int
+    name: str
+    folder: Path
+
+
+def run(config: Config, job: Job, report: Report) -> dict[str, float]:
+    """Run the chain of one job: reuse what the store has, compute the rest, record everything in the job's folder.
+
+    Returns:
+        The metrics, as in metrics.json.
+    """
+    device = find_device(config.device, config.precision, config.threads)
+    store = Store(config.store.dir)
+    steps = build(config, device)
+    group = f"{config.name}/{job.folder.parent.name}"
+    record = {
+        **config.model_dump(mode="json"),
+        "artifacts": {step.stage: step.identity.digest for step in steps.values()},
+        "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
+        "device_used": str(device),
+        "versions": versions(),
+        "code": source_digest(),
+    }
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with track(
+        config.tracking.mode,
+        run_dir=job.folder,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        name=job.name,
+        group=group,
+        tags=config.tracking.tags,
+        config=record,
+        job_type="run",
+    ) as tracker:
+        reporter = Reporter(tracker.log, device, report, job.number)
+        artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
+        return _record(artifacts, job, tracker)
+
+
+def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> dict[str, float]:
+    """Metrics, completions and samples into the run folder and the tracker; the learned reward as its artifact."""
+    import pandas as pd
+
+    evaluation = artifacts["evaluate"].folder
+    metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
+    if "benchmark" in artifacts:
+        shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
+    samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
+    _write_samples(samples, job.folder / "samples.csv")
+    tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())
+    if "irl" in artifacts:
+        learned = artifacts["irl"]
+        tracker.log_artifact(f"reward-{learned.digest}", "reward", learned.folder, dict(learned.manifest["info"]))
+    tracker.summarise(metrics)
+    return metrics
+
+
+def _write_samples(samples: Any, path: Path) -> None:
+    """As CSV, every text in quotes: a lone carriage return, which a policy may write, would else end the row."""
+    samples.round(3).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def _samples(completions: Any) -> Any:
+    """The first completion of each policy on the same few prompts, with its rewards."""
+    prompts = sorted(completions["prompt_id"].unique())
+    prompts = prompts[:: -(-len(prompts) // SAMPLES)]  # they are sorted: neighbours begin alike
+    first = completions[completions["prompt_id"].isin(prompts)].groupby(["prompt_id", "policy"], sort=True).head(1)
+    columns = ["policy", "prompt", "completion", "truth", "implicit", "learned"]
+    return first.sort_values(["prompt_id", "policy"])[[column for column in columns if column in first]]

@@ -1,0 +1,158 @@
+"""max E[R(x, y)] - beta KL(policy | reference), for any reward, with TRL's online trainers.
+
+The only file that imports trl. Three traps it closes: the KL reference is re-read from disk, so the policy must lie
+there unchanged (the first logged KL is checked to be 0); a trained model carries a patched `forward` (Policy.save
+removes it); top-k or top-p would truncate the samples but not the log-probabilities (both stay off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import transformers
+from numpy.typing import NDArray
+
+from irl_exp.config import PolicyOptimizationConfig
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.supervised import history_callback, trainer_arguments
+
+CURVES = {
+    "reward": "reward",
+    "reward_std": "reward_sd",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "truncated_fraction",
+    "frac_reward_zero_std": "constant_reward_fraction",
+    "grad_norm": "gradient_norm",
+}
+"""TRL's log keys and ours. length counts EOS; kl and entropy are nats per token."""
+
+
+class OptimizationError(Exception):
+    """Policy optimisation that did not do what it was asked for."""
+
+
+def optimize(
+    reference: Path,
+    reward: Callable[[Completions], NDArray[np.float64]],
+    prompts: Sequence[str],
+    config: PolicyOptimizationConfig,
+    *,
+    context: Context,
+) -> Policy:
+    """Train a fresh copy of the reference policy against the reward; the KL is to the reference.
+
+    Writes trajectory.parquet: everything that was sampled, one row a completion, with the step (counted from 1), the
+    reward that was optimised, the number of tokens (EOS counts) and, with a KL coefficient, the KL of that step in nats
+    per completion. So somebody else can judge the whole way later: nothing but the given reward is asked here.
+
+    Args:
+        reference: folder of the reference policy.
+        reward: takes b completions, gives (b,) rewards.
+        prompts: distinct prompts; each step draws batch_size / generations of them.
+
+    Raises:
+        OptimizationError: the reward is not finite, or the policy did not start at its reference.
+    """
+    import datasets
+
+    if len(prompts) < config.batch_size // config.generations:
+        raise OptimizationError(
+            f"a step takes batch_size / generations = {config.batch_size // config.generations} distinct prompts, but "
+            f"there are {len(prompts)}: lower batch_size, or raise data.fit_prompts."
+        )
+    policy = Policy.load(reference, context.device)
+    history = history_callback(context, CURVES)
+    sampled: list[pd.DataFrame] = []
+    trainer = _trainer_class(config)(
+        model=policy.model,
+        reward_funcs=reward_function(reward, policy, sampled),
+        args=_arguments(config, context),
+        train_dataset=datasets.Dataset.from_dict({"prompt": list(prompts)}),
+        processing_class=policy.tokenizer,
+        callbacks=[history],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    # The constructor draws from the global generators; start from the same state whatever it drew.
+    transformers.set_seed(config.seed)
+    trainer.train()
+    if config.kl_coefficient > 0:
+        _check_start(history.rows, reference, context)
+    _trajectory(sampled, history.rows).to_parquet(context.folder / "trajectory.parquet")
+    return policy
+
+
+def _trajectory(sampled: Sequence[pd.DataFrame], history: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """All batches, one below the other, with the KL of their step."""
+    frame = pd.concat(sampled, ignore_index=True)
+    frame["tokens"] = frame["completion_ids"].map(len)
+    kl = {row["step"]: row["kl"] * row["length"] for row in history if "kl" in row}
+    return frame.assign(kl=frame["step"].map(kl)) if kl else frame
+
+
+def reward_function(
+    reward: Callable[[Completions], NDArray[np.float64]], policy: Policy, sampled: list[pd.DataFrame]
+) -> Callable[..., list[float]]:
+    """A reward in the form that TRL calls: texts and ids of a batch in, one float each out.
+
+    Each batch is appended to `sampled`, with its rewards and the step that it is for.
+    """
+
+    def learned(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], trainer_state: Any, **columns: Any
+    ) -> list[float]:
+        batch = Completions(prompts, completions, policy.encode_prompts(prompts), completion_ids)
+        scores = np.asarray(reward(batch), dtype=np.float64)
+        if not np.isfinite(scores).all():
+            worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise OptimizationError(f"the reward of {completions[worst]!r} is {scores[worst]}, not a finite number.")
+        sampled.append(batch.frame().assign(reward=scores, step=trainer_state.global_step + 1))
+        return [float(score) for score in scores]
+
+    return learned
+
+
+def _trainer_class(config: PolicyOptimizationConfig) -> Any:
+    import trl
+
+    return trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
+
+
+def _arguments(config: PolicyOptimizationConfig, context: Context) -> Any:
+    import trl
+
+    micro_batch = config.micro_batch_size or config.batch_size
+    common: dict[str, Any] = {
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": config.batch_size // micro_batch,
+        "num_generations": config.generations,
+        "max_completion_length": config.max_new_tokens,
+        "temperature": 1.0,
+        "beta": config.kl_coefficient,
+        "epsilon": config.epsilon,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "disable_dropout": True,
+        "activation_checkpointing": False,
+        **trainer_arguments(context, seed=config.seed),
+    }
+    if config.algorithm == "rloo":
+        return trl.RLOOConfig(**common)
+    # Advantages divided by the sd of their group would leave beta without a scale (arXiv 2503.20783).
+    return trl.GRPOConfig(**common, scale_rewards="none")
+
+
+def _check_start(rows: list[dict[str, float]], reference: Path, context: Context) -> None:
+    """The first step samples from the reference itself, so its KL must be 0 up to rounding."""
+    first = next((row["kl"] for row in rows if "kl" in row), None)
+    tolerance = 0.5 if context.device.bf16 else 1e-3
+    if first is None or abs(first) > tolerance:
+        raise OptimizationError(f"the KL to {reference} starts at {first}, not at 0: the reference is not the start.")

@@ -1,0 +1,85 @@
+"""Next-token training of a policy on given texts, with the Trainer of transformers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from irl_exp.config import SftConfig
+from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Completions, Ids, Policy, pad
+
+CURVES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
+"""The trainer's log keys and ours; loss in nats per token."""
+
+
+def history_callback(context: Context, names: Mapping[str, str]) -> Any:
+    """A trainer callback that passes log rows and steps on to the context, and keeps the rows in `rows`.
+
+    `names` maps the trainer's keys to ours. Defined in a function because the import of its base class takes seconds.
+    """
+
+    class History(transformers.TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rows: list[dict[str, float]] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            context.progress(state.global_step, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            row = {ours: float(logs[theirs]) for theirs, ours in names.items() if theirs in logs}
+            if row:
+                self.rows.append({"step": float(state.global_step), **row})
+                context.log(self.rows[-1])
+
+    return History()
+
+
+def trainer_arguments(context: Context, *, seed: int) -> dict[str, Any]:
+    """Arguments that every trainer of the chain shares: no checkpoints, no reports of its own, repeatable."""
+    return {
+        "output_dir": tempfile.gettempdir(),  # nothing is written: no checkpoints
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "seed": seed,
+        "use_cpu": context.device.is_cpu,
+        "bf16": context.device.bf16,
+        "dataloader_pin_memory": not context.device.is_cpu,
+    }
+
+
+def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, context: Context) -> None:
+    """Train the policy in place on prompt and completion tokens, EOS included."""
+    arguments = transformers.TrainingArguments(
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(config.warmup_fraction * config.steps)),
+        logging_steps=max(1, config.steps // 60),
+        **trainer_arguments(context, seed=config.seed),
+    )
+    joined = zip(completions.prompt_ids, completions.completion_ids, strict=True)
+    rows = [{"input_ids": (prompt + completion)[: config.max_tokens]} for prompt, completion in joined]
+    trainer = transformers.Trainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=lambda batch: _collate([row["input_ids"] for row in batch], policy),
+        callbacks=[history_callback(context, CURVES)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    transformers.set_seed(config.seed)
+    trainer.train()
+
+
+def _collate(sequences: list[Ids], policy: Policy) -> dict[str, torch.Tensor]:
+    """Pad and mask by position: EOS stays a target even where it is also the padding token."""
+    batch = pad(sequences, policy, side="right", device="cpu")
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}

@@ -1,0 +1,125 @@
+"""What metrics are called in tables, and which of them a study compares."""
+
+from __future__ import annotations
+
+POLICIES = ("reference", "expert", "refinetuned")
+
+POLICY_COLUMNS = {
+    "toxic_fraction": "toxic",
+    "second_toxic_fraction": "2nd judge",
+    "reward_mean": "R* mean",
+    "learned_reward_mean": "learned R",
+    "kl": "KL (nats)",
+    "nll": "NLL/token",
+    "distinct_fraction": "distinct",
+    "empty_fraction": "empty",
+    "length_mean": "tokens",
+}
+
+REWARD_ROWS = {
+    "auroc": "AUROC against the label of R*",
+    "epic": "EPIC distance to R*",
+    "pair_accuracy": "pair accuracy within a prompt",
+    "within_prompt_correlation": "rank correlation within a prompt",
+    "accuracy": "accuracy, threshold set with R* on select",
+    "f1": "F1 (toxic), the same threshold",
+    "accuracy_unsupervised": "accuracy, threshold set without R*",
+    "accuracy_at_zero": "accuracy at 0 (an arbitrary threshold)",
+    "majority_accuracy": "accuracy of the majority class",
+    "pearson": "Pearson correlation with R*",
+    "spearman": "Spearman correlation with R*",
+    "kendall": "Kendall correlation with R*",
+    "discrimination_auroc": "AUROC expert against reference (not R*)",
+}
+
+REWARD_COLUMNS = {"irl": "learned [95 %]", "implicit": "implicit [95 %]"}
+
+SIDES = {
+    "truth_implicit": "R* - implicit: what RLHF did not install",
+    "implicit_learned": "implicit - learned: what IRL did not recover",
+    "truth_learned": "R* - learned",
+}
+
+COVERAGES = {
+    "triangle": "expert + reference",
+    "triangle_reference": "reference",
+    "triangle_refinetuned": "refinetuned",
+}
+
+SIGNALS = {
+    "epistemic": "epistemic sd of the learned reward",
+    "norm": "norm of the features",
+    "length": "length",
+    "perplexity": "perplexity under the reference",
+}
+
+SHORTCUT_ROWS = {
+    "effect": "effect of adding it, in sd within prompts",
+    "explained": "variance within prompts that goes along with it",
+    "share": "variance within prompts that it alone would make",
+}
+
+OVER_OPTIMISATION_ROWS = {
+    "truth_change": "R*, last fifth minus its best fifth",
+    "learned_change": "learned reward, the same",
+    "reward_at_matched_kl": "R* of refinetune at the expert's KL",
+    "expert_reward_at_matched_kl": "R* of the expert there",
+}
+
+BOUNDS = ("_low", "_high")
+
+STUDY_METRICS = (
+    "irl/auroc",
+    "irl/epic",
+    "irl/pair_accuracy",
+    "irl/accuracy",
+    "irl/accuracy_unsupervised",
+    "irl/accuracy_at_zero",
+    "irl/majority_accuracy",
+    "irl/spearman",
+    "irl/discrimination_auroc",
+    "implicit/auroc",
+    "triangle/truth_implicit/epic",
+    "triangle/implicit_learned/epic",
+    "reference/toxic_fraction",
+    "expert/toxic_fraction",
+    "refinetuned/toxic_fraction",
+    "refinetuned/reward_mean",
+    "refinetuned/kl",
+    "refinetuned/nll",
+    "refinetuned/distinct_fraction",
+    "refinetuned/length_mean",
+    "recovered_fraction",
+    "refinetuned/second_toxic_fraction",
+    "benchmark/reference/toxic_fraction",
+    "benchmark/expert/toxic_fraction",
+    "benchmark/refinetuned/toxic_fraction",
+    "benchmark/recovered_fraction",
+    "overoptimisation/over_optimised",
+    "overoptimisation/reward_at_matched_kl",
+    "shortcut/learned_share",
+    "uncertainty/epistemic_auroc",
+    "uncertainty/norm_auroc",
+    "human/irl/auroc",
+    "human/truth/auroc",
+)
+
+COMPARED = {
+    "learned rewards": {
+        "irl/auroc": "AUROC",
+        "irl/epic": "EPIC to R*",
+        "triangle/implicit_learned/epic": "EPIC to implicit",
+        "irl/pair_accuracy": "pair accuracy",
+        "irl/accuracy_unsupervised": "accuracy (no R*)",
+    },
+    "refinetuned policies": {
+        "refinetuned/toxic_fraction": "toxic",
+        "refinetuned/reward_mean": "R* mean",
+        "refinetuned/kl": "KL (nats)",
+        "refinetuned/distinct_fraction": "distinct",
+        "recovered_fraction": "recovered",
+        "overoptimisation/over_optimised": "over-optimised",
+        "overoptimisation/reward_at_matched_kl": "R* at matched KL",
+    },
+}
+"""Columns of the tables that compare cells."""

@@ -1,0 +1,139 @@
+"""The result of one run as tables: metrics in, rows of text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from irl_exp.report.names import (
+    BOUNDS,
+    COVERAGES,
+    OVER_OPTIMISATION_ROWS,
+    POLICIES,
+    POLICY_COLUMNS,
+    REWARD_COLUMNS,
+    REWARD_ROWS,
+    SHORTCUT_ROWS,
+    SIDES,
+    SIGNALS,
+)
+from irl_exp.report.tables import Table
+
+
+def run_tables(metrics: Mapping[str, float]) -> list[Table]:
+    """The result of one run: its policies, and its rewards where there are demonstrations."""
+    title = f"Policies on {int(metrics['n_prompts'])} test prompts"
+    tables = [_policies(metrics, title)]
+    if "benchmark/n_prompts" in metrics:
+        title = f"Policies on {int(metrics['benchmark/n_prompts'])} prompts of the benchmark"
+        own = {key.removeprefix("benchmark/"): metrics[key] for key in metrics if key.startswith("benchmark/")}
+        tables.append(_policies(own, title))
+    if "implicit/n_completions" in metrics:
+        tables += [_rewards(metrics), _triangle(metrics), _tradeoff(metrics)]
+    if "uncertainty/n_errors" in metrics:
+        tables.append(_uncertainty(metrics))
+    if "shortcut/expert_value" in metrics:
+        tables.append(_shortcut(metrics))
+    return [table for table in [*tables, _over_optimisation(metrics)] if table.rows]
+
+
+def _policies(metrics: Mapping[str, float], title: str) -> Table:
+    present = [policy for policy in POLICIES if f"{policy}/toxic_fraction" in metrics]
+    keys = [key for key in POLICY_COLUMNS if any(f"{policy}/{key}" in metrics for policy in present)]
+    rows = tuple((policy, *(_policy_value(metrics, policy, key) for key in keys)) for policy in present)
+    columns = ("policy", *(POLICY_COLUMNS[key] for key in keys))
+    count = int(metrics.get("reference/n_completions", 0))
+    return Table(f"{title}, {count:,} completions each", columns, rows)
+
+
+def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:
+    value = metrics.get(f"{policy}/{key}")
+    if value is None:
+        return "-"
+    low, high = metrics.get(f"{policy}/{key}_low"), metrics.get(f"{policy}/{key}_high")
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{value:.1f}" if key == "length_mean" else f"{value:.3f}{interval}"
+
+
+def _rewards(metrics: Mapping[str, float]) -> Table:
+    present = [name for name in REWARD_COLUMNS if f"{name}/n_completions" in metrics]
+    rows = [
+        (text, *(_with_interval(metrics, f"{name}/{key}") for name in present)) for key, text in REWARD_ROWS.items()
+    ]
+    if "human/truth/auroc" in metrics:
+        labels = [_with_interval(metrics, f"human/{name}/auroc") if name == "irl" else "" for name in present]
+        own = _with_interval(metrics, "human/truth/auroc")
+        rows.append((f"AUROC against labels of people (R* itself {own})", *labels))
+    if "irl" in present:
+        blank = ("",) * (len(present) - 1)
+        rows.append(("fraction of R* that refinetune recovered", _with_interval(metrics, "recovered_fraction"), *blank))
+    count, civil = int(metrics["implicit/n_completions"]), int(metrics["implicit/n_civil"])
+    title = f"Rewards on {count:,} test completions of expert and reference, {count - civil:,} toxic by R*"
+    return Table(title, ("reward", *(REWARD_COLUMNS[name] for name in present)), tuple(rows))
+
+
+def _triangle(metrics: Mapping[str, float]) -> Table:
+    """Distances between R*, implicit and learned reward on each coverage."""
+    present = [name for name in COVERAGES if any(key.startswith(f"{name}/") for key in metrics)]
+    rows = tuple(
+        (text, *(_with_interval(metrics, f"{coverage}/{side}/epic") for coverage in present))
+        for side, text in SIDES.items()
+        if f"triangle/{side}/epic" in metrics
+    )
+    title = "EPIC distance of rewards on completions of ... (0 alike, 0.707 unrelated, 1 opposite)"
+    return Table(title, ("between", *(COVERAGES[name] for name in present)), rows)
+
+
+def _uncertainty(metrics: Mapping[str, float]) -> Table:
+    """Does the uncertainty of the learned reward predict its errors?"""
+    errors, count = int(metrics["uncertainty/n_errors"]), int(metrics["irl/n_completions"])
+    rows = tuple(
+        (text, _with_interval(metrics, f"uncertainty/{key}_auroc"))
+        for key, text in SIGNALS.items()
+        if f"uncertainty/{key}_auroc" in metrics
+    )
+    title = f"What predicts the {errors:,} errors of the learned reward in {count:,}?"
+    return Table(title, ("signal", "AUROC for errors [95 %]"), rows)
+
+
+def _tradeoff(metrics: Mapping[str, float]) -> Table:
+    """How each reward trades the parts of a weighted R* off."""
+    rewards = [
+        name for name in ("truth", "implicit", "learned") if any(k.startswith(f"tradeoff/{name}/") for k in metrics)
+    ]
+    parts = [key.split("/")[2] for key in metrics if key.startswith("tradeoff/truth/") and not key.endswith(BOUNDS)]
+    rows = tuple((part, *(_with_interval(metrics, f"tradeoff/{name}/{part}") for name in rewards)) for part in parts)
+    return Table("Share of each objective (least squares within prompts, sum of |share| = 1)", ("part", *rewards), rows)
+
+
+def _shortcut(metrics: Mapping[str, float]) -> Table:
+    """How much of the learned reward rests on the shortcut that was planted."""
+    rows = tuple(
+        (text, *(_with_interval(metrics, f"shortcut/{name}_{key}") for name in ("learned", "truth")))
+        for key, text in SHORTCUT_ROWS.items()
+    )
+    expert, baseline = metrics["shortcut/expert_value"], metrics["shortcut/baseline_value"]
+    title = f"The planted shortcut: {expert:.3f} in the expert's completions, {baseline:.3f} in the baseline's"
+    return Table(title, ("shortcut", "learned [95 %]", "R* [95 %]"), rows)
+
+
+def _over_optimisation(metrics: Mapping[str, float]) -> Table:
+    """Whether R* fell while refinetune raised the learned reward."""
+    if "overoptimisation/over_optimised" not in metrics:
+        return Table("", (), ())
+    verdict = "OVER-OPTIMISED: R* falls while the learned reward rises"
+    if not metrics["overoptimisation/over_optimised"]:
+        verdict = "no fall of R* beyond its interval while the learned reward rises"
+    rows = [
+        (text, _with_interval(metrics, f"overoptimisation/{key}"))
+        for key, text in OVER_OPTIMISATION_ROWS.items()
+        if f"overoptimisation/{key}" in metrics
+    ]
+    return Table(f"Refinetuning on the way (prompts of fit): {verdict}", ("", "value [95 %]"), tuple(rows))
+
+
+def _with_interval(metrics: Mapping[str, float], key: str) -> str:
+    if key not in metrics:
+        return "-"
+    if f"{key}_low" not in metrics:
+        return f"{metrics[key]:.3f}"
+    return f"{metrics[key]:.3f} [{metrics[f'{key}_low']:.3f}, {metrics[f'{key}_high']:.3f}]"

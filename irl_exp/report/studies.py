@@ -1,0 +1,156 @@
+"""The result of a launch as tables over runs and cells, and its files summary.md and runs.csv."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without
+from irl_exp.report.names import COMPARED, STUDY_METRICS
+from irl_exp.report.runs import run_tables
+from irl_exp.report.tables import Table
+
+
+def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, float]]]:
+    """Metrics of the completed runs of each cell."""
+    cells: dict[str, list[Mapping[str, float]]] = {}
+    for outcome in outcomes:
+        if outcome.metrics is not None:
+            cells.setdefault(outcome.cell, []).append(outcome.metrics)
+    return cells
+
+
+def study_table(outcomes: Sequence[Outcome]) -> Table:
+    """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n.
+
+    Overrides that all cells have in common are in the title.
+    """
+    rows = []
+    shared = shared_overrides(outcome.cell for outcome in outcomes)
+    for cell, members in _by_cell(outcomes).items():
+        for key in STUDY_METRICS:
+            if values := [metrics[key] for metrics in members if key in metrics]:
+                rows.append((without(cell, shared), key, *_spread(values)))
+    done = sum(outcome.metrics is not None for outcome in outcomes)
+    title = f"{done} of {len(outcomes)} runs completed{_everywhere(shared)}"
+    return Table(title, ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n"), tuple(rows))
+
+
+def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """A row a cell: mean and half width of its t interval; one table of the rewards and one of the policies.
+
+    `placebo >=` is how many placebo runs (cells named irl=placebo) have an AUROC that reaches the cell's mean.
+    Overrides that all cells have in common are in the title. Where runs of a cell have no result, or not all have a
+    metric, the table says how many have.
+    """
+    cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
+    cells |= _by_cell(outcomes)
+    sizes = Counter(outcome.cell for outcome in outcomes)
+    shared = shared_overrides(cells)
+    tables = []
+    for what, names in COMPARED.items():
+        keys = [key for key in names if any(key in metrics for runs in cells.values() for metrics in runs)]
+        placebo = _placebo(cells) if "irl/auroc" in keys else []
+        rows = []
+        for cell, runs in cells.items():
+            columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
+            place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
+            count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
+            means = (_mean(values, len(runs)) for values in columns)
+            rows.append((without(cell, shared), *means, *place, count))
+        header = ("cell", *(names[key] for key in keys), *(["placebo >="] if placebo else []), "n")
+        title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval"
+        tables += [Table(title, header, tuple(rows))] if keys else []
+    return tables
+
+
+def _everywhere(shared: Sequence[str]) -> str:
+    return f" ({', '.join(shared)})" if shared else ""
+
+
+def _placebo(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> list[float]:
+    """AUROC of the runs with expert and baseline swapped at random."""
+    members = [run for cell, runs in cells.items() if "irl=placebo" in overrides_of(cell) for run in runs]
+    return [run["irl/auroc"] for run in members if "irl/auroc" in run]
+
+
+def _mean(values: Sequence[float], runs: int) -> str:
+    """Mean and half of its t interval, of one run the value alone; and of how many of the runs, if not of all."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    told = f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {_half_width(values):.3f}"
+    return told if len(values) == runs else f"{told} (n = {len(values)})"
+
+
+def _place(values: Sequence[float], placebo: Sequence[float]) -> str:
+    """How many of the placebo's runs reach the mean of these."""
+    if not values:
+        return "-"
+    return f"{sum(other >= statistics.fmean(values) for other in placebo)}/{len(placebo)}"
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t interval of the mean of two or more values."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _spread(values: Sequence[float]) -> tuple[str, ...]:
+    """mean, interval of the mean, sd, min, max, n; what one value cannot tell is '-'."""
+    mean, count = statistics.fmean(values), len(values)
+    low_high, deviation = "-", "-"
+    if count > 1:
+        half = _half_width(values)
+        low_high, deviation = f"[{mean - half:.3f}, {mean + half:.3f}]", f"{statistics.stdev(values):.4f}"
+    return f"{mean:.3f}", low_high, deviation, f"{min(values):.3f}", f"{max(values):.3f}", str(count)
+
+
+def failures_table(outcomes: Sequence[Outcome]) -> Table:
+    """The jobs without a result, each with the reason."""
+    lost = [outcome for outcome in outcomes if outcome.metrics is None]
+    rows = tuple(
+        (str(item.number), item.name, item.status, item.error.splitlines()[0] if item.error else "") for item in lost
+    )
+    return Table(f"{len(lost)} without a result", ("job", "overrides", "status", "reason"), rows)
+
+
+def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
+    """runs.csv with every metric of every job, and summary.md; the tables that are returned are to be printed."""
+    _write_runs(folder / "runs.csv", outcomes)
+    found = tables(outcomes)
+    # Of many cells the terminal gets the comparison alone; the spread of each is a page of its own.
+    spread = [study_table(outcomes)] if len(_by_cell(outcomes)) > 1 else []
+    (folder / "summary.md").write_text("\n".join(table.markdown() for table in found + spread), encoding="utf-8")
+    return found
+
+
+def tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """The result of one run, the spread over many, or the comparison of cells; and what has no result."""
+    completed = [outcome for outcome in outcomes if outcome.metrics is not None]
+    if len(outcomes) == 1 and completed:
+        found = run_tables(completed[0].metrics or {})
+    elif len(_by_cell(outcomes)) > 1:
+        found = comparison_tables(outcomes) or [study_table(outcomes)]
+    else:
+        found = [study_table(outcomes)] if completed else []
+    if len(completed) < len(outcomes):
+        found.append(failures_table(outcomes))
+    return found
+
+
+def _write_runs(path: Path, outcomes: Sequence[Outcome]) -> None:
+    keys = sorted({key for outcome in outcomes for key in outcome.metrics or {}})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "overrides", "cell", "status", "seconds", "error", *keys])
+        for item in outcomes:
+            values = [(item.metrics or {}).get(key, "") for key in keys]
+            writer.writerow(
+                [item.number, item.name, item.cell, item.status, f"{item.seconds:.1f}", item.error, *values]
+            )

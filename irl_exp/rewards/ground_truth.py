@@ -1,0 +1,453 @@
+"""The ground truth R*: what RLHF optimises, and what a learned reward is judged against. Higher is better.
+
+docs/rewards.md says what each kind is. All are files of plain numbers and text, no pickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
+from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import fingerprint
+from irl_exp.policies.language_models import Completions, Progress
+from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, save_probes
+from irl_exp.texts.sentiment import polarity
+
+
+class GroundTruth(Reward, Protocol):
+    """A reward that can be kept: `save` writes <kind>.json and what belongs to it, `load` reads it back."""
+
+    def save(self, folder: Path) -> None: ...
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self: ...
+
+
+def read_text(completions: Completions, reads: str) -> list[str]:
+    """What a text reward looks at: the completion alone, or prompt and completion as the policy joined them."""
+    if reads == "completion":
+        return completions.texts
+    return [prompt + text for prompt, text in zip(completions.prompts, completions.texts, strict=True)]
+
+
+def of_frame(texts: pd.DataFrame) -> Completions:
+    """Rows of texts.parquet, without token ids: no ground truth reads them."""
+    empty: list[list[int]] = [[] for _ in range(len(texts))]
+    return Completions(texts["prompt"].tolist(), texts["completion"].tolist(), empty, empty)
+
+
+def hold_out(texts: pd.DataFrame, fraction: float, generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Texts to fit on and texts to test on (a fraction of the prompts), without a common prompt."""
+    prompts = generator.permutation(sorted(texts["prompt"].unique()))
+    inside = texts["prompt"].isin(set(prompts[: max(1, round(len(prompts) * fraction))]))
+    return texts[~inside], texts[inside]
+
+
+class ClassifierReward:
+    """R* = log-odds of 'civil' of a logistic regression on TF-IDF of n-grams of words or of characters."""
+
+    def __init__(self, vectorizer: Any, coefficients: Scores, intercept: float, reads: str) -> None:
+        self.vectorizer, self.coefficients, self.intercept, self.reads = vectorizer, coefficients, intercept, reads
+
+    @classmethod
+    def fit(cls, texts: pd.DataFrame, config: ClassifierConfig) -> ClassifierReward:
+        """The classifier of the config: n-grams of words.
+
+        Args:
+            texts: rows of texts.parquet that have a label.
+
+        Raises:
+            RewardError: only one class is there.
+        """
+        vectorizer = _vectorizer("word", (1, config.ngrams), min_df=config.min_count)
+        return cls._fit(texts, vectorizer, config.inverse_regularisation, config.reads, config.seed)
+
+    @classmethod
+    def fit_characters(cls, texts: pd.DataFrame, *, seed: int) -> ClassifierReward:
+        """The second judge: the 20,000 most frequent n-grams of 3 to 5 characters of the completion."""
+        vectorizer = _vectorizer("char", (3, 5), min_df=2, max_features=20_000)
+        return cls._fit(texts, vectorizer, 1.0, "completion", seed)
+
+    @classmethod
+    def _fit(cls, texts: pd.DataFrame, vectorizer: Any, strength: float, reads: str, seed: int) -> ClassifierReward:
+        from sklearn.linear_model import LogisticRegression
+
+        civil = ~texts["toxic"].to_numpy(dtype=bool)
+        if civil.all() or not civil.any():
+            raise RewardError("reward=classifier needs texts of both labels in the reward part of the data.")
+        model = LogisticRegression(C=strength, max_iter=1000, random_state=seed)
+        model.fit(vectorizer.fit_transform(read_text(of_frame(texts), reads)), civil)
+        return cls(vectorizer, model.coef_[0].astype(np.float64), float(model.intercept_[0]), reads)
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        return self.score_texts(read_text(completions, self.reads))
+
+    def score_texts(self, texts: Sequence[str]) -> Scores:
+        """(n,) log-odds of 'civil'."""
+        return np.asarray(self.vectorizer.transform(texts) @ self.coefficients + self.intercept, dtype=np.float64)
+
+    def accuracy(self, texts: pd.DataFrame) -> dict[str, float]:
+        """How often the sign of the score is the label, and how often the more frequent label is."""
+        toxic = texts["toxic"].to_numpy(dtype=bool)
+        accuracy = float(((self.score(of_frame(texts)) < 0) == toxic).mean())
+        return {"accuracy": accuracy, "majority_accuracy": float(max(toxic.mean(), 1 - toxic.mean())), "n": len(toxic)}
+
+    def save(self, folder: Path) -> None:
+        settings = {
+            "reads": self.reads,
+            "analyzer": self.vectorizer.analyzer,
+            "ngrams": self.vectorizer.ngram_range,
+            "vocabulary": {term: int(column) for term, column in sorted(self.vectorizer.vocabulary_.items())},
+        }
+        (folder / "classifier.json").write_text(json.dumps(settings), encoding="utf-8")
+        weights = {"coefficients": self.coefficients, "intercept": np.array([self.intercept])}
+        save_file({**weights, "idf": self.vectorizer.idf_}, folder / "classifier.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        settings = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "classifier.safetensors")
+        ngrams = tuple(settings["ngrams"])
+        vectorizer = _vectorizer(settings["analyzer"], ngrams, vocabulary=settings["vocabulary"])
+        vectorizer.idf_ = weights["idf"]
+        return cls(vectorizer, weights["coefficients"], float(weights["intercept"][0]), settings["reads"])
+
+
+def _vectorizer(analyzer: str, ngrams: tuple[int, ...], **options: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    # Single letters and punctuation carry tone ("!", "u"); the default pattern would drop them.
+    words = {"token_pattern": r"\w+|[^\w\s]"} if analyzer == "word" else {}
+    return TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True, **words, **options)
+
+
+class SequenceClassifierReward:
+    """R* = logit of the civil label minus logit of the toxic one, of a sequence classifier of transformers."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: SequenceClassifierConfig, device: Device) -> None:
+        self.model, self.tokenizer, self.config, self.device = model.to(device.name).eval(), tokenizer, config, device
+        self.civil = label_index(model.config, config.civil)
+        self.toxic = label_index(model.config, config.toxic)
+
+    @classmethod
+    def open(cls, source: str, config: SequenceClassifierConfig, device: Device) -> Self:
+        """Load from a folder or the hub.
+
+        Raises:
+            RewardError: it cannot be opened, lacks trained weights of its head, or lacks a label.
+        """
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=config.revision)
+            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+                source, revision=config.revision, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise RewardError(f"{source}: no sequence classifier could be opened: {error}") from error
+        if report["missing_keys"]:
+            raise RewardError(
+                f"{source}: weights are missing and would be random: {', '.join(sorted(report['missing_keys']))}."
+            )
+        return cls(model, tokenizer, config, device)
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        texts = read_text(completions, self.config.reads)
+        scores: list[float] = []
+        for start in range(0, len(texts), self.config.batch_size):
+            batch = self.tokenizer(
+                texts[start : start + self.config.batch_size],
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_tokens,
+                return_tensors="pt",
+            ).to(self.device.name)
+            self._check_tokens(batch["attention_mask"].sum(1).tolist(), start)
+            with self.device.inference():
+                logits = self.model(**batch).logits.float()
+            scores += (logits[:, self.civil] - logits[:, self.toxic]).tolist()
+            progress(len(scores), len(texts))
+        return np.array(scores)
+
+    def _check_tokens(self, lengths: list[int], start: int) -> None:
+        """A text without a single token has no score; padding beside other texts would make one up."""
+        if 0 in lengths:
+            raise RewardError(
+                f"text {start + lengths.index(0)} has no tokens for the classifier, whose tokenizer adds none of its "
+                "own to an empty text. Set reads=text (prompt and completion are judged together), or choose a "
+                "classifier whose tokenizer marks the start or the end of a text."
+            )
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        # From now on it lives here, whatever becomes of the place that it came from.
+        source = str(self.config.path or self.config.hub)
+        config = self.config.model_copy(update={"path": None, "hub": source, "revision": None})
+        (folder / "sequence_classifier.json").write_text(
+            config.model_dump_json(include=set(SequenceClassifierConfig.model_fields)), encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        config = SequenceClassifierConfig.model_validate_json((folder / "sequence_classifier.json").read_text())
+        return cls.open(str(folder), config, device)
+
+
+def label_index(config: Any, label: str) -> int:
+    """Index of a label by its exact name: 'hate' must not find 'nothate'.
+
+    Raises:
+        RewardError: there is no such label; names those that are there.
+    """
+    names = {int(index): name for index, name in config.id2label.items()}
+    found = [index for index, name in names.items() if name == label]
+    if len(found) != 1:
+        raise RewardError(
+            f"the classifier has no label '{label}'; it has {', '.join(map(repr, names.values()))}. "
+            "Set reward.civil and reward.toxic to two of them."
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class SentimentReward:
+    """R* = TextBlob's polarity, from -1 over 0 (neutral) to 1."""
+
+    reads: str = "completion"
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        return polarity(read_text(completions, self.reads))
+
+    def save(self, folder: Path) -> None:
+        (folder / "sentiment.json").write_text(json.dumps({"reads": self.reads}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        return cls(**json.loads((folder / "sentiment.json").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class LengthReward:
+    """R* = tolerance - |words - target| with words what white space separates in the completion."""
+
+    target: int
+    tolerance: int
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        words = np.array([len(text.split()) for text in completions.texts], dtype=np.float64)
+        return self.tolerance - np.abs(words - self.target)
+
+    def save(self, folder: Path) -> None:
+        settings = {"target": self.target, "tolerance": self.tolerance}
+        (folder / "length.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    @classmethod
+    def of(cls, config: LengthConfig) -> Self:
+        return cls(config.target, config.tolerance)
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        return cls(**json.loads((folder / "length.json").read_text(encoding="utf-8")))
+
+
+class ImportedReward:
+    """R* = function(prompts, completions) of a module of the user. It stays where it is; its file is known by content.
+
+    Raises:
+        RewardError: the function cannot be imported.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.function = _imported(name)
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        """Raises RewardError where the function fails, or gives anything but one finite number a text."""
+        try:
+            found = np.asarray(self.function(list(completions.prompts), list(completions.texts)), dtype=np.float64)
+        except Exception as error:  # the user's code may raise anything
+            raise RewardError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        if found.shape != (len(completions),):
+            raise RewardError(
+                f"{self.name} must give {len(completions)} numbers, one a text; its shape is {found.shape}."
+            )
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found))[0])
+            raise RewardError(f"{self.name} gives {found[row]} for text {row}, {completions.texts[row]!r}.")
+        return found
+
+    def save(self, folder: Path) -> None:
+        settings = {"function": self.name, "source": fingerprint(source_of(self.name))}
+        (folder / "imported.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        settings = json.loads((folder / "imported.json").read_text(encoding="utf-8"))
+        reward = cls(settings["function"])
+        if fingerprint(source_of(reward.name)) != settings["source"]:
+            raise RewardError(
+                f"{folder}: the file of {reward.name} has changed since this R* was made. Put it back, or run the "
+                "chain again: an edited function is another R*."
+            )
+        return reward
+
+
+def _imported(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's module may raise anything
+        raise RewardError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise RewardError(f"{name} is a {type(function).__name__}, not a function of (prompts, completions).")
+    return function  # type: ignore[no-any-return]
+
+
+def check_function(name: str) -> None:
+    """Try a function on three texts, one of them empty, together and one by one.
+
+    Raises:
+        RewardError: it fails, or a text's score depends on the other texts: RL would be rewarded by another rule in
+            every batch.
+    """
+    reward = ImportedReward(name)
+    texts = Completions(["The bus", "I think", "Ok"], [" is late again.", "", " naïve 🙂\npeople left!"], [], [])
+    together = reward.score(texts)
+    alone = [
+        float(reward.score(Completions([prompt], [text], [], []))[0])
+        for prompt, text in zip(texts.prompts, texts.texts, strict=True)
+    ]
+    if not np.allclose(together, alone, rtol=0, atol=1e-3 * float(np.abs(together).max())):
+        raise RewardError(
+            f"{name} gives a text another score when it is called with other texts ({together.tolist()} together, "
+            f"{alone} one by one). Score each text for itself; standardise, if at all, with fixed numbers."
+        )
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """R* = sum_k w_k z_k / sum_k |w_k| with z_k = (score_k - center_k) / scale_k, an increasing affine map fixed once.
+
+    Attributes:
+        scorers: k ground truths by name.
+        weights: (k,) not 0.
+        center, scale: (k,) mean and standard deviation of each scorer on the texts that it was standardised on.
+    """
+
+    scorers: Mapping[str, GroundTruth]
+    weights: Scores
+    center: Scores
+    scale: Scores
+
+    @classmethod
+    def standardised_on(
+        cls,
+        completions: Completions,
+        scorers: Mapping[str, GroundTruth],
+        weights: Mapping[str, float],
+        progress: Progress = lambda done, total: None,
+    ) -> Self:
+        """Raises RewardError for a part that gives all of the completions the same score: it has no scale."""
+        values = np.array([weights[name] for name in scorers], dtype=np.float64)
+        unscaled = cls(scorers, values, np.zeros(len(values)), np.ones(len(values)))
+        scores = unscaled.parts(completions, progress)
+        for name, column in zip(scorers, scores.T, strict=True):
+            # Rounding may part scores that are the same in truth.
+            if not column.std() > 1e-9 * np.abs(column).max():
+                raise RewardError(
+                    f"reward.parts.{name} gives {column[0]:g} for all {len(column):,} texts of the reward part: it has "
+                    f"no scale. Change its options, or remove it with ~reward.parts.{name}."
+                )
+        return cls(scorers, values, scores.mean(axis=0), scores.std(axis=0))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parts, in the order of `weights` and of the columns of `parts`."""
+        return list(self.scorers)
+
+    def parts(self, completions: Completions, progress: Progress = lambda done, total: None) -> NDArray[np.float64]:
+        """(n, k) standardised scores z of the parts."""
+        columns: list[Scores] = []
+        for scorer in self.scorers.values():
+            columns.append(scorer.score(completions))
+            progress(len(columns), len(self.scorers))
+        return (np.stack(columns, axis=1) - self.center) / self.scale
+
+    def combined(self, parts: NDArray[np.float64]) -> Scores:
+        """(n,) R* of (n, k) standardised scores."""
+        return np.asarray(parts @ (self.weights / np.abs(self.weights).sum()))
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        return self.combined(self.parts(completions, progress))
+
+    def save(self, folder: Path) -> None:
+        """Each part in a folder of its own."""
+        numbers = {"weight": self.weights, "center": self.center, "scale": self.scale}
+        settings = {
+            name: {key: float(values[k]) for key, values in numbers.items()} for k, name in enumerate(self.names)
+        }
+        (folder / "weighted.json").write_text(json.dumps(settings), encoding="utf-8")
+        for name, scorer in self.scorers.items():
+            (folder / "parts" / name).mkdir(parents=True)
+            scorer.save(folder / "parts" / name)
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        settings = json.loads((folder / "weighted.json").read_text(encoding="utf-8"))
+        numbers = (np.array([part[key] for part in settings.values()]) for key in ("weight", "center", "scale"))
+        return cls({name: _load(folder / "parts" / name, device) for name in settings}, *numbers)
+
+
+KINDS: Mapping[str, type[GroundTruth]] = {
+    "classifier": ClassifierReward,
+    "sequence_classifier": SequenceClassifierReward,
+    "sentiment": SentimentReward,
+    "length": LengthReward,
+    "imported": ImportedReward,
+    "weighted": WeightedReward,
+}
+"""The kinds of ground truth by the name of the file that each leaves."""
+
+LOG_ODDS = ("classifier", "sequence_classifier")
+"""Those that are log-odds of 'civil': of these 1 - sigmoid(R*) is the probability of 'toxic'."""
+
+
+def is_log_odds(folder: Path) -> bool:
+    """Whether the ground truth in this folder gives probabilities."""
+    return any((folder / f"{kind}.json").is_file() for kind in LOG_ODDS)
+
+
+def _load(folder: Path, device: Device) -> GroundTruth:
+    kind = next((kind for kind in KINDS if (folder / f"{kind}.json").is_file()), None)
+    if kind is None:
+        raise RewardError(f"{folder}: there is no ground truth here; one of {', '.join(KINDS)}.json would be.")
+    return KINDS[kind].load(folder, device)
+
+
+def save_ground_truth(reward: GroundTruth, folder: Path, probes: Completions) -> None:
+    """Write R* with its probes."""
+    reward.save(folder)
+    save_probes(folder, probes, reward.score(probes))
+
+
+def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
+    """Read R*, or the second judge, back.
+
+    Raises:
+        RewardError: it does not reproduce its own scores, or there is none.
+    """
+    reward = _load(folder, device)
+    check_probes(folder, reward, device)
+    return reward

@@ -1,0 +1,49 @@
+"""What every reward has in common: it scores completions, and a saved one must reproduce its own scores.
+
+A saved reward keeps probes, a few completions with their scores, and refuses to be loaded if it does not reproduce
+them: a reward with a wrong head or backbone must not judge anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from irl_exp.machinery.runtime import Device
+from irl_exp.policies.language_models import Completions, Progress
+
+Scores = NDArray[np.float64]
+
+
+class RewardError(Exception):
+    """A reward that cannot be built or does not reproduce its own scores."""
+
+
+class Reward(Protocol):
+    """Judges completions: (n,) scores, higher is better."""
+
+    def score(self, completions: Completions, progress: Progress = ...) -> Scores: ...
+
+
+def save_probes(folder: Path, probes: Completions, scores: Scores) -> None:
+    """Keep some completions with their scores beside a saved reward."""
+    probes.frame().assign(score=scores).to_parquet(folder / "probes.parquet")
+
+
+def check_probes(folder: Path, reward: Reward, device: Device) -> None:
+    """Score the probes again.
+
+    Raises:
+        RewardError: the loaded reward is not the one that was saved.
+    """
+    frame = pd.read_parquet(folder / "probes.parquet")
+    saved, found = frame["score"].to_numpy(), reward.score(Completions.from_frame(frame))
+    # Another device or batch shape rounds differently; a wrong weight is off by far more than that.
+    tolerance = (0.1 if device.bf16 else 1e-3) * float(np.abs(saved).max())
+    if not np.allclose(saved, found, rtol=0, atol=tolerance):
+        worst = float(np.abs(saved - found).max())
+        raise RewardError(f"{folder}: the loaded reward does not reproduce its own scores (off by {worst:.3g}).")

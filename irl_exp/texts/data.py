@@ -1,0 +1,274 @@
+"""Texts: prompt, completion, label; read from the embedded generator, a file or the hub, and split by prompt.
+
+A text belongs to the part of its prompt, so no prompt is ever in two parts:
+
+    sft      trains the reference policy                     fit     rlhf, refinetune, and what IRL fits
+    reward   labelled texts of the classifier R*, only       select  choices (a threshold) without looking at test
+                                                             test    seen by `evaluate` alone
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from irl_exp.config import (
+    BenchmarkConfig,
+    CommentsConfig,
+    DataConfig,
+    FileConfig,
+    JigsawConfig,
+    RealToxicityPromptsConfig,
+)
+
+PARTS = ("fit", "select", "test", "reward", "sft")
+TextsConfig = JigsawConfig | RealToxicityPromptsConfig | FileConfig
+
+
+class DataError(Exception):
+    """Texts that cannot be read: names the file, the line, the field and the remedy."""
+
+
+def read(config: DataConfig) -> pd.DataFrame:
+    """All texts: columns prompt, completion (joined they are the text) and toxic (nullable boolean).
+
+    Raises:
+        DataError: a missing file, a line that is no object, a missing column, a label that is no number.
+    """
+    if isinstance(config, CommentsConfig):
+        from irl_exp.texts.comments import write_comments
+
+        comments = write_comments(config.count, seed=config.seed)
+        rows = [(comment.prompt, comment.completion, comment.toxic) for comment in comments]
+        frame = pd.DataFrame(rows, columns=["prompt", "completion", "toxic"])
+        return frame.astype({"toxic": "boolean"})
+    return _texts(_table(config), config)
+
+
+def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """The same texts with a column `part`, drawn by prompt with the seed of the data.
+
+    Raises:
+        DataError: too few prompts for the parts that are asked for.
+    """
+    prompts = np.sort(frame["prompt"].unique())
+    prompts = np.random.default_rng(config.seed).permutation(prompts)
+    sizes = [config.fit_prompts, config.select_prompts, config.test_prompts]
+    rest = len(prompts) - sum(sizes)
+    if rest < 10:
+        raise DataError(
+            f"data={config.name} has {len(prompts)} distinct prompts; fit, select and test ask for {sum(sizes)} and "
+            f"10 more must be left. Lower data.fit_prompts, data.select_prompts or data.test_prompts."
+        )
+    sizes.append(round(rest * config.reward_fraction))
+    if sizes[-1] in (0, rest):
+        raise DataError(
+            f"data.reward_fraction={config.reward_fraction} of {rest} remaining prompts leaves nothing for "
+            f"{'sft' if sizes[-1] else 'the reward'}. Choose one nearer to 0.5, or give more texts."
+        )
+    part = dict(zip(prompts, np.repeat(PARTS, [*sizes, len(prompts) - sum(sizes)]), strict=True))
+    return frame.assign(part=frame["prompt"].map(part))
+
+
+def prompts_of(texts: pd.DataFrame, part: str) -> list[str]:
+    """Distinct prompts of a part, in a fixed order."""
+    return sorted(texts.loc[texts["part"] == part, "prompt"].unique())
+
+
+def read_benchmark(config: BenchmarkConfig) -> list[str]:
+    """Distinct prompts of a benchmark, cut to `max_prompt_words`, in the order of their drawing by the seed.
+
+    Raises:
+        DataError: as `read`.
+    """
+    table = _table(config)
+    _check_columns(table, config)
+    texts = _strings(table, str(config.text or config.prompt), str(config.path or config.hub))
+    if config.text:
+        found = {cut(text, min(config.max_prompt_words, len(text.split()) // 2))[0] for text in texts}
+    else:
+        found = {cut(text, config.max_prompt_words)[0] for text in texts}
+    prompts = np.array(sorted(found - {""}), dtype=object)
+    return [str(prompt) for prompt in np.random.default_rng(config.seed).permutation(prompts)]
+
+
+def unseen(benchmark: Sequence[str], known: Iterable[str], config: BenchmarkConfig) -> tuple[list[str], int]:
+    """The first prompts of a benchmark that are not among the known ones, as many as the config wants, sorted.
+
+    Prompts are the same if their words are. The number says how many of the benchmark were known.
+
+    Args:
+        known: every prompt of the data, of whatever part: what trained a policy or a reward would flatter them, and
+            what is in test is judged already.
+
+    Raises:
+        DataError: too few are left.
+    """
+    words = {tuple(prompt.split()) for prompt in known}
+    left = [prompt for prompt in benchmark if tuple(prompt.split()) not in words]
+    known_too = len(benchmark) - len(left)
+    if len(left) < config.prompts:
+        raise DataError(
+            f"benchmark.prompts={config.prompts}: {config.path or config.hub} has {len(benchmark)} distinct prompts, "
+            f"of which {known_too} are in the data too and left out. Lower benchmark.prompts, or "
+            "give other prompts."
+        )
+    return sorted(left[: config.prompts]), known_too
+
+
+def cut(text: str, words: int) -> tuple[str, str]:
+    """The first so many words, and the rest with the white space that separates it: joined they are the text."""
+    ends = [match.end() for match in re.finditer(r"\S+", text)][:words]
+    end = ends[-1] if ends else 0
+    return text[:end], text[end:]
+
+
+def _table(config: TextsConfig | BenchmarkConfig) -> pd.DataFrame:
+    """The raw columns, nested objects flattened to dotted names."""
+    import tempfile
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    if config.path is None:
+        dataset = datasets.load_dataset(str(config.hub), split=config.split)
+        return _pandas(dataset)
+    builder = _builder(config.node, config.path)
+    if builder == "json":
+        _check_lines(config.path, _columns(config))
+    # Words such as "None" or "null" are words; only an empty cell of a CSV file is missing.
+    options = {"keep_default_na": False, "na_values": [""]} if builder == "csv" else {}
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            files = {"train": _without_brackets(config.path, Path(cache))}
+            table = _pandas(datasets.load_dataset(builder, data_files=files, split="train", cache_dir=cache, **options))
+        except Exception as error:  # of several libraries, all of which mean the same here
+            cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{config.path}: not a readable {builder} file: {cause}") from error
+    if table.empty:
+        raise DataError(f"{config.path}: there are no rows.")
+    return table
+
+
+def _without_brackets(path: Path, folder: Path) -> str:
+    """`datasets` takes brackets in a file name for a pattern: such a file is read from a copy."""
+    if re.search(r"[\[\]*?]", str(path)):
+        path = Path(shutil.copyfile(path, folder / f"texts{path.suffix}"))
+    return str(path)
+
+
+def _pandas(dataset: Any) -> pd.DataFrame:
+    frame: pd.DataFrame = dataset.flatten().to_pandas()
+    return frame
+
+
+def _builder(node: str, path: Path) -> str:
+    """The reader of `datasets` for a file, by its ending."""
+    if not path.is_file():
+        raise DataError(f"{node}.path={path}: no such file.")
+    readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    if path.suffix not in readers:
+        raise DataError(f"{node}.path={path}: the ending must be one of {', '.join(readers)}.")
+    return readers[path.suffix]
+
+
+def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
+    """The columns that must be there."""
+    prompts, others = [config.text or config.prompt], []
+    if isinstance(config, TextsConfig):
+        others = [config.label] if config.text else [config.completion, config.label]
+    return [column for column in [*prompts, *others] if column]
+
+
+def _check_lines(path: Path, columns: Sequence[str]) -> None:
+    """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
+            for column in columns:
+                _check_field(row, column, f"{path}, line {number}")
+
+
+def _check_field(row: dict[str, Any], column: str, where: str) -> None:
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise DataError(f"{where}: field '{column}' is missing; the line has {', '.join(sorted(row))}.")
+        value = value[key]
+
+
+def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
+    """prompt, completion and toxic out of the raw columns; texts of fewer than two words are left out."""
+    source, limit = config.path or config.hub, config.max_prompt_words
+    _check_columns(table, config)
+    if config.text:
+        texts = _strings(table, config.text, str(source))
+        pairs = [cut(text, min(limit, len(text.split()) // 2)) for text in texts]
+    else:
+        prompts, completions = (_strings(table, str(name), str(source)) for name in (config.prompt, config.completion))
+        cuts = [cut(prompt, limit) for prompt in prompts]
+        pairs = [(head, tail + text) for (head, tail), text in zip(cuts, completions, strict=True)]
+    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
+    frame["toxic"] = _labels(table, config, str(source))
+    return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
+
+
+def _check_columns(table: pd.DataFrame, config: TextsConfig | BenchmarkConfig) -> None:
+    missing = [column for column in _columns(config) if column not in table]
+    if missing:
+        yours = "data.prompt, data.completion, data.text and data.label (null: no labels)"
+        if not isinstance(config, TextsConfig):
+            yours = "benchmark.prompt or benchmark.text"
+        raise DataError(
+            f"{config.path or config.hub}: column '{missing[0]}' is missing; there are {', '.join(table.columns)}. "
+            f"Name yours with {yours}."
+        )
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
+    """A column of texts; missing ones are empty."""
+    values = table[column]
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not _missing(value)]
+    if wrong:
+        kind = type(values.iloc[wrong[0]]).__name__
+        raise DataError(f"{source}, row {wrong[0] + 1}: column '{column}' holds a {kind}, not a text.")
+    return [value if isinstance(value, str) else "" for value in values]
+
+
+def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
+    """Nullable booleans: the label is at least 0.5."""
+    if config.label is None:
+        return pd.array([pd.NA] * len(table), dtype="boolean")
+    values = pd.to_numeric(table[config.label], errors="coerce")
+    wrong = values.isna() & table[config.label].notna()
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"{source}, row {row + 1}: label '{table[config.label].iloc[row]}' is not a number.")
+    return (values >= 0.5).astype("boolean").mask(values.isna())
+
+
+def test_texts(texts: pd.DataFrame) -> pd.DataFrame:
+    """The texts of test as they are in the data, at most 1,000: what a reward says of what people wrote."""
+    test = texts[texts["part"] == "test"]
+    return test.iloc[:: max(1, -(-len(test) // 1000))].reset_index(drop=True)
+
+
+WITHOUT_LABELS = ["prompt", "completion", "part"]
+"""Columns of texts.parquet for a stage that may not see a label."""

@@ -1,0 +1,319 @@
+"""Texts: three file formats, columns by name, errors that say where, and a split in which no prompt is in two parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import DEVICE, compose
+
+from irl_exp import chain
+from irl_exp.config import CommentsConfig, ConfigError, FileConfig, RealToxicityPromptsConfig
+from irl_exp.launch import preflight
+from irl_exp.texts import data
+
+patient = settings(deadline=None)  # a busy machine is no failure
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "The bus", "completion": " is late, again.", "label": 0.2},
+    {"prompt": "The  old bridge", "completion": "\nwas closed\tfor  good", "label": 0.5},
+    {"prompt": "Sie sagt: naïve", "completion": ' 🙂 "quoted", with commas', "label": None},
+    {"prompt": "You", "completion": " fool", "label": 1},
+]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The same rows in the format of the ending."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+def read(path: Path, **options: Any) -> pd.DataFrame:
+    return data.read(FileConfig(seed=0, path=path, **options))
+
+
+def error_of(path: Path, **options: Any) -> str:
+    with pytest.raises(data.DataError) as caught:
+        read(path, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_three_formats_read_alike(tmp_path: Path, ending: str) -> None:
+    found = read(write(tmp_path / f"texts.{ending}", ROWS))
+    assert found["prompt"].tolist() == [row["prompt"] for row in ROWS]
+    assert found["completion"].tolist() == [row["completion"] for row in ROWS]
+    assert found["toxic"].isna().tolist() == [False, False, True, False]
+    assert found["toxic"].fillna(False).tolist() == [False, True, False, True], "toxic from 0.5 on"
+    assert found["toxic"].dtype == "boolean"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_dot_enters_a_nested_object(tmp_path: Path, ending: str) -> None:
+    rows = [
+        {"prompt": {"text": "The bus", "toxicity": 0.9}, "continuation": {"text": " is late", "toxicity": 0.1}},
+        {"prompt": {"text": "You are", "toxicity": 0.1}, "continuation": {"text": " a fool", "toxicity": 0.9}},
+    ]
+    path = write(tmp_path / f"texts.{ending}", rows)
+    found = data.read(RealToxicityPromptsConfig(seed=0, path=path))
+    assert found["prompt"].tolist() == ["The bus", "You are"]
+    assert found["completion"].tolist() == [" is late", " a fool"]
+    assert found["toxic"].tolist() == [False, True], "the label is that of the continuation"
+
+
+def test_columns_go_by_the_names_that_are_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.csv", [{"x": "The bus", "y": " is late", "bad": 1, "label": 0}])
+    found = read(path, prompt="x", completion="y", label="bad")
+    assert found.to_dict("records") == [{"prompt": "The bus", "completion": " is late", "toxic": True}]
+
+
+def test_without_a_label_column_every_label_is_missing(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "texts.jsonl", ROWS), label=None)["toxic"].isna().all()
+
+
+def test_whole_texts_are_cut_in_half_by_words(tmp_path: Path) -> None:
+    rows = [{"text": "one two  three\nfour five", "label": 0}, {"text": "one two", "label": 0}]
+    found = read(write(tmp_path / "texts.jsonl", rows), text="text")
+    assert found["prompt"].tolist() == ["one two", "one"]
+    assert found["completion"].tolist() == ["  three\nfour five", " two"]
+
+
+def test_texts_without_a_prompt_or_a_completion_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "", "completion": " only", "label": 0},
+        {"prompt": "only", "completion": " \n", "label": 1},
+        {"prompt": None, "completion": " only", "label": 0},
+        {"prompt": "both", "completion": " parts", "label": 1},
+    ]
+    found = read(write(tmp_path / "texts.jsonl", rows))
+    assert found.to_dict("records") == [{"prompt": "both", "completion": " parts", "toxic": True}]
+
+
+def test_a_long_prompt_is_cut_and_its_rest_starts_the_completion(tmp_path: Path) -> None:
+    rows = [{"prompt": "a b  c d", "completion": " e", "label": 0}]
+    found = read(write(tmp_path / "texts.jsonl", rows), max_prompt_words=2)
+    assert found.loc[0, ["prompt", "completion"]].tolist() == ["a b", "  c d e"]
+
+
+def test_a_completion_without_a_leading_space_stays_out_of_the_prompt(tmp_path: Path) -> None:
+    rows = [{"prompt": "How are you?", "completion": "Fine, thank you.", "label": 0}]
+    found = read(write(tmp_path / "texts.jsonl", rows))
+    assert found.loc[0, "prompt"] == "How are you?"
+    assert found.loc[0, "completion"].strip() == "Fine, thank you."
+
+
+def test_words_of_a_csv_file_stay_words(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("prompt,completion,label\nNone, of them,0\nand they said,null,1\n", encoding="utf-8")
+    assert read(path)["prompt"].tolist() == ["None", "and they said"]
+
+
+@patient
+@given(st.text(alphabet="ab .,\n\té\u00a0", max_size=40), st.integers(1, 6))
+def test_cut_joins_to_the_text_and_keeps_so_many_words(text: str, words: int) -> None:
+    prompt, completion = data.cut(text, words)
+    assert prompt + completion == text
+    assert prompt.split() == text.split()[:words]
+    assert not prompt or not prompt[-1].isspace()
+    assert not completion or completion[0].isspace() or not prompt
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a",', "line 3: not valid JSON"),
+        ('["a", "b", 1]', "line 3: expected an object, found list"),
+        ('{"prompt": "a", "label": 0}', "line 3: field 'completion' is missing; the line has label, prompt"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = write(tmp_path / "texts.jsonl", ROWS)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[2:]]), encoding="utf-8")
+    assert f"{path}, {message}" in error_of(path)
+
+
+def test_a_missing_nested_field_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", [{"prompt": {"txt": "a"}, "completion": " b", "label": 0}])
+    assert "line 1: field 'prompt.text' is missing" in error_of(path, prompt="prompt.text")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_missing_column_lists_the_columns_and_the_remedy(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"texts.{ending}", [{"x": "a", "y": " b", "label": 0}])
+    message = error_of(path)
+    assert "column 'prompt' is missing; there are x, y, label." in message
+    assert "data.prompt" in message
+
+
+def test_a_label_that_is_no_number_names_the_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.csv", [*ROWS, {"prompt": "a", "completion": " b", "label": "toxic"}])
+    assert "row 5: label 'toxic' is not a number" in error_of(path)
+
+
+def test_an_unknown_ending_lists_those_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "texts.xlsx").write_bytes(b"")
+    assert "must be one of .jsonl, .json, .csv, .parquet" in error_of(tmp_path / "texts.xlsx")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").mkdir()
+    assert "no such file" in error_of(tmp_path / "texts.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.csv", b""),
+        ("unclosed.csv", b'prompt,completion,label\n"a, b,0\n'),
+        ("latin.csv", b"prompt,completion,label\nna\xefve, b,0\n"),
+    ],
+)
+def test_a_damaged_csv_file_is_a_data_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{tmp_path / name}: not a readable csv file" in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("damaged.parquet", b"not parquet at all"),
+        ("empty.jsonl", b""),
+        ("header.csv", b"prompt,completion,label\n"),
+        ("latin.jsonl", b'{"prompt": "na\xefve", "completion": " b", "label": 0}\n'),
+    ],
+)
+def test_a_damaged_file_of_any_kind_is_a_data_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert name in error_of(tmp_path / name)
+
+
+def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "texts[1].jsonl", ROWS))) == len(ROWS)
+
+
+def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": "Hello"}], "completion": " b", "label": 0}]
+    assert "prompt" in error_of(write(tmp_path / "texts.jsonl", rows))
+
+
+def comments(seed: int = 0, **sizes: int) -> CommentsConfig:
+    return CommentsConfig(seed=seed, count=600, **{"fit_prompts": 40, "select_prompts": 8, "test_prompts": 20, **sizes})
+
+
+def parts(texts: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(texts["prompt"], texts["part"], strict=True))
+
+
+def test_no_prompt_is_in_two_parts_and_every_part_has_its_size() -> None:
+    texts = data.split(data.read(comments()), comments())
+    assert (texts.groupby("prompt")["part"].nunique() == 1).all()
+    sizes = {part: len(data.prompts_of(texts, part)) for part in data.PARTS}
+    rest = texts["prompt"].nunique() - 68
+    assert sizes == {
+        "fit": 40,
+        "select": 8,
+        "test": 20,
+        "reward": round(0.35 * rest),
+        "sft": rest - round(0.35 * rest),
+    }
+
+
+def test_the_split_follows_its_seed_and_seed_0_is_a_seed() -> None:
+    texts = data.read(comments())
+    first, second, other = (parts(data.split(texts, comments(seed))) for seed in (0, 0, 1))
+    assert first == second
+    assert first != other
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
+    texts = data.read(comments())
+    shuffled = texts.sample(frac=1, random_state=0)
+    assert parts(data.split(texts, comments())) == parts(data.split(shuffled, comments()))
+
+
+def test_splitting_keeps_the_rows_in_place() -> None:
+    texts = data.read(comments())
+    pd.testing.assert_frame_equal(data.split(texts, comments()).drop(columns="part"), texts)
+
+
+def test_prompts_of_a_part_are_distinct_and_in_a_fixed_order() -> None:
+    texts = pd.DataFrame({"prompt": ["b", "a", "b", "c"], "part": ["fit", "fit", "fit", "test"]})
+    assert data.prompts_of(texts, "fit") == ["a", "b"]
+
+
+def test_too_few_prompts_are_refused_with_a_remedy() -> None:
+    config = comments(fit_prompts=5000)
+    with pytest.raises(
+        data.DataError, match=r"distinct prompts; fit, select and test ask for 5028 .*data\.fit_prompts"
+    ):
+        data.split(data.read(config), config)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_a_split_that_leaves_a_part_empty_is_refused(fraction: float) -> None:
+    prompts = [f"prompt {number}" for number in range(22)]
+    texts = pd.DataFrame({"prompt": prompts, "completion": " text"})
+    config = CommentsConfig(seed=0, fit_prompts=4, select_prompts=4, test_prompts=4, reward_fraction=fraction)
+    with pytest.raises(data.DataError, match="reward_fraction"):
+        data.split(texts, config)
+
+
+def labelled_file(path: Path, labels: Sequence[float | None]) -> Path:
+    rows = [
+        {"prompt": f"prompt number {number}", "completion": " text", "label": labels[number % len(labels)]}
+        for number in range(100)
+    ]
+    return write(path, rows)
+
+
+def check(*overrides: str) -> None:
+    """Preflight of a whole chain."""
+    for step in chain.build(compose(*overrides), DEVICE).values():
+        preflight.check(step)
+
+
+def test_a_classifier_without_labels_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = labelled_file(tmp_path / "texts.jsonl", [0.0, 1.0])
+    check("data=file", f"data.path={path}")
+    with pytest.raises(preflight.PreflightError, match=r"data\.label is not set"):
+        check("data=file", f"data.path={path}", "data.label=null")
+
+
+@pytest.mark.parametrize("labels", [[0.0], [1.0], [None, 0.0]])
+def test_a_classifier_with_labels_of_one_class_is_refused_before_anything_runs(
+    tmp_path: Path, labels: list[float | None]
+) -> None:
+    path = labelled_file(tmp_path / "texts.jsonl", labels)
+    with pytest.raises(preflight.PreflightError, match="needs texts of both labels"):
+        check("data=file", f"data.path={path}")
+
+
+def test_unreadable_data_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = labelled_file(tmp_path / "texts.csv", [0.0, 1.0])
+    with pytest.raises(data.DataError, match="column 'question' is missing"):
+        check("data=file", f"data.path={path}", "data.prompt=question")
+
+
+def test_a_path_that_does_not_exist_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file or folder"):
+        compose("data=file", f"data.path={tmp_path / 'nothing.jsonl'}")
+
+
+def test_the_embedded_comments_have_both_labels_in_every_part() -> None:
+    texts = data.split(data.read(comments()), comments())
+    assert texts["toxic"].notna().all()
+    assert (texts.groupby("part")["toxic"].nunique() == 2).all()
+    assert set(np.unique(texts["part"])) == set(data.PARTS)
