@@ -5,17 +5,17 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from irl_exp.launch import jobs, planner
+from irl_exp.launch import command_line, jobs
 
 
-@hydra.main(config_path="conf", config_name="config", **planner.VERSION_BASE)
+@hydra.main(config_path="conf", config_name="config", **command_line.VERSION_BASE)
 def main(config: DictConfig) -> dict[str, float]:
     """One job. Any Hydra launcher may run it: the store makes sure that shared stages are computed once."""
     return jobs.run_job(config)
 
 
 if __name__ == "__main__":
-    planner.check_command_line(sys.argv[1:])
+    command_line.check_command_line(sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:

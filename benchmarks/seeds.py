@@ -33,7 +33,7 @@ PARTS = {  # what a launch spends its time in: module, function, indentation
     "launch.planner._plan": 0,
     "launch.planner._announce": 0,
     "launch.obtain.run_batch": 0,
-    "launch.jobs._run_one": 0,
+    "launch.executors._run_one": 0,
     "launch.jobs.typed": 1,
     "launch.run.run": 1,
     "chain.build": 2,
@@ -43,8 +43,8 @@ PARTS = {  # what a launch spends its time in: module, function, indentation
     "stages.evaluate.of_policies": 4,
     "machinery.store._seal": 3,
     "launch.run._record": 2,
-    "launch.planner._finish": 0,
-    "launch.planner._report": 1,
+    "launch.finish.finish": 0,
+    "launch.finish._report": 1,
 }
 
 
@@ -86,10 +86,10 @@ def default_irl() -> Any:
     from omegaconf import OmegaConf
 
     from irl_exp import config
-    from irl_exp.launch import planner
+    from irl_exp.launch import command_line
 
     config.register()
-    with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):
+    with hydra.initialize_config_dir(str(config.CONF), **command_line.VERSION_BASE):
         composed = hydra.compose("config", ["tracking=none"])
     values: Any = OmegaConf.to_container(composed, resolve=True)
     return config.parse(values).irl

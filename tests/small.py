@@ -44,10 +44,10 @@ def compose(*overrides: str) -> Config:
     from omegaconf import OmegaConf
 
     from irl_exp import config
-    from irl_exp.launch import planner
+    from irl_exp.launch import command_line
 
     config.register()
-    with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):
+    with hydra.initialize_config_dir(str(config.CONF), **command_line.VERSION_BASE):
         composed = hydra.compose("config", ["scale=tiny", "tracking=none", "device=cpu", *overrides])
     values: Any = OmegaConf.to_container(composed, resolve=True)
     return config.parse(values)

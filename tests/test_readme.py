@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from irl_exp import config
-from irl_exp.launch.planner import VERSION_BASE, check_command_line
+from irl_exp.launch.command_line import VERSION_BASE, check_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Hydra's door to irl_exp/planner.py: a launcher that sees every job before the first one starts.
+"""Hydra's door to irl_exp/launch/planner.py: a launcher that sees every job before the first one starts.
 
 Hydra 1.3 finds plugins in a `hydra_plugins` namespace folder and checks the module of the class, so both classes are
 defined here; all they do is delegate. Imported at each start and at each TAB: nothing heavy.

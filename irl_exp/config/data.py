@@ -19,7 +19,7 @@ class _Data(Node):
 
 
 class CommentsConfig(_Data):
-    """Embedded corpus: a seeded generator of civil and hostile comments (irl_exp/comments.py)."""
+    """Embedded corpus: a seeded generator of civil and hostile comments (irl_exp/texts/comments.py)."""
 
     name: Literal["comments"] = "comments"
     count: Count = Field(24_000, description="comments to write")

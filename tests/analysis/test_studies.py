@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from irl_exp import config as schema
 from irl_exp.config import CONF, Config, EnsembleConfig, MarginConfig, WeightedConfig, swept_by
 from irl_exp.dashboard.workspaces import flatten, varied
-from irl_exp.launch import planner
+from irl_exp.launch import command_line, compose
 from irl_exp.launch.jobs import LaunchContext, job_name, typed
 from irl_exp.report.cells import Outcome
 
@@ -45,15 +45,15 @@ class Job(NamedTuple):
 def jobs_of(*overrides: str) -> list[Job]:
     """The jobs of a launch as Hydra and the planner compose and check them; none is run."""
     schema.register()
-    planner.check_command_line(overrides)
-    with hydra.initialize_config_dir(str(CONF), **planner.VERSION_BASE):
+    command_line.check_command_line(overrides)
+    with hydra.initialize_config_dir(str(CONF), **command_line.VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
         assert master.hydra.sweep.dir  # settled once, as Hydra does
         swept = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*swept, *overrides])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
-        composer = planner._Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
+        composer = compose.Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
         return [job(composer.compose(one, number), number) for number, one in enumerate(jobs)]
 
 
@@ -175,7 +175,7 @@ def test_a_study_and_its_command_line_may_be_crossed() -> None:
 )
 def test_what_does_not_go_with_a_study_is_refused(line: str, told: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        planner.check_command_line(line.split())
+        command_line.check_command_line(line.split())
     assert str(caught.value).startswith(told)
 
 
@@ -190,7 +190,7 @@ def test_what_does_not_go_with_a_study_is_refused(line: str, told: str) -> None:
     ],
 )
 def test_what_goes_with_a_study_passes(line: str) -> None:
-    planner.check_command_line(line.split())
+    command_line.check_command_line(line.split())
 
 
 # ---------------------------------------------------------------------------------------------- their designs

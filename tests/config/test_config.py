@@ -36,7 +36,7 @@ from irl_exp.config import (
     WeightedConfig,
     nearest,
 )
-from irl_exp.launch import planner
+from irl_exp.launch import command_line
 from irl_exp.launch.jobs import typed
 
 # conf/local holds a developer's own settings, not in git.
@@ -46,7 +46,7 @@ STAGES_WITH_SEED = ("data", "reward", "sft", "rlhf", "demonstrations", "irl", "r
 
 def compose(*overrides: str) -> DictConfig:
     schema.register()
-    with hydra.initialize_config_dir(str(CONF), **planner.VERSION_BASE):
+    with hydra.initialize_config_dir(str(CONF), **command_line.VERSION_BASE):
         return hydra.compose("config", list(overrides))
 
 
@@ -258,7 +258,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
 )
 def test_what_does_not_exist_is_refused_before_hydra_sees_it(override: str, told: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        planner.check_command_line(["until=sft", override])
+        command_line.check_command_line(["until=sft", override])
     assert str(caught.value).startswith(told)
 
 
@@ -266,7 +266,7 @@ def test_what_exists_passes() -> None:
     for key, _ in schema.option_fields():
         schema.check_override(key, "1")
     others = ["-m", "--multirun", "hydra/launcher=basic", "hydra.verbose=true", "irl/loss@irl.loss=hinge", "+seed=1"]
-    planner.check_command_line([choice(path) for path in FILES] + others)
+    command_line.check_command_line([choice(path) for path in FILES] + others)
 
 
 @pytest.mark.parametrize("path", [*filter(based_on, FILES)], ids=choice)
@@ -274,7 +274,7 @@ def test_the_options_of_a_choice_pass_with_it(path: Path) -> None:
     group = choice(path).split("=")[0].replace("/", ".")
     model = BASE_NODES[based_on(path)]
     plain = [name for name, field in model.model_fields.items() if not schema.node_of(field) and name != "name"]
-    planner.check_command_line([choice(path), *(f"{group}.{name}=1" for name in plain)])
+    command_line.check_command_line([choice(path), *(f"{group}.{name}=1" for name in plain)])
 
 
 MARGINS = "ensemble, failure_aware, length, margin, placebo, random_features, reference_log_probability"
@@ -332,7 +332,7 @@ MARGINS = "ensemble, failure_aware, length, margin, placebo, random_features, re
 )
 def test_an_option_of_another_choice_is_refused_with_its_owners(line: str, told: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        planner.check_command_line(line.split())
+        command_line.check_command_line(line.split())
     assert str(caught.value).startswith(told)
 
 
@@ -351,16 +351,16 @@ def test_an_option_of_another_choice_is_refused_with_its_owners(line: str, told:
     ],
 )
 def test_an_option_of_what_is_chosen_passes(line: str) -> None:
-    planner.check_command_line(line.split())
+    command_line.check_command_line(line.split())
 
 
 def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
     margin = tmp_path / "conf" / "irl" / "margin.yaml"
     margin.write_text(margin.read_text().replace("features: hidden_state", "features: [length, ngram] # two"))
-    planner.check_command_line(["irl.features.ngram.longest=3"])
+    command_line.check_command_line(["irl.features.ngram.longest=3"])
     with pytest.raises(SystemExit, match=r"irl/features=length,ngram has no such option"):
-        planner.check_command_line(["irl.features.hidden_state.layers=[0]"])
+        command_line.check_command_line(["irl.features.hidden_state.layers=[0]"])
 
 
 def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,11 +368,11 @@ def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "conf" / "local").mkdir(exist_ok=True)
     local = "# @package _global_\ndefaults:\n  - override /data: file\ndata: {path: mine.csv}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(local)
-    planner.check_command_line(["data.path=other.csv"])
+    command_line.check_command_line(["data.path=other.csv"])
 
 
 def test_completion_is_not_checked_while_the_user_types() -> None:
-    planner.check_command_line(["-sc", "query=bash", "rlhf.ste="])
+    command_line.check_command_line(["-sc", "query=bash", "rlhf.ste="])
 
 
 def test_the_nearest_name_is_near() -> None:
@@ -493,13 +493,13 @@ MINE = "+reward.parts.mine.name="
     ],
 )
 def test_a_wrong_part_of_a_weighted_reward_is_refused(overrides: list[str], told: str) -> None:
-    planner.check_command_line(["reward=weighted", *overrides])
+    command_line.check_command_line(["reward=weighted", *overrides])
     assert refusal("reward=weighted", *overrides).startswith(told)
 
 
 def test_parts_of_a_weighted_reward_are_set_added_and_removed() -> None:
     overrides = ["reward.parts.sentiment.weight=-2", "~reward.parts.length", MINE + "classifier", "reward.seed=5"]
-    planner.check_command_line(["reward=weighted", *overrides])
+    command_line.check_command_line(["reward=weighted", *overrides])
     reward = configured("reward=weighted", *overrides, "+reward.parts.mine.ngrams=1").reward
     assert isinstance(reward, WeightedConfig)
     assert list(reward.parts) == ["mine", "sentiment", "toxicity"]

@@ -30,7 +30,7 @@ from wandb_files import read_run
 
 from irl_exp import config
 from irl_exp.config import known_groups
-from irl_exp.launch import jobs, planner
+from irl_exp.launch import command_line, compose, stops
 from irl_exp.launch.console import Console
 from irl_exp.launch.jobs import LaunchContext
 from irl_exp.machinery.runtime import Event
@@ -242,11 +242,11 @@ def test_seeds_that_are_fitted_together_are_stored_as_if_alone(
 def test_a_job_is_composed_as_by_hydra(overrides: tuple[str, ...]) -> None:
     """Although its files are read for all jobs at once; in the second turn they are read already."""
     config.register()
-    with hydra.initialize_config_dir(str(config.CONF), **planner.VERSION_BASE):
+    with hydra.initialize_config_dir(str(config.CONF), **command_line.VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", ["tracking=none"], RunMode.MULTIRUN)
         assert master.hydra.sweep.dir  # Hydra has made the folder before: the time of launch is settled
-        composer = planner._Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
+        composer = compose.Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
         for number in (0, 1):
             found, wanted = composer.compose(overrides, number), loader.load_sweep_config(master, list(overrides))
             with open_dict(wanted):
@@ -581,13 +581,13 @@ def test_a_stop_that_a_finalizer_swallows_comes_again_with_the_next_report() -> 
             signal.raise_signal(signal.SIGINT)
 
     told: list[Event] = []
-    report, event = jobs._unless_stopped(told.append), Event(0, "sft", "computing")
-    with jobs.terminate_like_interrupt():
+    report, event = stops.unless_stopped(told.append), Event(0, "sft", "computing")
+    with stops.terminate_like_interrupt():
         report(event)
         Final()  # Python prints the KeyboardInterrupt and goes on
         with pytest.raises(KeyboardInterrupt):
             report(event)
     assert told == [event]
-    with jobs.terminate_like_interrupt():
+    with stops.terminate_like_interrupt():
         report(event)
     assert told == [event, event]

@@ -61,7 +61,7 @@ def test_same_seed_same_comments() -> None:
 
 def test_comments_do_not_depend_on_hash_order() -> None:
     script = (
-        "import hashlib; from irl_exp.comments import write_comments; "
+        "import hashlib; from irl_exp.texts.comments import write_comments; "
         "print(hashlib.sha256(repr(write_comments(300, seed=7)).encode()).hexdigest())"
     )
     digests = {

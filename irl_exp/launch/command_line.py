@@ -1,0 +1,71 @@
+"""The command line, checked before Hydra composes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+from irl_exp.config import CONF, ConfigError, check_choices, check_override, known_groups, swept_by
+
+if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    pass
+
+# Hydra 1.3 wants a version_base, 1.4 deprecates it.
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Refuse overrides of unknown keys with the nearest right name; Hydra would suggest to add them with '+'."""
+    if {"-sc", "--shell-completion", "--shell_completion"} & set(arguments):
+        return
+    overrides = list(_parsed(arguments))
+    try:
+        overrides = [*_parsed(_swept(overrides)), *overrides]
+        for override in overrides:
+            check_override(override.key_or_group, str(override.input_line).partition("=")[2])
+        named = {override.key_or_group: override for override in overrides if not override.is_delete()}
+        groups = {key: _options(override) for key, override in named.items() if key in known_groups()}
+        check_choices([key for key in named if key not in groups], groups)
+    except ConfigError as error:
+        sys.exit(f"{error}")
+
+
+def _swept(overrides: Sequence[Override]) -> list[str]:
+    """What the chosen files (study=..., seeds=...) sweep; the command line may set the same keys in another way."""
+    chosen = {
+        override.key_or_group: _options(override)
+        for override in overrides
+        if override.key_or_group in known_groups() and not override.is_delete()
+    }
+    return [
+        swept
+        for group, values in chosen.items()
+        for options in values
+        for option in options
+        for swept in swept_by(group, option)
+    ]
+
+
+def _parsed(arguments: Sequence[str]) -> Iterator[Override]:
+    """The overrides among the arguments; what Hydra cannot read it explains itself."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if not argument.startswith("-"):
+            with contextlib.suppress(HydraException):
+                yield parser.parse_override(argument)
+
+
+def _options(override: Override) -> list[list[str]]:
+    """The values of an override of a group, one a job of the sweep; each is one option or a list of options."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return [[name] for name in value.filter([path.stem for path in (CONF / override.key_or_group).glob("*.yaml")])]
+    values = override.sweep_iterator() if override.is_sweep_override() else [value]
+    return [[str(option) for option in (item if isinstance(item, list) else [item])] for item in values]

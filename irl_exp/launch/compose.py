@@ -1,0 +1,84 @@
+"""Jobs composed as Hydra does, in a fraction of the time, and their configs checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from irl_exp.config import Config, ConfigError
+from irl_exp.launch.jobs import LaunchContext, typed
+
+if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    pass
+
+
+class Composer:
+    """Composes jobs as Hydra does (0.1 s each), but reads the same choices of config groups once.
+
+    What remains of a job is to set its plain options, `key=value`, which Hydra also does after all files are read.
+    """
+
+    def __init__(self, context: LaunchContext) -> None:
+        self.loader, self.config = context.hydra_context.config_loader, context.config
+        self.parser = OverridesParser.create()
+        self.groups: dict[str, bool] = {}
+        self.read: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+        parsed = self.parser.parse_overrides(list(overrides))
+        groups = tuple(str(item.input_line) for item in parsed if self._is_group(item.key_or_group))
+        plain = [item for item in parsed if not self._is_group(item.key_or_group)]
+        if all(map(self._is_plain, plain)):
+            composed = copy.deepcopy(self._of_groups(groups))
+            try:
+                self._set(composed, plain, parsed)
+            except OmegaConfBaseException:  # Hydra will say what is wrong
+                composed = self.loader.load_sweep_config(self.config, list(overrides))
+        else:
+            composed = self.loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        return composed
+
+    def _is_group(self, key: str) -> bool:
+        if key not in self.groups:
+            self.groups[key] = "/" in key or bool(self.loader.get_group_options(key, results_filter=None))
+        return self.groups[key]
+
+    def _is_plain(self, override: Override) -> bool:
+        simple = override.type is OverrideType.CHANGE and override.package is None
+        return simple and not override.is_hydra_override()
+
+    def _of_groups(self, groups: tuple[str, ...]) -> DictConfig:
+        if groups not in self.read:
+            self.read[groups] = self.loader.load_sweep_config(self.config, list(groups))
+        return self.read[groups]
+
+    def _set(self, composed: DictConfig, plain: Sequence[Override], overrides: Sequence[Override]) -> None:
+        for override in plain:
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        hydra_config = composed.hydra
+        hydra_config.overrides.task = [override.input_line for override in overrides]
+        hydra_config.job.override_dirname = get_overrides_dirname(
+            overrides=list(overrides), **hydra_config.job.config.override_dirname
+        )
+
+
+def check_all(composed: Sequence[DictConfig]) -> list[Config]:
+    """Typed configs of all jobs; every distinct complaint is in the one error."""
+    configs, complaints = [], []
+    for composition in composed:
+        try:
+            configs.append(typed(composition))
+        except ConfigError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise ConfigError("\n".join(dict.fromkeys(complaints)))
+    return configs

@@ -1,0 +1,21 @@
+"""How errors and paths are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    pass
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error; of one that is not ours the class too, as its message alone may say little."""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return message if type(error).__module__.startswith("irl_exp.") else f"{type(error).__name__}: {message}"
+
+
+def short(path: Path) -> str:
+    """A path as the user would type it: relative where it lies below the current folder."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

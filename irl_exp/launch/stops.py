@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: one way to stop, that nothing swallows."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    from irl_exp.machinery.runtime import Event, Report
+
+_stopped = False
+"""Whether this process was told to stop."""
+
+
+@contextlib.contextmanager
+def on_stop(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let the handler answer Ctrl-C and SIGTERM; what is ignored, as under nohup, stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: earlier for number, earlier in found.items() if earlier not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def terminate_like_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM closes runs and writes the summary, as Ctrl-C does.
+
+    Python drops an exception that meets it in a finalizer; a stop that was lost so comes again with the next report.
+    """
+    global _stopped
+    _stopped = False
+    with on_stop(_stop):
+        yield
+
+
+def _stop(number: int, frame: object) -> None:
+    global _stopped
+    _stopped = True
+    raise KeyboardInterrupt
+
+
+def unless_stopped(report: Report) -> Report:
+    """The same channel, which ends the job once it was told to stop."""
+
+    def told(event: Event) -> None:
+        if _stopped:
+            raise KeyboardInterrupt
+        report(event)
+
+    return told
