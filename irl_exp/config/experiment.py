@@ -54,7 +54,9 @@ class Config(Node):
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first visible GPU, else the CPU")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
-    threads: Count = Field(1, description="CPU threads a process; results are repeatable for a fixed number")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads of a job; 0: the cores that no other job uses; the results are the same"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
     report: bool = Field(True, description="after several jobs write the page of the study, with figures and tables")
     store: StoreConfig

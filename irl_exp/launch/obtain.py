@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
+from irl_exp.machinery.shards import lending_the_core
 from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
 from irl_exp.stages.step import Step
 
@@ -159,11 +161,15 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
         return {**info, **_made_by(reporter.device)}
 
+    lent = contextlib.ExitStack()
+
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
+        lent.enter_context(lending_the_core())
 
     try:
-        artifact = store.get(step.identity, compute, on_wait=waiting)
+        with lent:
+            artifact = store.get(step.identity, compute, on_wait=waiting)
     except Exception as error:
         raise StageError(step.stage, step.identity.digest, error) from error
     if artifact.reused:

@@ -203,5 +203,6 @@ def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: De
 
 def _workers(config: Config, device: Device) -> int:
     """How many jobs run at once: as asked, else one a core and one on a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or (max(1, cores // device.threads) if device.is_cpu else 1)
+    from irl_exp.machinery.runtime import cores
+
+    return config.workers or (max(1, cores() // (config.threads or 1)) if device.is_cpu else 1)

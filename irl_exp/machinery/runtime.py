@@ -63,8 +63,13 @@ class Device:
             yield
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_device(device: str, precision: str, threads: int) -> Device:
-    """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it.
+    """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it; threads=0: one a core.
 
     A process uses one GPU, the first that CUDA_VISIBLE_DEVICES names: with several in sight the trainer would split
     its batches over them.
@@ -80,25 +85,25 @@ def find_device(device: str, precision: str, threads: int) -> Device:
     name = "cuda:0" if there else "cpu"
     if precision == "auto":
         precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
-    return Device(name, "bf16" if precision == "bf16" else "fp32", threads)
+    return Device(name, "bf16" if precision == "bf16" else "fp32", threads or cores())
 
 
 def prepare_process(device: Device) -> None:
     """Settle what libraries would otherwise decide by the machine: threads, telemetry, chatter.
 
-    Results depend on the number of threads (the order of sums), so every process uses the same.
+    Results depend on the number of threads of an operation (the order of sums), so it is 1; see machinery/shards.py.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    torch.set_num_threads(device.threads)
+    torch.set_num_threads(1)
     import datasets
     import threadpoolctl
     import transformers
 
     # TRL's own call of a deprecated name of transformers: nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    threadpoolctl.threadpool_limits(device.threads)
+    threadpoolctl.threadpool_limits(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -16,8 +16,10 @@ from scipy import stats
 
 from irl_exp.config import PolicyOptimizationConfig
 from irl_exp.policies import policy_optimization
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.policy_optimization import OptimizationError, optimize
+from irl_exp.policies.sampling import generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's own
 

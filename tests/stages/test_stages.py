@@ -26,7 +26,9 @@ from irl_exp.launch import run
 from irl_exp.machinery.runtime import Event
 from irl_exp.machinery.store import Store
 from irl_exp.measures import policy_metrics
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import evaluate as evaluate_stage
