@@ -37,7 +37,7 @@ CURVES = {
 """TRL's log keys and ours. length counts EOS; kl and entropy are nats per token."""
 
 
-SAMPLED_TOGETHER, TRAINED_TOGETHER = 128, 32
+SAMPLED_TOGETHER, TRAINED_TOGETHER = 128, 16
 """Completions of one shard, on a CPU. One of a step of sampling is so little work that smaller ones wait for Python."""
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from irl_exp.machinery.shards import in_order
 from irl_exp.policies.language_models import Completions, Ids, Policy, Progress, keeps_logits, pad, until_eos
 
+FULL = 0.8
+"""Rows leave a batch when fewer than this fraction of it is still being written: to let them go copies the others."""
 BLOCK = 64
 """Probabilities that are summed before a draw looks for its place."""
 
@@ -113,6 +115,7 @@ def _continue(
     rows, places = torch.arange(len(prompt_ids), device=ids.device), (mask.cumsum(-1) - 1).clamp(min=0)
     cache = transformers.DynamicCache(config=policy.model.config)
     last = {"logits_to_keep": 1} if keeps_logits(policy) else {}
+    alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=ids.device)
     for step in range(max_new_tokens):
         logits = policy.model(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **last
@@ -123,15 +126,15 @@ def _continue(
             logits, mask, places = logits[again], mask[again], places[again]
         tokens, log_probability = draw(logits.float(), generator)
         written[rows, step], values[rows, step] = tokens, log_probability
-        alive = tokens != policy.eos
+        alive &= tokens != policy.eos
         if not alive.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         places = places[:, -1:] + 1
-        if not alive.all():
+        if int(alive.sum()) < FULL * len(alive):
             kept = alive.nonzero().squeeze(1)
             cache.batch_select_indices(kept)
-            rows, mask, places, tokens = rows[kept], mask[kept], places[kept], tokens[kept]
+            rows, mask, places, tokens, alive = rows[kept], mask[kept], places[kept], tokens[kept], alive[kept]
         ids = tokens[:, None]
     return written, values
 

@@ -64,6 +64,9 @@ def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, co
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
+        # A few hundred steps from random weights: with a memory of 1,000 steps (0.999) the held-out loss after 400 was
+        # 1.126 nats a token, with one of 20 it was 1.102 (one seed each, the embedded default).
+        adam_beta2=0.95,
         warmup_steps=max(1, round(config.warmup_fraction * config.steps)),
         logging_steps=max(1, config.steps // 60),
         **trainer_arguments(context, seed=config.seed),
