@@ -154,14 +154,14 @@ def draw(logits: torch.Tensor, generator: torch.Generator | None) -> tuple[torch
     time of sampling (v = 2,048, one CPU thread).
     """
     b, v = logits.shape
-    shifted = logits - logits.amax(-1, keepdim=True)
-    weights = shifted.exp()
+    most = logits.amax(-1, keepdim=True)
+    weights = (logits - most).exp_()
     if v % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -v % BLOCK))
     weights = weights.view(b, -1, BLOCK)
-    blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    blocks = weights.sum(-1).double().cumsum(-1)
     token = logits.argmax(-1, keepdim=True) if generator is None else _place(weights, blocks, generator)
-    log_probability = shifted.gather(-1, token).double() - blocks[:, -1:].log()
+    log_probability = (logits.gather(-1, token) - most).double() - blocks[:, -1:].log()
     return token[:, 0], log_probability[:, 0].float()
 
 
