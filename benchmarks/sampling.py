@@ -38,7 +38,7 @@ def main() -> None:
     command.add_argument("--threads", type=int, default=cores())
     arguments = command.parse_args()
     device = Device("cpu", "fp32", arguments.threads)
-    prepare_process(device)
+    prepare_process()
     for name, (hidden, layers, heads, vocabulary) in SHAPES.items():
         words = new_policy(ModelConfig(), ["some text to make a tokenizer of"], device, seed=0)
         torch.manual_seed(0)
