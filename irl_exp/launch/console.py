@@ -63,10 +63,16 @@ class Console:
         self.started = self.spoken = time.monotonic()
         self.stopped = threading.Event()
 
+    @property
+    def stages(self) -> int:
+        """Of a launch of one job: how many of its stages have to be computed."""
+        return sum(map(len, self.forecast.needed.values()))
+
     def __enter__(self) -> Self:
         self.log.open()
         self.bars.start()
-        self.total = self.bars.add_task(f"{self.jobs} job{'s' if self.jobs > 1 else ''}", total=self.jobs, left="")
+        what = f"{self.jobs} jobs" if self.jobs > 1 else f"{self.stages} stages to compute"
+        self.total = self.bars.add_task(what, total=self.jobs if self.jobs > 1 else self.stages or None, left="")
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -127,6 +133,8 @@ class Console:
         if event.state == "computed":
             self.seconds.setdefault(event.job, []).append(f"{event.stage} {event.seconds:.1f} s")
         if self.jobs == 1:
+            if self.total is not None:
+                self.bars.update(self.total, completed=len(self.forecast.ended))
             self.say(f"{event.stage:<22} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
 
     def _runs(self, event: Event) -> None:
@@ -182,7 +190,9 @@ class Console:
         if not self.running or not (new or due):
             return
         self.spoken = now
-        jobs = f"{self.finished} of {self.jobs} jobs done; " if self.jobs > 1 else ""
+        jobs = f"{self.finished} of {self.jobs} jobs done; "
+        if self.jobs == 1:
+            jobs = f"{len(self.forecast.ended)} of {self.stages} stages done; " if self.stages else ""
         more = f", and {len(self.running) - 4} more" if len(self.running) > 4 else ""
         told = ", ".join(self._far(job, now) for job in list(self.running)[:4])
         end = self.forecast.left(self.done, self.running, now)
@@ -203,7 +213,7 @@ class Console:
             self._ended(outcome.number)
             self.done.add(outcome.number)
         self.finished += 1
-        if self.total is not None:
+        if self.total is not None and self.jobs > 1:
             self.bars.update(self.total, completed=self.finished)
         if outcome.status == "failed":
             self.say(f"job {outcome.number} ({outcome.name}) FAILED: {outcome.error}")

@@ -25,6 +25,8 @@ WHOLE = ("sft", "rlhf", "demonstrations", "refinetune")
 """Stages whose progress is that of all they do; others report one part after the other."""
 SOON = 0.02
 """Of a stage: before that much of it is done, its progress says nothing of its end."""
+OVERDUE = 0.1
+"""What takes longer than the like of it did takes that part of its time more, for all that is known."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Running:
         elapsed = now - self.since
         if self.stage in WHOLE and self.total and self.done >= SOON * self.total:
             return elapsed * (self.total - self.done) / self.done
-        return None if expected is None else max(0.0, expected - elapsed)
+        return None if expected is None else max(OVERDUE * elapsed, expected - elapsed)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def _judges(metrics: Metrics, words: Words) -> Cautions:
     """A judge that hardly beats the majority class."""
     for key in sorted(metrics):
         judge = key.removesuffix("/majority_accuracy")
-        if judge == key or not judge.startswith(("reward", "second_judge")):
+        if judge == key or not judge.startswith(("reward", "second_judge")) or f"{judge}/accuracy" not in metrics:
             continue
         errors, of_majority = 1 - metrics[f"{judge}/accuracy"], 1 - metrics[key]
         if errors >= HARDLY * of_majority:
@@ -58,17 +58,20 @@ def _classes(metrics: Metrics, words: Words) -> Cautions:
     if not total or few >= FEWEST:
         return
     rare, common = (words.below, words.above) if total - civil <= civil else (words.above, words.below)
+    be = "have" if words == Words() else "are"
     if few == 0:
-        yield "one class", f"All {total} completions are {common}: no AUROC, and an accuracy says nothing."
+        yield "one class", f"All {total} completions {be} {common}: no AUROC, and an accuracy says nothing."
     else:
-        yield "few of a class", f"{few} of {total} completions are {rare}: AUROC, accuracy and shares rest on these."
+        yield "few of a class", f"{few} of {total} completions {be} {rare}: AUROC, accuracy and shares rest on these."
 
 
 def _counts(metrics: Metrics) -> tuple[int, int]:
     """Completions on which rewards are judged, else those of the policies; and how many of them are not below 0."""
-    if "implicit/n_civil" in metrics:
-        return int(metrics["implicit/n_completions"]), int(metrics["implicit/n_civil"])
-    there = [policy for policy in ("reference", "expert") if f"{policy}/toxic_count" in metrics]
+    total, civil = metrics.get("implicit/n_completions"), metrics.get("implicit/n_civil")
+    if total is not None and civil is not None:
+        return int(total), int(civil)
+    keys = ("toxic_count", "n_completions")
+    there = [policy for policy in ("reference", "expert") if all(f"{policy}/{key}" in metrics for key in keys)]
     total = sum(metrics[f"{policy}/n_completions"] for policy in there)
     return int(total), int(total - sum(metrics[f"{policy}/toxic_count"] for policy in there))
 
@@ -122,24 +125,22 @@ def _refinetuned(metrics: Metrics) -> Cautions:
     policies = [f"{policy}/toxic_fraction" for policy in ("reference", *TRAINED)]
     if all(key in metrics for key in policies) and "recovered_fraction" not in metrics:
         yield "nothing to recover", "Mean R* of the expert is not told from that of the reference: nothing to recover."
-    if _far_below_expert(metrics):
-        at, expert, kl = (
-            number(metrics[f"overoptimisation/{key}"])
-            for key in ("reward_at_matched_kl", "expert_reward_at_matched_kl", "matched_kl")
-        )
+    if found := _far_below_expert(metrics):
+        at, expert = map(number, found)
         yield (
             "matched KL",
-            f"At the expert's distance from the reference ({kl} nats) refinetune has R* {at}, the expert {expert}: "
-            "the learned reward pays for something else too.",
+            f"At the expert's distance from the reference ({number(metrics['overoptimisation/matched_kl'])} nats) "
+            f"refinetune has R* {at}, the expert {expert}: the learned reward pays for something else too.",
         )
     if metrics.get("overoptimisation/over_optimised"):
         yield "over-optimised", "While the learned reward rises in refinetune, R* falls: over-optimised."
 
 
-def _far_below_expert(metrics: Metrics) -> bool:
-    """At equal KL, R* lacks a good part of what the expert has gained there, beyond the interval."""
-    if "overoptimisation/reward_at_matched_kl" not in metrics or "reference/reward_mean" not in metrics:
-        return False
-    at, expert = (metrics[f"overoptimisation/{key}reward_at_matched_kl"] for key in ("", "expert_"))
-    high = metrics.get("overoptimisation/reward_at_matched_kl_high", at)
-    return high < expert and expert - at > LOST * (expert - metrics["reference/reward_mean"])
+def _far_below_expert(metrics: Metrics) -> tuple[float, float] | None:
+    """R* of refinetune and of the expert at equal KL, where a good part of the expert's gain is clearly lacking."""
+    keys = [f"overoptimisation/{key}" for key in ("reward_at_matched_kl", "expert_reward_at_matched_kl", "matched_kl")]
+    if not all(key in metrics for key in (*keys, "reference/reward_mean")):
+        return None
+    at, expert = metrics[keys[0]], metrics[keys[1]]
+    below = metrics.get(f"{keys[0]}_high", at) < expert
+    return (at, expert) if below and expert - at > LOST * (expert - metrics["reference/reward_mean"]) else None

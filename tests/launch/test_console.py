@@ -67,10 +67,10 @@ def test_a_long_stage_says_that_it_runs_how_far_it_is_and_how_long_it_will_take(
         console.show(Event(0, "sft", "computing", second, 100))
         console._speak(clock.now)
     assert said(console) == [
-        "... sft 5 % after 5 s, about 2 min left; about 3 min to the end of all",
-        "... sft 35 % after 35 s, about 65 s left; about 3 min to the end of all",
-        "... sft 65 % after 65 s, about 35 s left; about 2 min to the end of all",
-        "... sft 95 % after 95 s, about 5 s left; about 2 min to the end of all",
+        "... 0 of 3 stages done; sft 5 % after 5 s, about 2 min left; about 3 min to the end of all",
+        "... 0 of 3 stages done; sft 35 % after 35 s, about 65 s left; about 3 min to the end of all",
+        "... 0 of 3 stages done; sft 65 % after 65 s, about 35 s left; about 2 min to the end of all",
+        "... 0 of 3 stages done; sft 95 % after 95 s, about 5 s left; about 2 min to the end of all",
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_stage_that_says_nothing_of_its_progress_is_told_by_what_it_took_befor
     console.show(Event(0, "rlhf", "computing"))
     clock.now += 20
     console._speak(clock.now)
-    assert said(console) == ["... rlhf after 20 s, about 60 s left; about 2 min to the end of all"]
+    assert said(console) == ["... 0 of 3 stages done; rlhf after 20 s, about 60 s left; about 2 min to the end of all"]
 
 
 def test_what_has_never_been_computed_is_not_guessed(clock: Clock) -> None:
@@ -98,7 +98,7 @@ def test_what_has_never_been_computed_is_not_guessed(clock: Clock) -> None:
     console.show(Event(0, "sft", "computing", 1, 10))
     clock.now += 6
     console._speak(clock.now)
-    assert said(console) == ["... sft 10 % after 6 s, about 55 s left"]
+    assert said(console) == ["... 0 of 2 stages done; sft 10 % after 6 s, about 55 s left"]
 
 
 def test_a_launch_of_many_hours_does_not_flood(clock: Clock) -> None:
@@ -174,7 +174,7 @@ def test_what_this_launch_has_measured_counts_more_than_what_was_recorded() -> N
 def test_what_runs_is_as_long_as_its_progress_says() -> None:
     found = Forecast({0: CHAIN})
     assert found.left(set(), {0: Running("sft", 0.0, done=25, total=100)}, 50.0) == 150 + 80 + 10
-    assert found.left(set(), {0: Running("rlhf", 0.0)}, 100.0) == 60 + 0 + 10, "overdue: any moment now"
+    assert found.left(set(), {0: Running("rlhf", 0.0)}, 100.0) == 60 + 10 + 10, "overdue"
 
 
 def test_progress_of_a_part_is_not_that_of_the_stage() -> None:

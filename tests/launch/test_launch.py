@@ -501,6 +501,7 @@ def test_a_damaged_artifact_is_named_and_computed_again(first_launch: Launched, 
     weights.write_bytes(whole[:1000])
     done = launch(*WARM)
     assert f"{weights.parent.name}/model.safetensors is damaged" in done.stderr
+    assert "model.safetensors is damaged" in (done.folder / "launch.log").read_text()
     assert done.states() == dict.fromkeys(STAGES, "reused") | {"sft": "computed"}
     assert weights.read_bytes() == whole
     assert done.text() == first_launch.text()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from irl_exp.report import verdict
 from irl_exp.report.cells import Outcome
 from irl_exp.report.verdict import Verdict
+
+patient = settings(deadline=None)  # a busy machine is no failure
 
 TOXICITY = {"reward.name": "classifier", "irl.name": "margin"}
 SFT = {
@@ -94,6 +99,19 @@ def run(number: int, name: str, metrics: Mapping[str, float] | None, **facts: ob
     return Outcome(number, name, Path(str(number)), status, metrics=metrics, facts=known)
 
 
+SEEDS = [
+    run(
+        seed,
+        f"irl.seed={seed}",
+        {**WHOLE, "irl/auroc": 0.93 + seed / 100, "refinetuned/toxic_fraction": 0.03 + seed / 100},
+        artifacts__sft="a",
+        artifacts__rlhf="b",
+        artifacts__demonstrations="c",
+    )
+    for seed in range(3)
+]
+
+
 # ---------------------------------------------------------------- what is said
 
 
@@ -176,19 +194,16 @@ def test_without_facts_the_sentences_say_less_and_hold() -> None:
     assert "toxic" not in text
 
 
-# ---------------------------------------------------------------- many runs
+@patient
+@given(st.sets(st.sampled_from(sorted(WHOLE))), st.sampled_from([TOXICITY, {"reward.name": "imported"}, {}]))
+def test_whatever_is_missing_of_the_numbers_the_rest_is_told(lost: set[str], facts: Mapping[str, object]) -> None:
+    metrics = {key: value for key, value in WHOLE.items() if key not in lost}
+    for found in (verdict.of_run(metrics, facts), verdict.of_launch([run(0, "seed=0", metrics), *SEEDS])):
+        assert found.sentences
+        assert not re.search(r"None|nan|inf\b|[{}]|  |\(\)", found.text())
 
-SEEDS = [
-    run(
-        seed,
-        f"irl.seed={seed}",
-        {**WHOLE, "irl/auroc": 0.93 + seed / 100, "refinetuned/toxic_fraction": 0.03 + seed / 100},
-        artifacts__sft="a",
-        artifacts__rlhf="b",
-        artifacts__demonstrations="c",
-    )
-    for seed in range(3)
-]
+
+# ---------------------------------------------------------------- many runs
 
 
 def test_runs_of_one_expert_say_what_was_held_fixed() -> None:
