@@ -24,7 +24,19 @@ import pandas as pd
 import threadpoolctl
 from matplotlib.figure import Figure
 
-from irl_exp.analysis.figures import distances, drawing, paper, policies, rewards, spread, sweeps, toxicity
+from irl_exp.analysis.figures import (
+    distances,
+    drawing,
+    epochs,
+    heatmap,
+    policies,
+    rewards,
+    spread,
+    sweeps,
+    thresholds,
+    toxicity,
+    training,
+)
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report.cells import Outcome
@@ -109,7 +121,7 @@ _paired_differences.__doc__ = spread.paired_differences.__doc__
 _left_open.__doc__ = spread.left_open.__doc__
 _variance_components.__doc__ = spread.variance_components.__doc__
 
-ROOMS = (rewards, distances, sweeps, policies, paper)
+ROOMS = (rewards, distances, sweeps, policies, toxicity, epochs, heatmap, training, thresholds)
 FIGURES: dict[str, Draw] = {
     "left_open": _left_open,
     "paired_differences": _paired_differences,

@@ -8,7 +8,7 @@ grey.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing
 from irl_exp.analysis.statistics import Estimate, Floats
-from irl_exp.analysis.study import Run, Study
+from irl_exp.analysis.study import NotComputed, Run, Study
 
 CELL_COLOURS = (drawing.ORANGE, drawing.GREEN, drawing.PURPLE, "#E69F00", "#56B4E9")
 """Of a few cells, told apart with any common colour vision; none is the colour of a reference line."""
@@ -60,6 +60,14 @@ def having(study: Study, *keys: str) -> dict[str, list[Run]]:
 def values(runs: Sequence[Run], key: str) -> Floats:
     """A metric of those of these runs that have it."""
     return np.array([run.metrics[key] for run in runs if key in run.metrics])
+
+
+def learned(study: Study) -> dict[str, list[Run]]:
+    """Runs with a learned reward by cell, one a reward."""
+    found = {cell: distinct(runs, "irl") for cell, runs in having(study, "irl/auroc").items()}
+    if not found:
+        raise NotComputed("No run has a learned reward: they stopped before irl (until=...), or on texts of one class.")
+    return found
 
 
 def distinct(runs: Sequence[Run], stage: str) -> list[Run]:
@@ -122,6 +130,11 @@ def counted(study: Study, runs: int) -> str:
     """How many runs are shown, and of how many jobs."""
     lost = f" of {study.n_jobs}" if runs < study.n_jobs else ""
     return f"{runs}{lost} run{'s' if study.n_jobs > 1 else ''}"
+
+
+def only(cells: Collection[str]) -> str:
+    """What is not drawn."""
+    return f", the first {MOST_PANELS} of {len(cells)} cells" if len(cells) > MOST_PANELS else ""
 
 
 def headline(figure: Figure, text: str) -> None:

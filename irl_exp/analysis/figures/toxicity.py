@@ -423,3 +423,7 @@ def _legend(found: Sequence[Judged]) -> list[Line2D]:
         label = f"{middle} of several policies, 95 % interval over policies"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2, label=label))
     return handles
+
+
+FIGURES = {"toxicity": toxicity}
+"""Name of the file -> figure."""
