@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from irl_exp.report.cells import Outcome, shared_overrides, without
+from irl_exp.report.cells import Outcome, flat, shared_overrides, without
 
 Values = Mapping[str, Any]
 UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
@@ -238,7 +238,7 @@ def read(path: Path) -> Study:
     lost_cells = [Outcome(0, item.name, folder, "not run").cell for item in lost]
     shared = tuple(shared_overrides([*cells, *lost_cells]))
     runs = [
-        Run(number, name, without(cell, shared), run, _flat(config), metrics)
+        Run(number, name, without(cell, shared), run, flat(config), metrics)
         for (number, name, run, config, metrics), cell in zip(found, cells, strict=True)
     ]
     notes += _mixed(runs) + _unequal(runs)
@@ -326,13 +326,6 @@ def _reason(run: Path) -> str:
 def _why(lost: Sequence[Lost]) -> str:
     counts = Counter(item.reason for item in lost)
     return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3)) or "its plan is empty"
-
-
-def _flat(values: Values, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _mixed(runs: Sequence[Run]) -> list[str]:

@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 POLICIES = ("reference", "expert", "refinetuned")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What completions below 0 of R*, and the others, are called: only some rewards are about toxicity."""
+
+    below: str = "R* < 0"
+    above: str = "R* >= 0"
+
+    @property
+    def completions(self) -> str:
+        """Completions below 0, as a sentence has them: 'toxic completions', 'completions with R* < 0'."""
+        return f"completions with {self.below}" if self == Words() else f"{self.below} completions"
+
+
+def words_of(facts: Mapping[str, object]) -> Words:
+    """The words of a reward, from its config ("reward.name" and, of a sequence classifier, its labels)."""
+    kind = facts.get("reward.name")
+    if kind == "sequence_classifier":
+        below, above = str(facts.get("reward.toxic", "toxic")), str(facts.get("reward.civil", "civil"))
+        return Words("toxic", "civil") if below == "toxic" else Words(f"'{below}'", f"'{above}'")
+    return Words("toxic", "civil") if kind == "classifier" else Words()
+
 
 POLICY_COLUMNS = {
     "toxic_fraction": "toxic",
