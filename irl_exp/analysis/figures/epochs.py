@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -16,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import curves, drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.study import NotComputed, Study
 
 CURVES = {
@@ -42,14 +42,12 @@ def evaluated(study: Study) -> pd.DataFrame:
     return table[["run", "cell", "step", *(key for key in CURVES if key in table)]]
 
 
-def over_epochs(study: Study) -> Figure:
+def over_epochs(study: Study) -> Picture:
     """The learned reward against R* after each epoch of IRL, on the test completions of expert and reference.
 
-    Every thin line is a learned reward, the thick line is the mean. The band is the middle 95 % of the runs (their
-    spread, not the error of the mean) where each cell has ten or more, else the t interval of the mean. No epoch is
-    chosen by these curves. Accuracy calls a completion civil where the reward is at least 0, a threshold that a
-    pairwise loss leaves arbitrary; AUROC and correlations have no threshold. The implicit reward, log pi_expert -
-    log pi_ref, is what the demonstrations hold.
+    Every thin line is a learned reward, the thick line is the mean. No epoch is chosen by these curves. Accuracy calls
+    a completion civil where the reward is at least 0, a threshold that a pairwise loss leaves arbitrary; AUROC and
+    correlations have no threshold. The implicit reward, log pi_expert - log pi_ref, is what the demonstrations hold.
     """
     table = evaluated(study)
     cells = list(dict.fromkeys(table["cell"]))
@@ -73,6 +71,7 @@ def over_epochs(study: Study) -> Figure:
     counts, colours = table.groupby("cell")["run"].nunique(), dict(zip(cells, panels.CELL_COLOURS, strict=False))
     handles = curves.legend(study, counts, colours, "a run", spread=spread)
     legend.legend(handles=handles, loc="center left", borderaxespad=0)
+    figure.reading.append(curves.band_told(counts, spread=spread))
     panels.headline(figure, f"Learned rewards against R* over epochs, {number_of(table)}")
     return figure
 
@@ -100,7 +99,7 @@ def _epoch_levels(axes: Axes, study: Study, table: pd.DataFrame, key: str) -> No
         panels.level(axes, floor, FLOORS.get(key, "unrelated"), below=last > floor)
 
 
-def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> Figure:
+def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, spread: bool) -> Picture:
     """A panel a cell with all five measures in it."""
     names, shown = labels(study), cells[: panels.MOST_PANELS]
     colours = dict(zip(CURVES, (drawing.BLUE, drawing.ORANGE, drawing.GREEN, drawing.PURPLE, "black"), strict=True))
@@ -112,8 +111,11 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
         axes.set_title(f"{names[cell]}\n(n = {rows['run'].nunique()})", fontsize=panels.SMALL, weight="normal")
     panels.bottom(parts, 4, "epoch of IRL")
     handles: list[Any] = [Line2D([], [], color=colour, label=CURVES[key]) for key, colour in colours.items()]
-    band = f"line: mean, band: {curves.band_name(spread=spread)}"
-    handles.append(Patch(color=drawing.GREY, alpha=0.3, label=band))
+    counts = table.groupby("cell")["run"].nunique()
+    if counts.max() >= statistics.LEAST:
+        band = f"line: mean, band: {curves.band_name(spread=spread)}"
+        handles.append(Patch(color=drawing.GREY, alpha=0.3, label=band))
+    figure.reading.append(curves.band_told(counts, spread=spread))
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
     panels.headline(figure, f"Learned rewards against R* over epochs, {number_of(table)}{panels.only(cells)}")
     return figure

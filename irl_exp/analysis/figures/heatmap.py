@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, epochs, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import Run, Study
 
@@ -20,7 +20,7 @@ Scale = tuple[float, float]
 """Ends of a colour scale."""
 
 
-def accuracy_heatmap(study: Study) -> Figure:
+def accuracy_heatmap(study: Study) -> Picture:
     """Accuracy at threshold 0 of each learned reward (a row) after each epoch (a column), on the test completions.
 
     Rows are sorted by seed, not by result. All panels have one colour scale, on which the accuracy of always answering
@@ -86,7 +86,7 @@ def _thin(count: int, most: int) -> list[int]:
     return list(range(0, count, -(-count // most)))
 
 
-def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Figure, list[Axes], Any]:
+def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Picture, list[Axes], Any]:
     columns = min(3, len(blocks))
     most = max(map(len, blocks.values()))
     height = float(np.clip(0.16 * most + 0.8, 1.8, 5.2))
@@ -104,7 +104,7 @@ def _side_by_side(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -
     return figure, parts, image
 
 
-def _stacked(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Figure, list[Axes], Any]:
+def _stacked(study: Study, blocks: dict[str, pd.DataFrame], scale: Scale) -> tuple[Picture, list[Axes], Any]:
     """One panel: cells above each other, in each its runs by seed, a white line between."""
     names = labels(study)
     sizes = [len(block) for block in blocks.values()]

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import curves, drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.study import Run, Study
 
 RULES = {
@@ -24,7 +24,7 @@ RULES = {
 THRESHOLDS = {"_at_zero": ("o", drawing.BLUE), "_unsupervised": ("s", drawing.ORANGE), "": ("^", drawing.GREEN)}
 
 
-def threshold(study: Study) -> Figure:
+def threshold(study: Study) -> Picture:
     """Accuracy of each learned reward with three thresholds against its AUROC, which needs none.
 
     A grey line joins the three accuracies of one reward: its length is what the choice of the threshold alone does.
@@ -75,14 +75,12 @@ def _thresholds(axes: Axes, runs: Sequence[Run]) -> None:
 # ------------------------------------------------------------------------------------------------ best and all
 
 
-def best_and_all(study: Study) -> Figure:
-    """Accuracy and F1 (of the toxic class) of all learned rewards on the test completions of expert and reference.
+def best_and_all(study: Study) -> Picture:
+    """Accuracy and F1 of all learned rewards on the test completions of expert and reference, with three thresholds.
 
-    The paper reports the run with the highest accuracy. Here it is ringed among all others: chosen by R* on the texts
-    that it is reported on, it is no result. Numbers at the right are the mean with a t interval (under ten runs) or the
-    interquartile mean with a bootstrap over runs. The three rows differ in the threshold: 0, the one that separates
+    The three rows differ in the threshold: 0, the one that separates
     expert from reference best (no R* needed), and one set with R* on the select prompts. Compare accuracy with the
-    majority class, and F1 with calling everything toxic.
+    majority class, and F1, that of the class below 0 of R*, with calling everything that.
     """
     cells = panels.learned(study)
     names = labels(study, 44 if len(cells) > len(panels.CELL_COLOURS) else 30)
@@ -96,12 +94,18 @@ def best_and_all(study: Study) -> Figure:
             named = len(cells) > 1 and measure == "accuracy"
             panels.rows(axes, [names[cell] if named else "" for cell in cells], room=0.55)
         row[0].set_title(rule, fontsize=10)
-    for axes, text in zip(parts[-1], ("accuracy", "F1 of the toxic class"), strict=True):
+    for axes, text in zip(parts[-1], ("accuracy", f"F1 of the class '{study.words.below}'"), strict=True):
         axes.set_xlabel(text)
     for row in parts:
         _levels_below(row[0], [_majority(runs) for runs in cells.values()], "majority class")
-        _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], "all called toxic")
+        _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], f"all called '{study.words.below}'")
     figure.legend(handles=_best_legend(cells), loc="outside lower left", ncols=3)
+    figure.reading.append(panels.method([len(runs) for runs in cells.values()]))
+    if max(map(len, cells.values())) > 1:
+        figure.reading.append(
+            "The paper reports the run with the highest accuracy. Here it is ringed among all others: chosen by R* on "
+            "the texts that it is reported on, it is no result."
+        )
     count = panels.count(panels.total(cells), "learned reward")
     panels.headline(figure, f"The best run and all others: {count}")
     figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))
@@ -169,7 +173,8 @@ def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     handles = [panels.dot(drawing.ORANGE, "a learned reward")]
     if sizes[-1] > 1:
         most = statistics.typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
-        method = most.method.split(",")[0] + " with 95 % interval"
+        bounds = " with 95 % interval" if most.low == most.low else ""
+        method = most.method.split(",")[0] + bounds
         ring = f"best of {n}, chosen on the same texts: no result"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2.5, label=method))
         rings: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}

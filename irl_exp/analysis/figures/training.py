@@ -5,24 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from irl_exp.analysis import statistics
 from irl_exp.analysis.figures import curves, drawing, panels, toxicity
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.study import NotComputed, Study
 
 TRAINED = {"rlhf": "RLHF on R*: the expert", "refinetune": "refinetuning on the learned reward"}
 
 
-def training_curves(study: Study) -> Figure:
-    """Reward and KL from the reference of the batches of RLHF (on R*, left) and of refinetuning (on R, right).
+def training_curves(study: Study) -> Picture:
+    """Has RL converged, and how far did it go: reward and KL from the reference of each batch.
 
-    Every policy is drawn once, however many runs share it. The reward is that of the batch without the KL term. The
-    two rewards have scales of their own, so only their courses compare; the KL has one scale. A reward that is still
-    rising at the last step says that RL has not converged. A refinetuned policy that goes further from the reference
-    than the expert may have left the texts on which the learned reward was fitted.
+    Every policy is drawn once, however many runs share it. The reward is that of the batch without the KL term. A
+    reward that is still rising at the last step says that RL has not converged.
     """
     tables = {stage: table for stage in TRAINED if not (table := _trained(study, stage)).empty}
     if not tables:
@@ -52,6 +50,12 @@ def training_curves(study: Study) -> Figure:
         kl.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         panels.level(kl, 0.0, "reference", below=True)
     parts[1, 0].set_ylabel("KL from the reference\n(nats per token)")
+    if len(tables) > 1:
+        figure.reading.append(
+            "The two rewards have scales of their own, so only their courses compare; the KL has one scale. A "
+            "refinetuned policy that goes further from the reference than the expert may have left the texts on which "
+            "the learned reward was fitted."
+        )
     figure.set_layout_engine("constrained", rect=(0.015, 0, 0.985, 1))
     panels.headline(figure, "Reward and KL over the steps of RL")
     return figure
