@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irl_exp.config import Config
+from irl_exp.launch import log
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
 
@@ -20,18 +22,22 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
     """Write and show the result of the launch, and say where everything is."""
     from irl_exp.machinery.tracking import sync_command
-    from irl_exp.report import cells, studies
+    from irl_exp.report import cells, studies, verdict
 
     interrupted = len(outcomes) < len(jobs)
     for job in jobs:
         outcomes.setdefault(job.number, cells.Outcome(job.number, job.name, job.folder, "not run", error="interrupted"))
-    ordered = [outcomes[job.number] for job in jobs]
+    ordered = [replace(outcomes[job.number], facts=job.facts) for job in jobs]
     console.say("")
-    console.tables(studies.write(folder, ordered))
+    tables = studies.write(folder, ordered)
+    console.tell(verdict.of_launch(ordered).text())
+    console.say("")
+    console.tables(tables)
     console.say(
         f"runs      {short(folder)}/  (metrics.json, metrics.jsonl, completions.parquet, samples.csv of each job)"
     )
     console.say(f"summary   {short(folder / 'summary.md')}, {short(folder / 'runs.csv')}")
+    console.say(f"log       {console.log.trouble or short(folder / log.NAME)}")
     console.say(f"store     {short(jobs[0].config.store.dir)}")
     if len(jobs) > 1 and jobs[0].config.report:
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"

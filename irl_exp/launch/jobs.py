@@ -7,6 +7,7 @@ jobs run, and the store alone makes sure that a shared stage is computed once.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
 from irl_exp.launch.messages import one_line
+from irl_exp.report.cells import Facts, flat
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.machinery.runtime import Device, Report
@@ -50,6 +52,12 @@ class PlannedJob:
     config: Config
     steps: dict[str, Step]
 
+    @property
+    def facts(self) -> Facts:
+        """Its config, flat, and the digests of its steps: config.json before there is one."""
+        digests = {step.stage: step.identity.digest for step in self.steps.values()}
+        return flat({**self.config.model_dump(mode="json"), "artifacts": digests})
+
     def blocked_by(self, broken: dict[str, str]) -> str:
         """Why this job cannot succeed: one of its steps has failed in another job. Empty if none has."""
         return next(
@@ -69,11 +77,13 @@ def run_job(composed: DictConfig) -> dict[str, float]:
     if reporting is not None:
         return run.run(config, job, reporting)
     from irl_exp.launch.console import Console
-    from irl_exp.report.runs import run_tables
+    from irl_exp.report import runs, verdict
 
     with Console(1) as console:
         metrics = run.run(config, job, console.show)
-    console.tables(run_tables(metrics))
+    facts = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    console.tell(verdict.of_run(metrics, facts, job.name).text())
+    console.tables(runs.run_tables(metrics, facts))
     console.say(f"everything of this run: {folder}")
     return metrics
 

@@ -52,7 +52,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         from irl_exp.launch.console import Console
         from irl_exp.report.cells import shared_overrides
 
-        console = Console(len(jobs), shared_overrides(job.name for job in jobs))
+        console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         missing, batches = _announce(jobs, device, console)
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
     outcomes: dict[int, Outcome] = {}
@@ -160,6 +160,7 @@ def _preflight(jobs: Sequence[PlannedJob]) -> None:
 
 def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> tuple[set[int], list[Batch]]:
     """Say what will be computed. Returns the numbers of the jobs that miss a result, and what is computed together."""
+    from irl_exp.launch.forecast import forecast
     from irl_exp.launch.obtain import made_by_other_code
     from irl_exp.machinery.store import Store
 
@@ -188,6 +189,7 @@ def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> t
         console.say(f"{fits} IRL fits that differ in their seed alone will be done together, in {len(batches)} batches")
     if others := sum(map(made_by_other_code, stored.values())):
         console.say(f"{others} of them were made by an earlier state of the code; the stages' VERSIONs say they hold")
+    console.expect(forecast(jobs, missing, min(_workers(jobs[0].config, device), len(working))))
     console.say("")
     return working, batches
 

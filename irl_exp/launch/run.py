@@ -72,6 +72,8 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
 
     evaluation = artifacts["evaluate"].folder
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    for judge in ("reward", "second_judge"):
+        metrics |= held_out(judge, artifacts[judge].manifest["info"])
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     if "benchmark" in artifacts:
         shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
@@ -83,6 +85,14 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
         tracker.log_artifact(f"reward-{learned.digest}", "reward", learned.folder, dict(learned.manifest["info"]))
     tracker.summarise(metrics)
     return metrics
+
+
+def held_out(judge: str, info: Mapping[str, Any]) -> dict[str, float]:
+    """How often a judge that was fitted is right on texts that it has not seen: all that it says rests on this."""
+    found = {f"{judge}/{key}": float(value) for key, value in info.get("held_out", {}).items()}
+    for name, part in info.get("parts", {}).items():
+        found |= held_out(f"{judge}/{name}", part)
+    return found
 
 
 def _write_samples(samples: Any, path: Path) -> None:
