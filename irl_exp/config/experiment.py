@@ -34,7 +34,10 @@ class TrackingConfig(Node):
     mode: Literal["wandb", "offline", "none"] = Field("wandb", description="wandb: online with an account")
     project: str = Field("irl-exp", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team")
-    tags: tuple[str, ...] = Field((), description="tags of every run")
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), description="tags of every run")
+    artifacts: Literal["reward", "all", "none"] = Field(
+        "reward", description="files that W&B gets, of the learned reward or of policies too; none: no lineage either"
+    )
 
 
 class StoreConfig(Node):

@@ -12,6 +12,7 @@ from irl_exp.config import Config
 from irl_exp.launch import log
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
+from irl_exp.launch.resume import group_of, launches_of
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.report import Written
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 
 def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
     """Write and show the result of the launch, and say where everything is."""
-    from irl_exp.machinery.tracking import sync_command
+    from irl_exp.machinery.tracking import not_uploaded, sync_command
     from irl_exp.report import cells, studies, verdict
 
     interrupted = len(outcomes) < len(jobs)
@@ -43,7 +44,8 @@ def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pat
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"
         told = f"not written; of what there is: {later}" if interrupted else _report(jobs, folder, console, later)
         console.say(f"report    {told}")
-    offline = [path for path in sorted(folder.glob("*/wandb/offline-run-*")) if path.is_dir()]
+    found = [path for launch in launches_of(folder) for path in sorted(launch.glob("*/wandb/offline-run-*"))]
+    offline = [path for path in found if path.is_dir() and not_uploaded(path)]
     if offline:
         console.say(f"W&B       {len(offline)} run(s) recorded offline; with an account: {sync_command(offline)}")
 
@@ -82,7 +84,7 @@ def _track_report(config: Config, written: Written) -> None:
         mode=config.tracking.mode,
         project=config.tracking.project,
         entity=config.tracking.entity,
-        group=f"{config.name}/{written.folder.parent.name}",
+        group=group_of(written.folder.parent, config.name),
         tags=config.tracking.tags,
         config={"study": config.name, "n_runs": written.summary.data["n_runs"]},
         page=written.page,

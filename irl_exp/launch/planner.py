@@ -19,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException
 
 from irl_exp.config import Config, question_of
+from irl_exp.launch import resume
 from irl_exp.launch.compose import Composer, check_all
 from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
@@ -30,8 +31,6 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.machinery.runtime import Device
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
-
-PLAN = "plan.json"
 
 
 class LaunchError(CompactHydraException):
@@ -55,6 +54,8 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         missing, batches = _announce(jobs, device, console)
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
+        if earlier := resume.told(folder):
+            console.say(earlier)
     outcomes: dict[int, Outcome] = {}
     with console:
         workers = min(_workers(jobs[0].config, device), len(missing))
@@ -77,10 +78,19 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
 
 def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
     """plan.json: what was asked, and all jobs, so that those without a result are known whatever happens."""
-    planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
+    planned = [
+        {
+            "number": job.number,
+            "name": job.name,
+            "folder": str(job.folder.relative_to(folder)),
+            "result": job.steps["evaluate"].identity.digest,
+        }
+        for job in jobs
+    ]
     plan = {"command": shlex.join(["python", *sys.argv]), "question": question_of(study), "jobs": planned}
+    plan |= resume.place(folder, jobs[0].config, planned)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    (folder / resume.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -109,7 +119,7 @@ def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
 
 def _remove_begun(folder: Path) -> None:
     """Remove the folder of a launch that has no job yet."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", PLAN}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", resume.PLAN}:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
