@@ -24,7 +24,10 @@ from pyarrow import parquet
 from irl_exp.report.cells import Outcome, shared_overrides, without
 
 Values = Mapping[str, Any]
-UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
+UNLIKE = (
+    *("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report"),
+    *("fail_fast", "objective"),
+)
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
 """In the order of the chain: a later one is drawn within the earlier ones."""
