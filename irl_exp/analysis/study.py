@@ -25,7 +25,10 @@ from irl_exp.report.cells import cell_of, flat, shared_overrides, without
 from irl_exp.report.names import Words, words_of
 
 Values = Mapping[str, Any]
-UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
+UNLIKE = (
+    *("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report"),
+    *("fail_fast", "objective"),
+)
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
 """In the order of the chain: a later one is drawn within the earlier ones."""

@@ -6,7 +6,7 @@ import multiprocessing
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _context: LaunchContext | None = None
 
 def run_all(
     context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
 
     A job fails alone. A stage that failed in one job would fail in every other that needs it: jobs that wait for
