@@ -241,7 +241,7 @@ def read(path: Path) -> Study:
         Run(number, name, without(cell, shared), run, _flat(config), metrics)
         for (number, name, run, config, metrics), cell in zip(found, cells, strict=True)
     ]
-    notes += _mixed(runs) + _unequal(runs)
+    notes += _mixed(runs) + _unequal(runs) + _without_curves(runs)
     ordered = tuple(sorted(runs, key=lambda run: run.number))
     return Study(folder, ordered, tuple(lost), shared, tuple(notes), *_asked(folder))
 
@@ -365,14 +365,32 @@ def _compared(key: str) -> bool:
     return key.split(".")[0] not in (*UNLIKE, "code") and key.split(".")[-1] != "seed"
 
 
+def _without_curves(runs: Sequence[Run]) -> list[str]:
+    """Completed runs whose metrics.jsonl was lost or damaged afterwards."""
+    numbers = [str(run.number) for run in runs if not _ends_well(run.folder / "metrics.jsonl")]
+    told = f"metrics.jsonl of run {', '.join(numbers)} is missing, cut or unreadable: its curves are not shown whole."
+    return [told] if numbers else []
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether it is text whose last line is a whole row."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return not lines or (lines[-1].endswith("\n") and isinstance(json.loads(lines[-1]), dict))
+    except (OSError, ValueError):
+        return False
+
+
 def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Stage and values of each row of metrics.jsonl; a row that was cut off by a kill ends the file."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            return
+        if not isinstance(row, dict) or not row:
             return
         stage = next(iter(row)).split("/")[0]
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}
