@@ -57,9 +57,6 @@ def made_by_other_code(folder: Path) -> bool:
     return bool(read_manifest(folder)["info"].get("source") != source_digest())
 
 
-_prepare_process = functools.cache(prepare_process)
-
-
 def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
     """Those of the steps that are cheaper together, at least `count` batches of each kind if there are as many steps.
 
@@ -95,7 +92,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
     by_digest = {step.identity.digest: step for step in steps}
 
     def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-        _prepare_process(device)
+        prepare_process(device)
         stage = f"{steps[0].stage} of {len(folders)} seeds"
         report(Event(number, stage, "computing"))
         contexts = [_context(folder, stage, reporter) for folder in folders.values()]
@@ -152,7 +149,7 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
 
     def compute(folder: Path) -> dict[str, Any]:
-        _prepare_process(reporter.device)
+        prepare_process(reporter.device)
         reporter.report(Event(reporter.job, step.stage, "computing"))
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)

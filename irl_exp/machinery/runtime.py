@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 
 State = Literal["computing", "waiting", "computed", "reused"]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Where libraries look, when they are loaded, for the number of threads."""
 
 
 class DeviceError(Exception):
@@ -86,22 +88,34 @@ def find_device(device: str, precision: str, threads: int) -> Device:
 def prepare_process(device: Device) -> None:
     """Settle what libraries would otherwise decide by the machine: threads, telemetry, chatter.
 
-    Results depend on the number of threads (the order of sums), so every process uses the same.
+    To be called before each stage: an earlier one may have loaded libraries, or left them with other threads.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    torch.set_num_threads(device.threads)
+    _limit_threads(device.threads)
     import datasets
-    import threadpoolctl
     import transformers
 
     # TRL's own call of a deprecated name of transformers: nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    threadpoolctl.threadpool_limits(device.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def _limit_threads(threads: int) -> None:
+    """Every library that computes uses so many threads: the order of sums, and so the last bits, depend on it.
+
+    numpy, scipy and scikit-learn each bring a library of their own and load it when they are imported, which is now.
+    What a user's code brings beyond them reads the environment when it is loaded.
+    """
+    import sklearn  # noqa: F401
+    import threadpoolctl
+
+    os.environ |= dict.fromkeys(THREADS, str(threads))
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
 
 
 @dataclass
