@@ -274,7 +274,7 @@ def assemble(
     """The study of these runs, whose cells have all of their overrides: what all have in common names none."""
     shared = tuple(shared_overrides([run.cell for run in runs] + [cell_of(item.name) for item in lost]))
     told = [replace(run, cell=without(run.cell, shared)) for run in runs]
-    notes = [*notes, *_mixed(told), *_unequal(told)]
+    notes = [*notes, *_mixed(told), *_unequal(told), *_without_curves(told)]
     return Study(folder, tuple(told), tuple(lost), shared, tuple(dict.fromkeys(notes)), command, question, launches)
 
 
@@ -391,14 +391,32 @@ def compared(key: str) -> bool:
     return key.split(".")[0] not in (*UNLIKE, "code") and key.split(".")[-1] != "seed"
 
 
+def _without_curves(runs: Sequence[Run]) -> list[str]:
+    """Completed runs whose metrics.jsonl was lost or damaged afterwards."""
+    numbers = [str(run.number) for run in runs if not _ends_well(run.folder / "metrics.jsonl")]
+    told = f"metrics.jsonl of run {', '.join(numbers)} is missing, cut or unreadable: its curves are not shown whole."
+    return [told] if numbers else []
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether it is text whose last line is a whole row."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return not lines or (lines[-1].endswith("\n") and isinstance(json.loads(lines[-1]), dict))
+    except (OSError, ValueError):
+        return False
+
+
 def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Stage and values of each row of metrics.jsonl; a row that was cut off by a kill ends the file."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            return
+        if not isinstance(row, dict) or not row:
             return
         stage = next(iter(row)).split("/")[0]
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}
