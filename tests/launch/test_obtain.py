@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import threadpoolctl
@@ -48,3 +49,18 @@ print(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info(
     told = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True).stdout
     assert len(json.loads(told)) > 2
     assert set(json.loads(told)) == {1}
+
+
+def test_a_whole_chain_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
+    """In tiny sizes, but with several shards of every kind."""
+    sizes = ("data.count=1200", "sft.batch_size=40", "rlhf.batch_size=36", "refinetune.batch_size=36")
+    config = compose(*sizes, "data.test_prompts=24", "demonstrations.batch_size=16", "evaluate.batch_size=16")
+    found = []
+    for threads in (1, 3):
+        device = replace(DEVICE, threads=threads)
+        store = Store(tmp_path / str(threads))
+        reporter = Reporter(lambda stage, row: None, device, lambda event: None, 0)
+        found.append({step.stage: obtain(step, store, reporter) for step in chain.build(config, device).values()})
+    alone, several = found
+    assert "refinetune" in alone
+    assert [stage for stage in alone if alone[stage].manifest["files"] != several[stage].manifest["files"]] == []
