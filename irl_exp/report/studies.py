@@ -176,6 +176,5 @@ def _write_runs(path: Path, outcomes: Sequence[Outcome]) -> None:
         writer.writerow(["job", "overrides", "cell", "status", "seconds", "error", *keys])
         for item in outcomes:
             values = [(item.metrics or {}).get(key, "") for key in keys]
-            writer.writerow(
-                [item.number, item.name, item.cell, item.status, f"{item.seconds:.1f}", item.error, *values]
-            )
+            seconds = f"{item.seconds:.1f}" if item.seconds else ""  # another launcher of Hydra does not tell them
+            writer.writerow([item.number, item.name, item.cell, item.status, seconds, item.error, *values])

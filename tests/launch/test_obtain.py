@@ -1,0 +1,50 @@
+"""One step of a run: the same bytes whatever its process did before, and one error where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import threadpoolctl
+import torch
+from small import DEVICE, compose
+
+from irl_exp import chain
+from irl_exp.launch.obtain import Reporter, obtain
+from irl_exp.machinery.runtime import THREADS
+from irl_exp.machinery.store import Store
+
+REPORTER = Reporter(lambda stage, row: None, DEVICE, lambda event: None, 0)
+
+
+def test_a_stage_gives_the_same_bytes_whatever_ran_before_it(tmp_path: Path) -> None:
+    """A library that another stage loads, or leaves with two threads, sums in another order."""
+    steps = chain.build(compose(), DEVICE)
+    stores = [Store(tmp_path / name) for name in ("alone", "after")]
+    obtain(steps["data"], stores[0], REPORTER)
+    shutil.copytree(stores[0].root, stores[1].root)
+    alone = obtain(steps["second_judge"], stores[0], REPORTER)
+    torch.set_num_threads(2)
+    threadpoolctl.threadpool_limits(2)
+    after = obtain(steps["second_judge"], stores[1], REPORTER)
+    assert after.manifest["files"] == alone.manifest["files"]
+    assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} == {torch.get_num_threads()} == {1}
+
+
+def test_what_is_loaded_later_has_one_thread_too() -> None:
+    """numpy, scipy and scikit-learn bring libraries of their own, the last two not before a stage needs them."""
+    code = """
+import json
+from irl_exp.machinery.runtime import prepare_process
+prepare_process()
+import sklearn.linear_model, threadpoolctl
+print(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()]))
+"""
+    kept = {name: value for name, value in os.environ.items() if name not in THREADS}
+    told = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True).stdout
+    assert len(json.loads(told)) > 2
+    assert set(json.loads(told)) == {1}
