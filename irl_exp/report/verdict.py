@@ -203,12 +203,14 @@ def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:
         if len(cells) > 1 and (runs.one_truth or key == "irl/auroc"):
             means = {cell: statistics.fmean(values) for cell, values in cells.items()}
             best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-            ends = [f"{number(means[cell])} ({cell}, {_counted(cells[cell])})" for cell in (best, worst)]
-            yield f"Of {len(cells)} cells, the mean {told} is highest at {ends[0]} and lowest at {ends[1]}."
+            ends = [f"{number(means[cell])} in {cell} ({_spread(cells[cell])})" for cell in (best, worst)]
+            yield f"Of {len(cells)} cells, {told} is on average highest at {ends[0]} and lowest at {ends[1]}."
 
 
-def _counted(values: Sequence[float]) -> str:
-    return "1 run" if len(values) == 1 else f"{len(values)} runs"
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return "1 run"
+    return f"{len(values)} runs, {number(min(values))} to {number(max(values))}"
 
 
 def _fixed(runs: _Runs) -> str:

@@ -246,8 +246,8 @@ def test_cells_are_told_by_their_ends_and_not_thrown_together() -> None:
     ]
     found = verdict.of_launch(runs).sentences
     assert found[1] == (
-        "Of 3 cells, the mean AUROC of the learned reward is highest at 0.965 (irl=implicit, 2 runs) and lowest at "
-        "0.505 (irl=placebo, 2 runs)."
+        "Of 3 cells, AUROC of the learned reward is on average highest at 0.965 in irl=implicit (2 runs, 0.960 to "
+        "0.970) and lowest at 0.505 in irl=placebo (2 runs, 0.500 to 0.510)."
     )
     assert not any("The learned reward" in sentence for sentence in found)
 
