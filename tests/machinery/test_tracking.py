@@ -842,6 +842,16 @@ def test_the_last_attempt_of_a_run_is_its_record(tmp_path: Path, server: StandIn
     assert last.name.startswith("run-")
 
 
+def test_of_a_job_that_was_not_logged_again_the_record_is_where_it_was(tmp_path: Path) -> None:
+    with record(tmp_path / "1" / "0") as tracker:
+        pass
+    found = read_record(tmp_path / "1" / "0")
+    assert found is not None
+    (tmp_path / "2" / "0").mkdir(parents=True)
+    tracking.write_record(tmp_path / "2" / "0", found)
+    assert recorded(tmp_path / "2" / "0") == tracker.offline_folder
+
+
 def test_what_sync_has_taken_is_no_longer_waiting(tmp_path: Path, server: StandIn) -> None:
     child("with run() as tracker: rows(tracker)", tmp_path)
     assert not_uploaded(offline_run(tmp_path))
