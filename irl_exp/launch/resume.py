@@ -42,7 +42,7 @@ def _stopped(folder: Path, same: Mapping[str, Any]) -> list[str]:
     for path in sorted(folder.parent.glob(f"*/{PLAN}"), reverse=True):  # named by their time
         plan = _read(path)
         if path.parent != folder and all(plan.get(key) == value for key, value in same.items()):
-            launches = [*plan["continues"], path.parent.name]
+            launches = [*plan.get("continues", []), path.parent.name]
             lacking = [job for job in same["jobs"] if not _finished(folder.parent, launches, job["folder"])]
             return launches if lacking else []
     return []

@@ -420,6 +420,8 @@ def test_the_nearest_name_is_near() -> None:
         ("workers=-1", "workers=-1: input should be greater than or equal to 0"),
         ("name=../elsewhere", "name=../elsewhere: "),
         ("tracking.mode=online", "tracking.mode=online: input should be 'wandb', 'offline' or 'none'"),
+        ("tracking.artifacts=files", "tracking.artifacts=files: input should be 'reward', 'all' or 'none'"),
+        (f"tracking.tags=[{'x' * 65}]", f"tracking.tags={'x' * 65}: string should have at most 64 characters"),
         ("seed=${not.there}", "Interpolation key 'not.there' not found"),
         ("data=file", "data: set data.path to a .jsonl, .csv or .parquet file"),
         ("irl.loss=hinge", "irl.loss=hinge: this is a config group; write irl/loss=hinge"),

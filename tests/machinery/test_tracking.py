@@ -361,7 +361,7 @@ def page_of(launch: Path) -> Path:
 
 def report(folder: Path, mode: str = "offline", **more: Any) -> View:
     about: dict[str, Any] = {"project": "p", "entity": None, "group": "study/1", "tags": ["a"]}
-    about |= {"config": {"study": "losses"}, "page": folder / "index.html"}
+    about |= {"config": {"study": "losses"}, "page": folder / "index.html", "notes": "hinge is best"}
     about |= {"images": {"figures/curves": folder / "curves.png"}, "summary": {"cells": 2, "best/irl/auroc": 0.9}}
     about["tables"] = {"runs": (["cell", "irl/auroc"], [["hinge", 0.9], ["max_margin", None]])}
     return log_report(folder, mode=mode, **about | more)
@@ -378,7 +378,7 @@ def test_a_report_can_be_read_back(tmp_path: Path) -> None:
     seen = read_run(run)
     about = {key: seen["run"][key] for key in ("name", "project", "group", "tags", "job_type")}
     assert about == {"name": "report", "project": "p", "group": "study/1", "tags": ["a"], "job_type": "report"}
-    assert seen["config"]["study"] == "losses"
+    assert (seen["config"]["study"], seen["run"]["notes"]) == ("losses", "hinge is best")
     assert (seen["summary"]["cells"], seen["summary"]["best/irl/auroc"], seen["exit_code"]) == (2, 0.9, 0)
     shown = {key: value for row in own(seen["history"]) for key, value in row.items()}
     kinds = {"page": "html-file", "figures/curves": "image-file", "runs": "table-file"}
@@ -840,6 +840,16 @@ def test_the_last_attempt_of_a_run_is_its_record(tmp_path: Path, server: StandIn
     last = recorded(tmp_path / "launch" / "0")
     assert last is not None
     assert last.name.startswith("run-")
+
+
+def test_of_a_job_that_was_not_logged_again_the_record_is_where_it_was(tmp_path: Path) -> None:
+    with record(tmp_path / "1" / "0") as tracker:
+        pass
+    found = read_record(tmp_path / "1" / "0")
+    assert found is not None
+    (tmp_path / "2" / "0").mkdir(parents=True)
+    tracking.write_record(tmp_path / "2" / "0", found)
+    assert recorded(tmp_path / "2" / "0") == tracker.offline_folder
 
 
 def test_what_sync_has_taken_is_no_longer_waiting(tmp_path: Path, server: StandIn) -> None:
