@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from irl_exp.config import Config
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
+from irl_exp.launch.writing import WriteError, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.report import Written
@@ -18,7 +19,11 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 
 
 def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
-    """Write and show the result of the launch, and say where everything is."""
+    """Write and show the result of the launch, and say where everything is.
+
+    Raises:
+        WriteError: the summary or the report cannot be written; the tables have been shown.
+    """
     from irl_exp.machinery.tracking import sync_command
     from irl_exp.report import cells, studies
 
@@ -27,7 +32,13 @@ def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pat
         outcomes.setdefault(job.number, cells.Outcome(job.number, job.name, job.folder, "not run", error="interrupted"))
     ordered = [outcomes[job.number] for job in jobs]
     console.say("")
-    console.tables(studies.write(folder, ordered))
+    try:
+        with writing(folder, "runs.csv", "summary.md"):
+            tables = studies.write(folder, ordered)
+    except WriteError:
+        console.tables(studies.tables(ordered))
+        raise
+    console.tables(tables)
     console.say(
         f"runs      {short(folder)}/  (metrics.json, metrics.jsonl, completions.parquet, samples.csv of each job)"
     )
@@ -45,16 +56,21 @@ def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pat
 def _report(jobs: Sequence[PlannedJob], folder: Path, console: Console, later: str) -> str:
     """Write the report of the launch, also as a run of its group in W&B; returns what to say of it.
 
-    Whatever goes wrong here costs no result of a run.
+    Whatever goes wrong here costs no result of a run; a disk that takes no report may not have taken others either.
+
+    Raises:
+        WriteError: the report cannot be written.
     """
     try:
         from irl_exp.analysis import report, study
     except ImportError as error:
         return f"not written ({error}); with what is missing installed: {later}"
     try:
-        with console.working() as progress:
+        with console.working() as progress, writing(folder / "report"):
             written = report.write(study.read(folder), progress=progress)
         _track_report(jobs[0].config, written)
+    except WriteError:
+        raise
     except study.StudyError:
         return "not written, as no job has a result"
     except KeyboardInterrupt:  # the runs are complete: whoever does not want to wait for the page loses nothing else

@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
 from irl_exp.launch.messages import one_line
+from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.machinery.runtime import Device, Report
@@ -71,7 +72,7 @@ def run_job(composed: DictConfig) -> dict[str, float]:
     from irl_exp.launch.console import Console
     from irl_exp.report.runs import run_tables
 
-    with Console(1) as console:
+    with Console(1) as console, terminate_like_interrupt():
         metrics = run.run(config, job, console.show)
     console.tables(run_tables(metrics))
     console.say(f"everything of this run: {folder}")
@@ -120,6 +121,8 @@ class Batch:
 
         try:
             obtain.run_batch(self.steps, Store(self.store), self.device, report, self.number)
-        except Exception as error:
+        except BaseException as error:
+            if told_to_stop():
+                raise
             return one_line(error)
         return ""

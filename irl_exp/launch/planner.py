@@ -24,6 +24,7 @@ from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
 from irl_exp.launch.stops import on_stop, terminate_like_interrupt
+from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
@@ -68,19 +69,40 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
             raise SystemExit(130) from None
         finally:
             console.stop()
-            finish(jobs, outcomes, folder, console)
+            _finish(jobs, outcomes, folder, console)
     lost = [outcome for outcome in outcomes.values() if outcome.status != "completed"]
     if lost:
         raise LaunchError(f"{len(lost)} of {len(jobs)} jobs have no result. The first to fail: {lost[0].error}")
     return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes[job.number].metrics) for job in jobs]
 
 
+def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
+    """The end of a launch; one that cannot be written is a failure."""
+    try:
+        finish(jobs, outcomes, folder, console)
+    except WriteError as error:
+        raise LaunchError(str(error)) from error
+
+
 def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
     """plan.json: what was asked, and all jobs, so that those without a result are known whatever happens."""
     planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
     plan = {"command": shlex.join(["python", *sys.argv]), "question": question_of(study), "jobs": planned}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, PLAN):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+def begin(folder: Path) -> None:
+    """Make the folder of a launch, before Hydra writes into it.
+
+    Raises:
+        LaunchError: nothing can be written there.
+    """
+    try:
+        check_writable(folder)
+    except WriteError as error:
+        raise LaunchError(str(error)) from error
 
 
 @contextlib.contextmanager

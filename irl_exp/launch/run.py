@@ -13,12 +13,15 @@ from typing import Any
 from irl_exp.chain import build
 from irl_exp.config import Config
 from irl_exp.launch.obtain import Reporter, obtain, source_digest, versions
+from irl_exp.launch.writing import writing
 from irl_exp.machinery.runtime import Report, find_device
 from irl_exp.machinery.store import Artifact, Store
 from irl_exp.machinery.tracking import Tracker, track
 from irl_exp.report.cells import cell_of
 
 SAMPLES = 10
+RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", "metrics.json.draft", "metrics.json")
+"""Files of a run that has come to its end: all of them, or none."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,29 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         "versions": versions(),
         "code": source_digest(),
     }
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    with track(
-        config.tracking.mode,
-        run_dir=job.folder,
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        name=job.name,
-        group=group,
-        tags=config.tracking.tags,
-        config=record,
-        job_type="run",
-    ) as tracker:
-        reporter = Reporter(tracker.log, device, report, job.number)
+    with writing(job.folder, "config.json"):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with (
+        writing(job.folder, *RESULTS),
+        track(
+            config.tracking.mode,
+            run_dir=job.folder,
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            name=job.name,
+            group=group,
+            tags=config.tracking.tags,
+            config=record,
+            job_type="run",
+        ) as tracker,
+    ):
+
+        def log(stage: str, row: Mapping[str, float]) -> None:
+            with writing(job.folder):
+                tracker.log(stage, row)
+
+        reporter = Reporter(log, device, report, job.number)
         artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
         return _record(artifacts, job, tracker)
 

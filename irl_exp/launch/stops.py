@@ -50,6 +50,11 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def told_to_stop() -> bool:
+    """Whether this process got Ctrl-C or SIGTERM; without them a KeyboardInterrupt is an error of who raised it."""
+    return _stopped
+
+
 def unless_stopped(report: Report) -> Report:
     """The same channel, which ends the job once it was told to stop."""
 
