@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from irl_exp.launch import command_line, jobs
+from irl_exp.launch import command_line, jobs, stops
 
 
 @hydra.main(config_path="conf", config_name="config", **command_line.VERSION_BASE)
@@ -15,6 +15,7 @@ def main(config: DictConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    stops.end_at_once()  # until jobs run, and after them
     command_line.check_command_line(sys.argv[1:])
     try:
         main()

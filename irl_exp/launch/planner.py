@@ -23,7 +23,7 @@ from irl_exp.launch.compose import Composer, check_all
 from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
-from irl_exp.launch.stops import on_stop, terminate_like_interrupt
+from irl_exp.launch.stops import on_stop, terminate_like_interrupt, told_to_stop
 from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -77,11 +77,14 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
 
 
 def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
-    """The end of a launch; one that cannot be written is a failure."""
+    """The end of a launch: one that cannot be written is a failure, one that was stopped says so."""
     try:
-        finish(jobs, outcomes, folder, console)
+        with terminate_like_interrupt():
+            finish(jobs, outcomes, folder, console)
     except WriteError as error:
         raise LaunchError(str(error)) from error
+    if told_to_stop():
+        raise SystemExit(130)
 
 
 def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:

@@ -75,7 +75,8 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
 
         reporter = Reporter(log, device, report, job.number)
         artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
-        return _record(artifacts, job, tracker)
+        with writing(job.folder, *RESULTS):
+            return _record(artifacts, job, tracker)
 
 
 def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> dict[str, float]:

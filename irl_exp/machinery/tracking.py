@@ -22,6 +22,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
+
+STOP_PATIENCE = 4.0
+"""Seconds that a stop waits for W&B to close a run."""
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -379,7 +383,21 @@ def _ended(view: V) -> Iterator[V]:
         yield view
         exit_code = 0
     finally:
-        view._finish(exit_code)
+        _undisturbed(lambda: view._finish(exit_code))
+
+
+def _undisturbed(end: Callable[[], None]) -> None:
+    """Run this in a thread, which Ctrl-C does not reach: W&B cannot close a run whose closing was broken off.
+
+    A stop waits for it some seconds, not as long as a silent server may take.
+    """
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        thread.join(STOP_PATIENCE)
+        raise
 
 
 def log_report(
