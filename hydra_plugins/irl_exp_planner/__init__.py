@@ -6,6 +6,7 @@ defined here; all they do is delegate. Imported at each start and at each TAB: n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -32,6 +33,11 @@ class PlannedLauncher(Launcher):
 
 class PlannedSweeper(BasicSweeper):
     """The basic sweeper without its check that every job composes: the planner composes each job anyway, once."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        planner.begin(Path(self.config.hydra.sweep.dir))
+        return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         pass
