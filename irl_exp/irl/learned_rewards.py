@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 from irl_exp.policies.language_models import Completions, Policy, Progress
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards.reward import RewardError, Scores, check_probes, save_probes
@@ -210,8 +211,10 @@ class LearnedReward:
         """Read a learned reward; its reference policy lies in the same store unless `reference` says where.
 
         Raises:
+            ArtifactError: a file of it, or of a policy that it needs, is damaged.
             RewardError: a policy that it needs is not there, or the reward does not reproduce its own scores.
         """
+        verify(folder)
         settings = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
         policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from irl_exp.config import ModelConfig
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -90,8 +91,10 @@ class Policy:
         """Open a folder or a name on the hub with AutoModelForCausalLM, in float32.
 
         Raises:
+            ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
+        verify(Path(source))
         try:
             # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
             tokenizer = transformers.AutoTokenizer.from_pretrained(

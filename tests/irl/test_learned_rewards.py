@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,6 +21,7 @@ from irl_exp.config import FeaturesConfig, HiddenStateConfig, ModelConfig
 from irl_exp.irl import learned_rewards
 from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LearnedReward, LinearScorer, Scorer, aggregated
+from irl_exp.machinery.store import ArtifactError, Identity, Store
 from irl_exp.policies.language_models import Policy, new_policy
 from irl_exp.rewards.reward import RewardError
 
@@ -79,6 +81,23 @@ def saved(store: Path, scorer: Scorer, name: str = "d1") -> Path:
         folder, scorer, scores, reference="r1", probes=probes, probe_scores=scores, featurizer=features
     )
     return folder
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "reward.json", "featurizer/config.json"])
+def test_a_damaged_file_is_named(store: Path, name: str) -> None:
+    """Also where the damage is too small for the probes, or what is left is no reward at all."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    source = saved(store, linear())
+    artifact = Store(store).get(Identity("irl", 1, {}, {}), copy)
+    LearnedReward.load(artifact.folder, small.DEVICE)
+    content = bytearray((artifact.folder / name).read_bytes())
+    content[-8] ^= 1  # of the head: the last bits of a weight
+    (artifact.folder / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} is damaged .it was altered"):
+        LearnedReward.load(artifact.folder, small.DEVICE)
 
 
 COVARIANCE = np.random.default_rng(1).normal(size=(2 * WIDTH, 2 * WIDTH))
