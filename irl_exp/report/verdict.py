@@ -146,12 +146,12 @@ def _moved(runs: _Runs, first: str, second: str) -> bool:
 
 def _recovered(runs: _Runs) -> Iterator[str]:
     """What IRL recovered of R*; before IRL, what there is to recover."""
-    if runs.has("irl/pair_accuracy"):
-        name = runs.fact("irl.name")
+    name = runs.fact("irl.name")
+    if agreement := _agreement(runs, "irl"):
         reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
-        yield f"The {reward} {_agreement(runs, 'irl')}{_authors(runs)}."
-    elif runs.has("implicit/pair_accuracy"):
-        yield f"The log ratio of expert and reference, all that IRL could find, {_agreement(runs, 'implicit')}."
+        yield f"The {reward} {agreement}, {POOLED}{_authors(runs)}."
+    elif agreement := _agreement(runs, "implicit"):
+        yield f"The log ratio of expert and reference, all that IRL could find, {agreement}, {POOLED}."
 
 
 def _in_brackets(text: str) -> str:
@@ -159,14 +159,16 @@ def _in_brackets(text: str) -> str:
 
 
 def _agreement(runs: _Runs, reward: str) -> str:
-    """How far a reward agrees with R*, and on what."""
-    pairs = f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does, {POOLED}"
-    if not runs.has(f"{reward}/auroc"):
-        return pairs
-    classes = f"{runs.words.above} against {runs.words.below}"
-    ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
-    beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
-    return f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside} and {pairs}"
+    """How far a reward agrees with R*; nothing where neither number is there."""
+    parts = []
+    if runs.has(f"{reward}/auroc"):
+        ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+        classes = f"{runs.words.above} against {runs.words.below}"
+        parts.append(f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside}")
+    if runs.has(f"{reward}/pair_accuracy"):
+        parts.append(f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does")
+    return " and ".join(parts)
 
 
 def _authors(runs: _Runs) -> str:

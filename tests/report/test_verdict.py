@@ -203,6 +203,13 @@ def test_whatever_is_missing_of_the_numbers_the_rest_is_told(lost: set[str], fac
         assert not re.search(r"None|nan|inf\b|[{}]|  |\(\)", found.text())
 
 
+def test_one_number_of_two_is_told_alone() -> None:
+    lost = {key: value for key, value in IRL.items() if key != "irl/pair_accuracy"}
+    found = verdict.of_run(lost, TOXICITY).sentences[1]
+    assert found.startswith("The learned reward (margin) has AUROC 0.940")
+    assert "pairs" not in found
+
+
 # ---------------------------------------------------------------- many runs
 
 
