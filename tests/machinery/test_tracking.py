@@ -612,6 +612,23 @@ def test_a_server_that_cannot_be_reached_costs_one_timeout(tmp_path: Path) -> No
         assert len(read_run(offline_run(tmp_path, job))["history"]) == 3
 
 
+@pytest.mark.slow
+def test_a_server_that_never_answers_costs_one_timeout_too(tmp_path: Path, server: StandIn) -> None:
+    server.hangs = True
+    program = """
+        start = time.perf_counter()
+        for job in ("0", "1"):
+            with run(job, init_timeout=1.0) as tracker:
+                rows(tracker)
+        print(tracker.url, time.perf_counter() - start < 10)
+    """
+    done = child(program, tmp_path, **online(server))
+    assert done.stdout == "None True\n"
+    assert done.stderr.startswith("LOG W&B takes no runs online (CommError")
+    assert done.stderr.count("\n") == 1
+    assert len(read_run(offline_run(tmp_path, "1"))["history"]) == 3
+
+
 # ------------------------------------------------------------------------------------------------- the server
 
 
