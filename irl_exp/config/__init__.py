@@ -18,7 +18,7 @@ from irl_exp.config.data import (
 )
 from irl_exp.config.experiment import Config
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
-from irl_exp.config.help import describe_groups, describe_options, question_of
+from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
     BackboneConfig,
     BayesianConfig,
@@ -132,13 +132,13 @@ __all__ = [
     "base_node",
     "check_choices",
     "check_override",
-    "describe_groups",
-    "describe_options",
+    "first_page",
     "known_groups",
     "known_keys",
     "nearest",
     "node_of",
     "option_fields",
+    "page_of",
     "parse",
     "question_of",
     "register",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ _context: LaunchContext | None = None
 
 def run_all(
     context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
 
     A job fails alone. A stage that failed in one job would fail in every other that needs it: jobs that wait for
@@ -110,12 +111,14 @@ def _in_pool(
     """Run all in processes of their own. A worker that dies takes its job with it and nothing else."""
     import cloudpickle
 
+    from irl_exp.machinery.runtime import cores
     from irl_exp.machinery.tracking import resolve_mode
 
     # Found out once whether there is a W&B account: each worker would ask, and warn, again.
     tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
     launch = cloudpickle.dumps((context, Singleton.get_state()))  # once: it takes as long as a job takes to plan
-    arguments = (resolve_mode("wandb") if tracked else None, launch)
+    shared = multiprocessing.get_context("spawn").Semaphore(max(cores(), workers))
+    arguments = (resolve_mode("wandb") if tracked else None, launch, shared)
     with Workers(workers, start=_start_worker, arguments=arguments, hear=console.show) as pool:
 
         def begin(job: PlannedJob) -> Future[bytes]:
@@ -175,6 +178,7 @@ def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> 
     """What became of one job of the pool."""
     import cloudpickle
 
+    from irl_exp.machinery.tracking import abandon
     from irl_exp.report.cells import Outcome
 
     try:
@@ -183,6 +187,7 @@ def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> 
         return _not_run(job, job.blocked_by(broken))
     except WorkerDiedError as error:
         _clean_up(job.config.store.dir, job.steps.values())
+        abandon(job.folder)
         return Outcome(job.number, job.name, job.folder, "failed", error=_leave_error(job.folder, error))
     return outcome
 
@@ -205,13 +210,15 @@ def _leave_error(folder: Path, error: BaseException) -> str:
     return f"{one_line(error)} (traceback: {short(path)})"
 
 
-def _start_worker(tracking_mode: Mode | None, launch: bytes, tell: Report) -> None:
+def _start_worker(tracking_mode: Mode | None, launch: bytes, shared: Any, tell: Report) -> None:
     """In a new worker: report to the launch, and record runs as it has decided."""
     import cloudpickle
 
+    from irl_exp.machinery.shards import share_cores
     from irl_exp.machinery.tracking import settle
 
     global _context
+    share_cores(shared)
     room.reporting = unless_stopped(tell)
     if tracking_mode is not None:
         settle(tracking_mode)
@@ -223,16 +230,20 @@ def _start_worker(tracking_mode: Mode | None, launch: bytes, tell: Report) -> No
 def _work(payload: bytes) -> bytes:
     import cloudpickle
 
+    from irl_exp.machinery.shards import holding_a_core
+
     assert _context is not None
     # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
-    with terminate_like_interrupt():
+    with terminate_like_interrupt(), holding_a_core():
         return bytes(cloudpickle.dumps(_run_one(_context, cloudpickle.loads(payload))))
 
 
 def _work_batch(payload: bytes) -> str:
     import cloudpickle
 
+    from irl_exp.machinery.shards import holding_a_core
+
     assert room.reporting is not None
-    with terminate_like_interrupt():
+    with terminate_like_interrupt(), holding_a_core():
         batch: Batch = cloudpickle.loads(payload)
         return batch.run(room.reporting)

@@ -18,6 +18,7 @@ from typing import Any
 from irl_exp.launch.stops import told_to_stop
 from irl_exp.launch.writing import WriteError
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
+from irl_exp.machinery.shards import lending_the_core
 from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
 from irl_exp.stages.step import Step
 
@@ -95,7 +96,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
     by_digest = {step.identity.digest: step for step in steps}
 
     def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-        prepare_process(device)
+        prepare_process()
         stage = f"{steps[0].stage} of {len(folders)} seeds"
         report(Event(number, stage, "computing"))
         contexts = [_context(folder, stage, reporter) for folder in folders.values()]
@@ -150,17 +151,20 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
 
     def compute(folder: Path) -> dict[str, Any]:
-        prepare_process(reporter.device)
+        prepare_process()
         reporter.report(Event(reporter.job, step.stage, "computing"))
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
         return {**info, **_made_by(reporter.device)}
 
+    lent = contextlib.ExitStack()
+
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
+        lent.enter_context(lending_the_core())
 
-    with _failing_as(step):
+    with _failing_as(step), lent:
         artifact = store.get(step.identity, compute, on_wait=waiting)
     if artifact.reused:
         _replay(artifact, step.stage, reporter)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import threadpoolctl
@@ -35,16 +36,31 @@ def test_a_stage_gives_the_same_bytes_whatever_ran_before_it(tmp_path: Path) -> 
     assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} == {torch.get_num_threads()} == {1}
 
 
-def test_what_is_loaded_later_has_as_many_threads() -> None:
+def test_what_is_loaded_later_has_one_thread_too() -> None:
     """numpy, scipy and scikit-learn bring libraries of their own, the last two not before a stage needs them."""
     code = """
 import json
-from irl_exp.machinery.runtime import Device, prepare_process
-prepare_process(Device("cpu", "fp32", 3))
+from irl_exp.machinery.runtime import prepare_process
+prepare_process()
 import sklearn.linear_model, threadpoolctl
 print(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()]))
 """
     kept = {name: value for name, value in os.environ.items() if name not in THREADS}
     told = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True).stdout
     assert len(json.loads(told)) > 2
-    assert set(json.loads(told)) == {3}
+    assert set(json.loads(told)) == {1}
+
+
+def test_a_whole_chain_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
+    """In tiny sizes, but with several shards of every kind."""
+    sizes = ("data.count=1200", "sft.batch_size=40", "rlhf.batch_size=36", "refinetune.batch_size=36")
+    config = compose(*sizes, "data.test_prompts=24", "demonstrations.batch_size=16", "evaluate.batch_size=16")
+    found = []
+    for threads in (1, 3):
+        device = replace(DEVICE, threads=threads)
+        store = Store(tmp_path / str(threads))
+        reporter = Reporter(lambda stage, row: None, device, lambda event: None, 0)
+        found.append({step.stage: obtain(step, store, reporter) for step in chain.build(config, device).values()})
+    alone, several = found
+    assert "refinetune" in alone
+    assert [stage for stage in alone if alone[stage].manifest["files"] != several[stage].manifest["files"]] == []
