@@ -126,6 +126,8 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
             finish(jobs, outcomes, folder, console)
     except WriteError as error:
         raise LaunchError(str(error)) from error
+    if console.log.trouble:
+        raise LaunchError(console.log.trouble)
     if told_to_stop():
         raise SystemExit(130)
 
