@@ -26,7 +26,7 @@ def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pat
     """Write and show the result of the launch, and say where everything is.
 
     Raises:
-        WriteError: the summary or the report cannot be written; what there is has been shown.
+        WriteError: the summary or the report cannot be written; the tables have been shown.
     """
     from irl_exp.report.cells import Outcome
 
@@ -46,7 +46,6 @@ def finish_folder(folder: Path) -> None:
     from irl_exp.report.cells import Outcome
 
     console = Console(2, folder=folder)
-    console.log.open()
     try:
         found = study.read(folder)
         config = _recorded(found.runs[0].folder)
@@ -54,14 +53,12 @@ def finish_folder(folder: Path) -> None:
         console.say(f"no summary: {error}")
         return
     ended = {
-        run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
-        for run in found.runs
+        run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in found.runs
     }
     for lost in found.lost:
         status = "failed" if lost.reason.startswith("failed") else "not run"
         ended[lost.number] = Outcome(lost.number, lost.name, folder / str(lost.number), status, error=lost.reason)
     _tell(config, [ended[number] for number in sorted(ended)], folder, console)
-    console.log.close()
 
 
 def _recorded(run: Path) -> Config:
@@ -84,7 +81,6 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
         with writing(folder, "runs.csv", "summary.md"):
             tables = studies.write(folder, outcomes)
     except WriteError:
-        console.tell(verdict.of_launch(outcomes).text())
         console.tables(studies.tables(outcomes))
         raise
     console.tell(verdict.of_launch(outcomes).text())

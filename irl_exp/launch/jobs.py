@@ -85,7 +85,7 @@ def run_job(composed: DictConfig) -> dict[str, float] | float:
     from irl_exp.launch.console import Console
     from irl_exp.report import runs, verdict
 
-    with Console(1) as console, failure_is_written(folder), terminate_like_interrupt():
+    with Console(1) as console, terminate_like_interrupt(), failure_is_written(folder):
         metrics = run.run(config, job, console.show)
     facts = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     console.tell(verdict.of_run(metrics, facts, job.name).text())
@@ -100,7 +100,8 @@ def failure_is_written(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # the folder may be what failed
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from irl_exp.config import CONF
 from irl_exp.launch import command_line, ending, jobs, stops
+from irl_exp.launch.writing import WriteError
 
 
 @hydra.main(config_path=str(CONF), config_name="config", **command_line.VERSION_BASE)
@@ -25,5 +26,7 @@ def main() -> None:
     try:
         with ending.of_any_launcher():
             job()
+    except WriteError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

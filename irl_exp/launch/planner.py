@@ -86,17 +86,6 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     return [_returned(job, outcomes.get(job.number)) for job in jobs]
 
 
-def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
-    """The end of a launch: one that cannot be written is a failure, one that was stopped says so."""
-    try:
-        with terminate_like_interrupt():
-            finish(jobs, outcomes, folder, console)
-    except WriteError as error:
-        raise LaunchError(str(error)) from error
-    if told_to_stop():
-        raise SystemExit(130)
-
-
 def _returned(job: PlannedJob, outcome: Outcome | None) -> JobReturn:
     """What a sweeper gets of a job: metrics or objective, or why there is none."""
     if outcome is None or outcome.metrics is None:
@@ -128,6 +117,19 @@ def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str, first: int
     with writing(folder, resume.PLAN):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / resume.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
+    """The end of a launch: one that cannot be written is a failure, one that was stopped says so."""
+    try:
+        with terminate_like_interrupt():
+            finish(jobs, outcomes, folder, console)
+    except WriteError as error:
+        raise LaunchError(str(error)) from error
+    if console.log.trouble:
+        raise LaunchError(console.log.trouble)
+    if told_to_stop():
+        raise SystemExit(130)
 
 
 def begin(folder: Path) -> None:

@@ -59,7 +59,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     with (
-        writing(job.folder, *RESULTS),
+        writing(job.folder),
         resume.once(job.folder, config.tracking.mode) as mode,
         track(
             mode,

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-LEAST = 10 * 2**20
-"""Bytes that a launch needs to begin with: a run's files are about 1 MB."""
+LEAST = 2**20
+"""Bytes that a launch needs to begin with: about the files of one run."""
 
 
 class WriteError(Exception):
