@@ -227,11 +227,11 @@ def read(path: Path) -> Study:
         try:
             config = _read(run / "config.json")
             metrics = _finite(run / "metrics.json")
+            job = _job(config, number, name)
         except _BrokenError as broken:
             lost.append(Lost(number, name, _reason(run) or str(broken)))
             continue
-        job = config.get("job", {"number": number, "name": name})
-        found.append((int(job["number"]), str(job["name"]), run, config, metrics))
+        found.append((*job, run, config, metrics))
     if not found:
         raise StudyError(f"{path}: none of its {len(lost)} runs has a result: {_why(lost)}.")
     cells = [Outcome(0, name, run, "completed").cell for _, name, run, _, _ in found]
@@ -244,6 +244,15 @@ def read(path: Path) -> Study:
     notes += _mixed(runs) + _unequal(runs)
     ordered = tuple(sorted(runs, key=lambda run: run.number))
     return Study(folder, ordered, tuple(lost), shared, tuple(notes), *_asked(folder))
+
+
+def _job(config: Values, number: int, name: str) -> tuple[int, str]:
+    """Number and name of a job as its config.json says; one of an older version does not say."""
+    job = config.get("job", {"number": number, "name": name})
+    try:
+        return int(job["number"]), str(job["name"])
+    except (LookupError, TypeError, ValueError):
+        raise _BrokenError("config.json names no job") from None
 
 
 def _is_launch(folder: Path) -> bool:
@@ -276,8 +285,8 @@ def _in(folder: Path) -> list[Path]:
 def _planned(folder: Path) -> dict[str, str]:
     """Folder -> name of all jobs of a launch; under other launchers of Hydra, which leave no plan, what is there."""
     try:
-        return {job["folder"]: job["name"] for job in _read(folder / "plan.json")["jobs"]}
-    except _BrokenError:
+        return {str(job["folder"]): str(job["name"]) for job in _read(folder / "plan.json")["jobs"]}
+    except (_BrokenError, LookupError, TypeError):
         places = [path.parent for path in folder.glob("*/.hydra")]
         places = places or [path.parent for path in folder.glob("*/config.json")]
         return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}

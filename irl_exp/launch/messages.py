@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # these import torch, or are not needed to show --help
-    pass
+from hydra.errors import CompactHydraException
+
+
+class LaunchError(CompactHydraException):
+    """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
 
 
 def one_line(error: BaseException) -> str:
