@@ -67,15 +67,23 @@ def _add(seen: dict[str, Any], record: Any) -> None:
         name = record.metric.name or record.metric.glob_name
         seen["metrics"].append({"name": name, "step": record.metric.step_metric})
     elif kind == "artifact":
-        entries = [entry.path for entry in record.artifact.manifest.contents]
-        seen["artifacts"].append({"name": record.artifact.name, "type": record.artifact.type, "entries": entries})
+        seen["artifacts"].append(_artifact(record.artifact))
     elif kind == "exit":
         seen["exit_code"] = record.exit.exit_code
 
 
 def _about(run: Any) -> dict[str, Any]:
     about = {"id": run.run_id, "name": run.display_name, "project": run.project, "group": run.run_group}
-    return about | {"job_type": run.job_type, "tags": list(run.tags)}
+    about |= {"job_type": run.job_type, "tags": list(run.tags), "notes": run.notes, "commit": run.git.commit}
+    return about
+
+
+def _artifact(artifact: Any) -> dict[str, Any]:
+    """`made` by the run (its output), `used` by it (its input), or both; `entries` are the names of its files."""
+    about = {"name": artifact.name, "type": artifact.type, "aliases": sorted(artifact.aliases)}
+    about |= {"made": not artifact.user_created, "used": artifact.use_after_commit}
+    about |= {"metadata": json.loads(artifact.metadata or "{}")}
+    return about | {"entries": [entry.path for entry in artifact.manifest.contents]}
 
 
 def _put_all(tree: dict[str, Any], items: Iterable[Any]) -> dict[str, Any]:

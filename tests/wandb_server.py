@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class RemoteRun:
     group: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    commit: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -52,16 +55,22 @@ class View:
 class StandIn:
     """What arrived: runs by id, artifacts by name (path -> bytes), and every request ("POST /graphql").
 
-    `views` are by type: "project-view" is a workspace, "runs" a report.
+    `made` and `used` are the edges of the lineage: names of artifacts by the id of the run that logged or used them.
+    `views` are by type: "project-view" is a workspace, "runs" a report. While it `hangs` it takes requests and never
+    answers them.
     """
 
     url: str = ""
     key: str = "0123456789abcdef" * 2 + "01234567"
     runs: dict[str, RemoteRun] = field(default_factory=dict)
     artifacts: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    made: dict[str, set[str]] = field(default_factory=dict)
+    used: dict[str, set[str]] = field(default_factory=dict)
+    aliases: dict[str, set[str]] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     gone: bool = False
+    hangs: bool = False
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -127,7 +136,7 @@ class StandIn:
         if v.get("config"):
             run.config = {key: cell["value"] for key, cell in json.loads(v["config"]).items()}
         known_as = {"name": "displayName", "group": "groupName", "project": "project", "tags": "tags"}
-        known_as["job_type"] = "jobType"
+        known_as |= {"job_type": "jobType", "notes": "notes", "commit": "commit"}
         for ours, theirs in known_as.items():
             if v.get(theirs):
                 setattr(run, ours, v[theirs])
@@ -140,6 +149,20 @@ class StandIn:
         }
         return {"upsertBucket": {"bucket": bucket | {"project": project, "historyLineCount": 0}, "inserted": True}}
 
+    def _on_run_resume_status(self, v: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(v["name"])
+        if run is None:
+            return {"model": None}
+        bucket = {"name": v["name"], "id": "B" + v["name"], "summaryMetrics": json.dumps(run.summary)}
+        bucket |= {"displayName": run.name, "config": "{}", "tags": run.tags, "wandbConfig": '{"t": 1}'}
+        bucket |= {"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0}
+        bucket |= {"historyTail": "[]", "eventsTail": "[]"}
+        return {"model": {"id": "P", "name": run.project, "entity": {"id": "E", "name": ENTITY}, "bucket": bucket}}
+
+    def _on_use_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
+        self.used.setdefault(v["input"]["runName"], set()).add(v["input"]["artifactID"])
+        return {"useArtifact": {"artifact": {"id": v["input"]["artifactID"]}}}
+
     def _on_create_run_files(self, v: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/up/run/{v['run']}/{name}"} for name in v["files"]]
         return {"createRunFiles": {"runID": "B" + v["run"], "uploadHeaders": [], "files": files}}
@@ -150,6 +173,9 @@ class StandIn:
     def _on_create_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
         name = v["input"]["artifactCollectionName"]
         self.artifacts[name] = {}
+        self.aliases[name] = {alias["alias"] for alias in v["input"]["aliases"]}
+        if run := v["input"].get("runName"):
+            self.made.setdefault(run, set()).add(name)
         latest = {"id": "S" + name, "latestArtifact": None}
         return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": latest}}}
 
@@ -195,6 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def _body(self) -> bytes:
+        while self.memory.hangs and not self.memory.gone:
+            time.sleep(0.05)
         if self.memory.gone:  # a connection from before
             raise ConnectionAbortedError
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -18,7 +18,7 @@ from irl_exp.config.data import (
 )
 from irl_exp.config.experiment import Config, check_name
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
-from irl_exp.config.help import describe_groups, describe_options, question_of
+from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
     BackboneConfig,
     BayesianConfig,
@@ -135,13 +135,13 @@ __all__ = [
     "check_name",
     "check_override",
     "check_place",
-    "describe_groups",
-    "describe_options",
+    "first_page",
     "known_groups",
     "known_keys",
     "nearest",
     "node_of",
     "option_fields",
+    "page_of",
     "parse",
     "question_of",
     "register",

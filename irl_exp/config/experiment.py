@@ -11,6 +11,7 @@ from irl_exp.config.data import BenchmarkConfig, DataConfig, NoBenchmark
 from irl_exp.config.irl import IrlConfig
 from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
+from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
     DemonstrationsConfig,
     EvaluateConfig,
@@ -35,12 +36,17 @@ class TrackingConfig(Node):
     project: str = Field("irl-exp", pattern=r"^[^/\\#?%:]{1,128}$", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team")
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), description="tags of every run")
+    artifacts: Literal["reward", "all", "none"] = Field(
+        "reward", description="files that W&B gets, of the learned reward or of policies too; none: no lineage either"
+    )
 
 
 class StoreConfig(Node):
     """The content-addressed store of stage results; may be shared by processes and machines."""
 
-    dir: Annotated[Place, Interpolated("${oc.env:IRL_EXP_STORE,multirun/store}")]
+    dir: Annotated[Place, Interpolated("${oc.env:IRL_EXP_STORE,multirun/store}")] = Field(
+        description="folder of the results of stages"
+    )
 
 
 def check_name(name: str) -> str:
@@ -68,8 +74,14 @@ class Config(Node):
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first visible GPU, else the CPU")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
-    threads: Count = Field(1, description="CPU threads a process; results are repeatable for a fixed number")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads of a job; 0: the cores that no other job uses; the results are the same"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
+    fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")
+    objective: Annotated[str | None, AfterValidator(of_select)] = Field(
+        None, description="metric of select for a sweeper such as optuna; irl/select_loss"
+    )
     report: bool = Field(True, description="after several jobs write the page of the study, with figures and tables")
     store: StoreConfig
     model: ModelConfig
@@ -84,6 +96,17 @@ class Config(Node):
     benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
     evaluate: EvaluateConfig
     tracking: TrackingConfig
+
+    @model_validator(mode="after")
+    def _has_objective(self) -> Self:
+        if self.objective is None:
+            return self
+        if not self.reaches("irl"):
+            raise ValueError(f"objective={self.objective}: until={self.until} stops before irl")
+        if self.objective not in self.irl.objectives:
+            found = ", ".join(self.irl.objectives) or "no metric of select: it fits nothing that select chooses"
+            raise ValueError(f"objective={self.objective}: irl={self.irl.name} has {found}")
+        return self
 
     @model_validator(mode="after")
     def _at_once(self) -> Self:

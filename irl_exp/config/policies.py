@@ -13,7 +13,7 @@ class SftConfig(Node):
     """Base model to reference policy: next-token training on the texts of the sft part."""
 
     seed: StageSeed
-    steps: Count = Field(400, description="optimiser steps")
+    steps: Count = Field(350, description="optimiser steps")
     batch_size: Count = Field(32, description="texts a step")
     learning_rate: LearningRate = Field(6e-3, description="peak of the cosine schedule; for a model of this size")
     warmup_fraction: Fraction = Field(0.1, description="of the steps, linear")
@@ -53,7 +53,7 @@ class DemonstrationsConfig(Node):
     completions_per_prompt: PerPrompt = Field(7, description="of each policy")
     greedy: bool = Field(False, description="one greedy completion on fit and select; test is always sampled")
     max_new_tokens: NewTokens
-    batch_size: Count = Field(256, description="completions generated at once")
+    batch_size: Count = Field(512, description="completions generated at once")
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
@@ -79,7 +79,7 @@ class EvaluateConfig(Node):
     seed: StageSeed
     completions_per_prompt: Annotated[PerPrompt, Interpolated("${demonstrations.completions_per_prompt}")]
     max_new_tokens: NewTokens
-    batch_size: Count = Field(256, description="completions generated at once")
+    batch_size: Count = Field(512, description="completions generated at once")
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
         1000, description="resamples of prompts for the intervals"
     )

@@ -27,7 +27,7 @@ REPORT = "report"
 """The folder of a launch that is no job: its study page."""
 
 _NOT_VARIED = ("artifacts.", "versions.", "device_used", "job.", "tracking.", "store.", "name", "workers", "threads")
-_TRACES = ("config.json", "launch.log", "error.txt", "wandb", ".hydra")
+_TRACES = ("config.json", "error.txt", "wandb", ".hydra")
 _MOST_RUNS = 1000  # in one panel; the default of W&B is 10
 
 CURVES = {

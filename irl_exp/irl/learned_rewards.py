@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Device
-from irl_exp.policies.language_models import Completions, Policy, Progress, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy, Progress
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards.reward import RewardError, Scores, check_probes, save_probes
 
 Floats = NDArray[np.float64]

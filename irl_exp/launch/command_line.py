@@ -6,20 +6,39 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
-from irl_exp.config import CONF, ConfigError, check_choices, check_override, known_groups, swept_by
-
-if TYPE_CHECKING:  # these import torch, or are not needed to show --help
-    pass
+from irl_exp.config import (
+    CONF,
+    ConfigError,
+    check_choices,
+    check_override,
+    first_page,
+    known_groups,
+    page_of,
+    swept_by,
+)
+from irl_exp.launch.messages import program
 
 # Hydra 1.3 wants a version_base, 1.4 deprecates it.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+
+
+def answer_help(arguments: Sequence[str]) -> None:
+    """Show what is asked with --help and end, before Hydra composes anything; return if nobody asks."""
+    if not {"-h", "--help"} & set(arguments):
+        return
+    topics = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        print("\n\n".join(map(page_of, topics)) if topics else first_page(program()))
+    except ConfigError as error:
+        sys.exit(f"{error}")
+    sys.exit(0)
 
 
 def check_command_line(arguments: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import multiprocessing
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _context: LaunchContext | None = None
 
 def run_all(
     context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
 
     A job fails alone. A stage that failed in one job would fail in every other that needs it: jobs that wait for
@@ -98,6 +98,7 @@ def _in_pool(
     import cloudpickle
     import pebble
 
+    from irl_exp.machinery.runtime import cores
     from irl_exp.machinery.tracking import resolve_mode
 
     processes = multiprocessing.get_context("spawn")
@@ -107,7 +108,8 @@ def _in_pool(
     # Found out once whether there is a W&B account: each worker would ask, and warn, again.
     tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
     launch = cloudpickle.dumps((context, Singleton.get_state()))  # once: it takes as long as a job takes to plan
-    start = (events, resolve_mode("wandb") if tracked else None, launch)
+    shared = processes.Semaphore(max(cores(), workers))
+    start = (events, resolve_mode("wandb") if tracked else None, launch, shared)
     with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=start) as pool:
 
         def begin(job: PlannedJob) -> Future[bytes]:
@@ -189,13 +191,15 @@ def _show_events(events: Any, console: Console) -> None:
         console.show(event)
 
 
-def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes) -> None:
+def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes, shared: Any) -> None:
     """In a new worker: report to the launch, and record runs as it has decided."""
     import cloudpickle
 
+    from irl_exp.machinery.shards import share_cores
     from irl_exp.machinery.tracking import settle
 
     global _context
+    share_cores(shared)
     room.reporting = unless_stopped(events.put)
     if tracking_mode is not None:
         settle(tracking_mode)
@@ -207,16 +211,20 @@ def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes) -> Non
 def _work(payload: bytes) -> bytes:
     import cloudpickle
 
+    from irl_exp.machinery.shards import holding_a_core
+
     assert _context is not None
     # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
-    with terminate_like_interrupt():
+    with terminate_like_interrupt(), holding_a_core():
         return bytes(cloudpickle.dumps(_run_one(_context, cloudpickle.loads(payload))))
 
 
 def _work_batch(payload: bytes) -> str:
     import cloudpickle
 
+    from irl_exp.machinery.shards import holding_a_core
+
     assert room.reporting is not None
-    with terminate_like_interrupt():
+    with terminate_like_interrupt(), holding_a_core():
         batch: Batch = cloudpickle.loads(payload)
         return batch.run(room.reporting)

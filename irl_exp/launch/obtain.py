@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
+from irl_exp.machinery.shards import lending_the_core
 from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
 from irl_exp.stages.step import Step
 
@@ -57,9 +59,6 @@ def made_by_other_code(folder: Path) -> bool:
     return bool(read_manifest(folder)["info"].get("source") != source_digest())
 
 
-_prepare_process = functools.cache(prepare_process)
-
-
 def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
     """Those of the steps that are cheaper together, at least `count` batches of each kind if there are as many steps.
 
@@ -95,7 +94,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
     by_digest = {step.identity.digest: step for step in steps}
 
     def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-        _prepare_process(device)
+        prepare_process()
         stage = f"{steps[0].stage} of {len(folders)} seeds"
         report(Event(number, stage, "computing"))
         contexts = [_context(folder, stage, reporter) for folder in folders.values()]
@@ -152,18 +151,22 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
 
     def compute(folder: Path) -> dict[str, Any]:
-        _prepare_process(reporter.device)
+        prepare_process()
         reporter.report(Event(reporter.job, step.stage, "computing"))
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
         return {**info, **_made_by(reporter.device)}
 
+    lent = contextlib.ExitStack()
+
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
+        lent.enter_context(lending_the_core())
 
     try:
-        artifact = store.get(step.identity, compute, on_wait=waiting)
+        with lent:
+            artifact = store.get(step.identity, compute, on_wait=waiting)
     except Exception as error:
         raise StageError(step.stage, step.identity.digest, error) from error
     if artifact.reused:

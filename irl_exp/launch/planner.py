@@ -21,11 +21,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from irl_exp.config import Config, check_name, check_place, question_of
+from irl_exp.launch import objective, resume
 from irl_exp.launch.compose import Composer, check_all
+from irl_exp.launch.ending import ends_with_its_batch
 from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
-from irl_exp.launch.messages import LaunchError, short
+from irl_exp.launch.messages import LaunchError, program, short
 from irl_exp.launch.stops import on_stop, terminate_like_interrupt
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -34,7 +36,6 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
 
-PLAN = "plan.json"
 PATIENCE = 2.0
 """Seconds of planning without a word."""
 
@@ -94,37 +95,70 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         from irl_exp.launch.console import Console
         from irl_exp.report.cells import shared_overrides
 
-        console = Console(len(jobs), shared_overrides(job.name for job in jobs))
+        console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         missing, batches = _announce(jobs, device, console)
         for warning in warnings:
             console.say(f"warning: {warning}")
-        _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")))
+        _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")), first)
+        if earlier := resume.told(folder):
+            console.say(earlier)
     outcomes: dict[int, Outcome] = {}
+    whole = ends_with_its_batch(context.config)
     with console:
         workers = min(_workers(jobs[0].config, device), len(missing))
         try:
-            with terminate_like_interrupt():
-                for outcome in run_all(context, jobs, batches, workers, console):
+            with (
+                terminate_like_interrupt(),
+                contextlib.closing(run_all(context, jobs, batches, workers, console)) as ended,
+            ):
+                for outcome in ended:
                     outcomes[outcome.number] = outcome
                     console.job_done(outcome)
+                    if outcome.status == "failed" and jobs[0].config.fail_fast:
+                        break
         except KeyboardInterrupt:
             console.say("interrupted: run the same command again to go on; finished stages are in the store")
             raise SystemExit(130) from None
         finally:
             console.stop()
-            finish(jobs, outcomes, folder, console)
+            if whole:
+                finish(jobs, outcomes, folder, console)
     lost = [outcome for outcome in outcomes.values() if outcome.status != "completed"]
-    if lost:
+    if lost and whole:
         raise LaunchError(f"{len(lost)} of {len(jobs)} jobs have no result. The first to fail: {lost[0].error}")
-    return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes[job.number].metrics) for job in jobs]
+    return [_returned(job, outcomes.get(job.number)) for job in jobs]
 
 
-def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str) -> None:
-    """plan.json: what was asked, and all jobs, so that those without a result are known whatever happens."""
-    planned = [{"number": job.number, "name": job.name, "folder": str(job.folder.relative_to(folder))} for job in jobs]
-    plan = {"command": shlex.join(["python", *sys.argv]), "question": question_of(study), "jobs": planned}
+def _returned(job: PlannedJob, outcome: Outcome | None) -> JobReturn:
+    """What a sweeper gets of a job: metrics or objective, or why there is none."""
+    if outcome is None or outcome.metrics is None:
+        error = LaunchError(outcome.error if outcome else "not run: another job has failed")
+        return JobReturn(status=JobStatus.FAILED, _return_value=error)
+    value = outcome.metrics if job.config.objective is None else objective.of_run(job.config, job.folder)
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=value)
+
+
+def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str, first: int) -> None:
+    """plan.json: what was asked, and all jobs, so that those without a result are known whatever happens.
+
+    The jobs that a sweeper has launched before, in the same folder, stay in it.
+    """
+    planned = [
+        {
+            "number": job.number,
+            "name": job.name,
+            "folder": str(job.folder.relative_to(folder)),
+            "result": job.steps["evaluate"].identity.digest,
+        }
+        for job in jobs
+    ]
+    if first and (folder / resume.PLAN).exists():
+        planned = json.loads((folder / resume.PLAN).read_text(encoding="utf-8"))["jobs"] + planned
+    command = shlex.join([*shlex.split(program()), *sys.argv[1:]])
+    plan = {"command": command, "question": question_of(study), "jobs": planned}
+    plan |= resume.place(folder, jobs[0].config, planned)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    (folder / resume.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -153,7 +187,7 @@ def _refused_leaves_nothing(folder: Path, new: Sequence[Path]) -> Iterator[None]
 
 def _remove_begun(folder: Path, new: Sequence[Path]) -> None:
     """Remove the folder of a launch that has no job yet, and what was made to hold it."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", PLAN}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", resume.PLAN}:
         shutil.rmtree(folder)
     for path in new:
         with contextlib.suppress(OSError):  # it is gone, or another launch has begun in it
@@ -238,6 +272,7 @@ def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
 
 def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> tuple[set[int], list[Batch]]:
     """Say what will be computed. Returns the numbers of the jobs that miss a result, and what is computed together."""
+    from irl_exp.launch.forecast import forecast
     from irl_exp.launch.obtain import made_by_other_code
     from irl_exp.machinery.store import Store
 
@@ -266,6 +301,7 @@ def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> t
         console.say(f"{fits} IRL fits that differ in their seed alone will be done together, in {len(batches)} batches")
     if others := sum(map(made_by_other_code, stored.values())):
         console.say(f"{others} of them were made by an earlier state of the code; the stages' VERSIONs say they hold")
+    console.expect(forecast(jobs, missing, min(_workers(jobs[0].config, device), len(working))))
     console.say("")
     return working, batches
 
@@ -281,5 +317,6 @@ def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: De
 
 def _workers(config: Config, device: Device) -> int:
     """How many jobs run at once: as asked, else one a core and one on a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or (max(1, cores // device.threads) if device.is_cpu else 1)
+    from irl_exp.machinery.runtime import cores
+
+    return config.workers or (max(1, cores() // (config.threads or 1)) if device.is_cpu else 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 
 from irl_exp.chain import build
 from irl_exp.config import Config
+from irl_exp.launch import lineage, resume
 from irl_exp.launch.obtain import Reporter, obtain, source_digest, versions
 from irl_exp.machinery.runtime import Report, find_device
 from irl_exp.machinery.store import Artifact, Store
 from irl_exp.machinery.tracking import Tracker, track
-from irl_exp.report.cells import cell_of
+from irl_exp.report.cells import cell_of, flat, overrides_of
+from irl_exp.report.verdict import of_run
 
 SAMPLES = 10
 
@@ -39,7 +43,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
     device = find_device(config.device, config.precision, config.threads)
     store = Store(config.store.dir)
     steps = build(config, device)
-    group = f"{config.name}/{job.folder.parent.name}"
+    group = resume.group_of(job.folder.parent, config.name)
     record = {
         **config.model_dump(mode="json"),
         "artifacts": {step.stage: step.identity.digest for step in steps.values()},
@@ -50,39 +54,80 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
     }
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    with track(
-        config.tracking.mode,
-        run_dir=job.folder,
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        name=job.name,
-        group=group,
-        tags=config.tracking.tags,
-        config=record,
-        job_type="run",
-    ) as tracker:
+    with (
+        resume.once(job.folder, config.tracking.mode) as mode,
+        track(
+            mode,
+            run_dir=job.folder,
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            name=_title(config.name, job.name, group),
+            group=group,
+            tags=_tags(config, job.name),
+            config=record,
+            job_type="run",
+            commit=_commit(),
+        ) as tracker,
+    ):
         reporter = Reporter(tracker.log, device, report, job.number)
         artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
-        return _record(artifacts, job, tracker)
+        metrics = _record(artifacts, job, tracker)
+        lineage.show(artifacts, config, job.name, tracker)
+        tracker.note(of_run(metrics, flat(record), job.name).markdown())
+        return metrics
+
+
+def _title(study: str, job: str, group: str) -> str:
+    """What tells a run apart in a project of W&B: its study, its overrides, and when its group was launched."""
+    time = group.rpartition("/")[2][:15]  # to the second
+    return f"{study} {'' if job == 'default' else f'{job} '}({time})"
+
+
+def _tags(config: Config, job: str) -> list[str]:
+    """The study, the overrides that make the cell, and what the user gave."""
+    cell = cell_of(job)
+    own = [] if cell == "default" else overrides_of(cell)
+    return list(dict.fromkeys([config.name, *own, *config.tracking.tags]))
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this code, where it runs from a clone and git is there; the digest of the source says the rest."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # an installed package may lie in a clone of something else
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> dict[str, float]:
-    """Metrics, completions and samples into the run folder and the tracker; the learned reward as its artifact."""
+    """Metrics, completions and samples into the run folder and the tracker."""
     import pandas as pd
 
     evaluation = artifacts["evaluate"].folder
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    for judge in ("reward", "second_judge"):
+        metrics |= held_out(judge, artifacts[judge].manifest["info"])
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     if "benchmark" in artifacts:
         shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
     samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
     _write_samples(samples, job.folder / "samples.csv")
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())
-    if "irl" in artifacts:
-        learned = artifacts["irl"]
-        tracker.log_artifact(f"reward-{learned.digest}", "reward", learned.folder, dict(learned.manifest["info"]))
     tracker.summarise(metrics)
     return metrics
+
+
+def held_out(judge: str, info: Mapping[str, Any]) -> dict[str, float]:
+    """How often a judge that was fitted is right on texts that it has not seen: all that it says rests on this."""
+    found = {f"{judge}/{key}": float(value) for key, value in info.get("held_out", {}).items()}
+    for name, part in info.get("parts", {}).items():
+        found |= held_out(f"{judge}/{name}", part)
+    return found
 
 
 def _write_samples(samples: Any, path: Path) -> None:

@@ -4,8 +4,9 @@
         tracker.log("irl", {"step": 3, "loss": 0.4})  # metrics.jsonl: {"irl/step": 3, "irl/loss": 0.4}
         tracker.summarise({"evaluate/accuracy": 0.9})  # metrics.json
 
-The two files are written as the numbers come and survive a kill. W&B never asks, never blocks for long and
-never costs a run: without an account or a server it logs offline, and after an error the files still go on.
+The two files are written as the numbers come and survive a kill; tracking.json says where W&B has the run and how
+it ended there. W&B never asks, never blocks for long and never costs a run: without an account or a server it logs
+offline, and after an error the files still go on.
 `log_report` adds one run to those of a launch, which shows its study page; there the page is the truth.
 This is the only file that imports wandb (0.8 s, so inside functions); it knows no machine learning.
 """
@@ -22,9 +23,11 @@ import re
 import shlex
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
@@ -35,14 +38,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
+State = Literal["open", "finished", "failed", "died"]
 
 # What each word of WANDB_MODE asks for.
 _WORDS: dict[str, Mode] = {"online": "online", "run": "online", "shared": "online"}
 _WORDS |= {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
-# What every run would otherwise pay for; `pip freeze` (requirements) alone is half of its start.
+RECORD = "tracking.json"
+"""In the folder of a run: where W&B has it, and whether it is open, finished, failed or died."""
+
+# What every run would otherwise pay for: `pip freeze` (requirements) is half of its start, asking git is more than the
+# rest (the commit is handed over instead). Statistics and the description of the machine stay on.
 _SPARE = {"console": "off", "disable_code": True, "disable_git": True, "x_save_requirements": False}
-_SPARE |= {"x_disable_stats": True, "x_disable_machine_info": True}
+
+# Longer ones W&B refuses, and with them the run.
+_LONGEST_NAME, _LONGEST_TAG = 128, 64
+
+_STOP_PATIENCE = 5.0
+"""Seconds that a stop leaves W&B for closing a run; a second stop leaves it none."""
 
 _decided: Mode | None = None  # what "wandb" means in this process
 
@@ -136,6 +149,28 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
+@dataclass(frozen=True)
+class Product:
+    """Something that runs make and use, as W&B is to know it: one version in a collection.
+
+    Attributes:
+        collection: its name in W&B, the same for all of a kind: "reward".
+        kind: the type of that collection; cannot change once there is one.
+        folder: with its files.
+        identity: what determines it, plain data. Of what is not `uploaded`, W&B gets this alone, as identity.json:
+            equal identities are one version, on whatever machine they were made.
+        aliases: names of this version; one that was another version's moves to this one.
+    """
+
+    collection: str
+    kind: str
+    folder: Path
+    identity: Mapping[str, Any]
+    aliases: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    uploaded: bool = False
+
+
 class View:
     """What W&B shows of one run beside its numbers, which are the business of `Tracker`.
 
@@ -161,16 +196,38 @@ class View:
         """Show a web page in W&B, with the pictures that it takes from beside it; its other links lead nowhere."""
         self._view(lambda run: _send_page(run, name, html_path), waits=True)
 
-    def log_artifact(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Give W&B the files of `folder`, which may vanish afterwards but must not be rewritten in place.
+    def log_artifact(self, product: Product, *, made: bool = True, used: bool = False) -> None:
+        """Show a product as what this run has `made` (its output), `used` (its input), or both.
 
-        They are linked into <run_dir>/wandb/artifacts. An offline run knows that place by its absolute path:
-        `wandb sync` of a run folder that was moved uploads everything but the artifacts.
+        The files of an `uploaded` one may vanish afterwards but must not be rewritten in place: they are linked into
+        <run_dir>/wandb/artifacts. An offline run knows that place by its absolute path: `wandb sync` of a run folder
+        that was moved uploads everything but the artifacts.
         """
-        self._view(lambda run: _send_artifact(run, name, kind, folder, metadata), waits=True)
+        self._view(lambda run: _send_artifact(run, product, made, used), waits=True)
 
-    def _finish(self, exit_code: int) -> None:
-        self._view(lambda run: run.finish(exit_code=exit_code))
+    def note(self, text: str) -> None:
+        """Show a text, Markdown, as the notes of the run."""
+        self._view(lambda run: setattr(run, "notes", text))
+
+    def _finish(self, exit_code: int, patience: float | None) -> None:
+        """Close the run in W&B, in at most `patience` seconds; the files say how it ended.
+
+        Not in this thread: an exception of a signal would leave the run open.
+        """
+        if self._run is None:
+            return
+        closed = threading.Event()
+
+        def close() -> None:
+            self._view(lambda run: run.finish(exit_code=exit_code))
+            closed.set()
+
+        threading.Thread(target=close, daemon=True).start()
+        try:
+            _wait(closed, patience)
+        finally:
+            if not closed.is_set():
+                self._missed("it was stopped while W&B closed it")
 
     def _view(self, show: Callable[[wandb.Run], object], *, waits: bool = False) -> None:
         """Pass something on to W&B, whose troubles are told once and never reach the job.
@@ -182,11 +239,14 @@ class View:
         try:
             show(self._run)
         except Exception as error:
-            if not self._troubled:
-                remedy = f"wandb sync --include-online {_short(Path(self._run.sync_dir))}"
-                told = "W&B misses a part of this run (%s), the files in %s do not; `%s` may help afterwards"
-                log.warning(told, _first_line(error), self._run_dir, remedy)
-            self._troubled = True
+            self._missed(_first_line(error))
+
+    def _missed(self, why: str) -> None:
+        if self._run is not None and not self._troubled:
+            remedy = f"wandb sync --include-online {_short(Path(self._run.sync_dir))}"
+            told = "W&B misses a part of this run (%s), the files in %s do not; `%s` may help afterwards"
+            log.warning(told, why, self._run_dir, remedy)
+        self._troubled = True
 
 
 class Tracker(View):
@@ -210,7 +270,8 @@ class Tracker(View):
         self._curves.flush()  # to the kernel: a kill of this process loses no row
         if stage not in self._stages:
             self._stages.add(stage)
-            self._view(lambda run: run.define_metric(f"{stage}/*", step_metric=f"{stage}/step"))
+            # Not into the summary: a column of W&B's table is a final number, never the last of a curve.
+            self._view(lambda run: run.define_metric(f"{stage}/*", step_metric=f"{stage}/step", summary="none"))
         self._view(lambda run: run.log(line))
 
     def summarise(self, metrics: Mapping[str, float]) -> None:
@@ -224,6 +285,23 @@ class Tracker(View):
         draft.write_text(json.dumps(self._summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(self._run_dir / "metrics.json")
         self._view(lambda run: run.summary.update(numbers))
+
+    def _finish(self, exit_code: int, patience: float | None) -> None:
+        try:
+            super()._finish(exit_code, patience)
+        finally:
+            self._record("failed" if exit_code or self._troubled else "finished")
+
+    def _record(self, state: State) -> None:
+        """tracking.json, for the next launch, and for whoever finds this process dead."""
+        if self._run is None:
+            return
+        settings = self._run.settings
+        about: dict[str, Any] = {"state": state, "id": self._run.id}
+        about |= {"entity": settings.entity, "project": settings.project}
+        about |= {"group": settings.run_group, "online": not self._run.offline, "url": self.url}
+        with suppress(OSError):  # a full disk: the next launch takes this run for unfinished
+            write_record(self._run_dir, about | {"folder": str(Path(self._run.sync_dir))})
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
@@ -276,18 +354,34 @@ def _self_contained(html_path: Path) -> str:
     return re.sub(r"""(?P<before><img\b[^>]*\bsrc=)(?P<quote>["'])(?P<file>[^"':]+)(?P=quote)""", embedded, page)
 
 
-def _send_artifact(run: wandb.Run, name: str, kind: str, folder: Path, metadata: Mapping[str, Any]) -> None:
+def _send_artifact(run: wandb.Run, product: Product, made: bool, used: bool) -> None:
+    """Log, use, or both at once.
+
+    The public `use_artifact` does not work offline, and online it waits for the upload without end. Both go to the same
+    method, which only hands the artifact over; W&B's process links it to the run once it is there.
+    """
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+    artifact = wandb.Artifact(product.collection, type=product.kind, metadata=dict(product.metadata))
     staging = Path(os.environ["WANDB_DATA_DIR"], "artifacts")
     staging.mkdir(parents=True, exist_ok=True)
-    links = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
-    shutil.copytree(folder, links, copy_function=_link, dirs_exist_ok=True)
+    links = Path(tempfile.mkdtemp(prefix=f"{product.collection}-", dir=staging))
+    if product.uploaded:
+        shutil.copytree(product.folder, links, copy_function=_link, dirs_exist_ok=True)
+    else:
+        text = json.dumps(product.identity, indent=1, sort_keys=True) + "\n"
+        (links / "identity.json").write_text(text, encoding="utf-8")
     for file in sorted(path for path in links.rglob("*") if path.is_file()):
         inside = file.relative_to(links).as_posix()
         artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
-    run.log_artifact(artifact)
+    aliases = [_fit(re.sub("[/:]", ".", alias), _LONGEST_NAME) for alias in product.aliases]  # which W&B refuses
+    run._log_artifact(artifact, aliases=aliases, is_user_created=not made, use_after_commit=used)
+
+
+def _fit(text: str, longest: int) -> str:
+    """The text, without its middle where it is too long: names differ at their ends."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
 def _link(source: str, target: str) -> None:
@@ -341,25 +435,30 @@ def track(
     tags: Sequence[str],
     config: Mapping[str, Any],
     job_type: str | None = None,
+    commit: str | None = None,
     init_timeout: float = 30.0,
     finish_timeout: float = 120.0,
 ) -> Iterator[Tracker]:
-    """Record one run in `run_dir`: metrics.jsonl, metrics.json and, unless `mode` is "none", wandb/.
+    """Record one run in `run_dir`: metrics.jsonl, metrics.json and, unless `mode` is "none", wandb/ and tracking.json.
 
-    The metrics of an earlier attempt in that folder go. `config` is plain data: dicts, lists, numbers, text.
-    The timeouts are what a silent server may cost, in seconds. Whatever exception ends the block, Ctrl-C too,
-    passes on, and W&B shows the run as failed.
+    The metrics of an earlier attempt in that folder go. `config` is plain data: dicts, lists, numbers, text; `commit`
+    is that of the code in git. The timeouts are what a silent server may cost, in seconds. Whatever exception ends the
+    block, Ctrl-C too, passes on, and W&B shows the run as failed.
     """
     run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "metrics.json").unlink(missing_ok=True)
-    init = {"dir": run_dir, "project": project, "entity": entity, "name": name, "group": group, "tags": tags}
-    init |= {"job_type": job_type, "config": dict(config), "settings": _settings(init_timeout, finish_timeout)}
+    for earlier in ("metrics.json", RECORD):
+        (run_dir / earlier).unlink(missing_ok=True)
+    settings = _settings(init_timeout, finish_timeout) | {"git_commit": commit}
+    init = {"dir": run_dir, "project": project, "entity": entity, "group": group, "job_type": job_type}
+    init |= {"name": _fit(name, _LONGEST_NAME), "tags": [_fit(tag, _LONGEST_TAG) for tag in tags]}
+    init |= {"config": dict(config), "settings": settings}
     with (
         (run_dir / "metrics.jsonl").open("w", encoding="utf-8") as curves,
         _data_dir(run_dir / "wandb"),
         _ended(Tracker(run_dir, curves, _start(resolve_mode(mode), init))) as tracker,
     ):
+        tracker._record("open")
         yield tracker
 
 
@@ -373,13 +472,71 @@ V = TypeVar("V", bound=View)
 
 @contextmanager
 def _ended(view: V) -> Iterator[V]:
-    """End the W&B run with the block: as failed where an exception ends it."""
-    exit_code = 1
+    """End the W&B run with the block: as failed where an exception ends it, and soon where that is a stop."""
+    exit_code, patience = 1, None
     try:
         yield view
         exit_code = 0
+    except KeyboardInterrupt:
+        patience = _STOP_PATIENCE
+        raise
     finally:
-        view._finish(exit_code)
+        view._finish(exit_code, patience)
+
+
+def _wait(closed: threading.Event, patience: float | None) -> None:
+    """Wait until it is set; the first stop meanwhile shortens the wait, the second ends it."""
+    try:
+        closed.wait(patience)
+    except KeyboardInterrupt:
+        if patience is None:
+            closed.wait(_STOP_PATIENCE)
+        raise
+
+
+def abandon(run_dir: Path) -> None:
+    """End the W&B run of a process that died in `run_dir`, as failed. Costs seconds at most, and never an exception.
+
+    Of an offline run there is nothing to end: `wandb sync` takes what has reached the disk, and shows it as failed.
+    """
+    record = read_record(run_dir)
+    if record is None or record["state"] != "open":
+        return
+    with suppress(OSError):
+        write_record(run_dir, record | {"state": "died"})
+    if record["online"]:
+        try:
+            _close_remotely(record)
+        except Exception as error:  # the server takes it for crashed by itself, some minutes after its last word
+            log.warning("W&B still shows %s as running (%s)", record["url"], _first_line(error))
+
+
+def _close_remotely(record: Mapping[str, Any], timeout: float = 10.0) -> None:
+    quieten()
+    import wandb
+
+    about = {key: record[key] for key in ("id", "entity", "project")}
+    settings = _settings(timeout, timeout) | {"x_disable_stats": True, "x_disable_machine_info": True}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _data_dir(Path(folder)):
+        run = wandb.init(**about, dir=folder, resume="must", reinit="create_new", mode="online", settings=settings)
+        run.finish(exit_code=1)
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """What tracking.json in the folder of a run says; None where W&B has no such run."""
+    try:
+        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = {"state", "id", "entity", "project", "group", "online", "url", "folder"}
+    return record if isinstance(record, dict) and needed <= record.keys() else None
+
+
+def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Replace tracking.json as a whole."""
+    draft = run_dir / f"{RECORD}.draft"
+    draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draft.replace(run_dir / RECORD)
 
 
 def log_report(
@@ -426,8 +583,14 @@ def log_report(
 
 
 def recorded(run_dir: Path) -> Path | None:
-    """The folder of the last W&B run of a job, online or offline; None where nothing was recorded for W&B."""
-    return max(run_dir.glob("wandb/*run-*"), key=lambda folder: folder.name.partition("run-")[2], default=None)
+    """The folder of the last W&B run of a job, online or offline; None where nothing was recorded for W&B.
+
+    Of a job that a stopped launch had finished it is the folder there.
+    """
+    if own := max(run_dir.glob("wandb/*run-*"), key=lambda folder: folder.name.partition("run-")[2], default=None):
+        return own
+    record = read_record(run_dir)
+    return Path(record["folder"]) if record else None
 
 
 def not_uploaded(folder: Path) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+Facts = Mapping[str, object]
+"""Of config.json, flat: "reward.name", "irl.seed", "artifacts.rlhf", ...; what is not known is left out."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,19 @@ class Outcome:
     error: str = ""
     metrics: Mapping[str, float] | None = None
     failed_step: str = ""  # identity of the stage that failed
+    facts: Facts = field(default_factory=dict)
 
     @property
     def cell(self) -> str:
         return cell_of(self.name)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted keys: {"irl": {"loss": {"name": "hinge"}}} has "irl.loss.name"."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def cell_of(name: str) -> str:

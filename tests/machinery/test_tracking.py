@@ -11,6 +11,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -26,11 +27,14 @@ from wandb_server import StandIn, wandb_server
 
 from irl_exp.machinery import tracking
 from irl_exp.machinery.tracking import (
+    Product,
     Tracker,
     TrackingError,
     View,
+    abandon,
     log_report,
     not_uploaded,
+    read_record,
     recorded,
     resolve_mode,
     sync_command,
@@ -45,14 +49,17 @@ BATCH: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "t
 PREAMBLE = """
 import logging, os, signal, sys, time
 from pathlib import Path
-from irl_exp import tracking
-from irl_exp.tracking import resolve_mode, sync_command, track
+from irl_exp.machinery import tracking
+from irl_exp.machinery.tracking import Product, abandon, resolve_mode, sync_command, track
 logging.basicConfig(level=logging.WARNING, format="LOG %(message)s")
 here = Path.cwd()
 
 def run(job="0", mode="wandb", **more):
     about = dict(project="p", entity=None, name="irl-seed0", group="study", tags=["a", "b"])
     return track(mode, run_dir=here / "launch" / job, config={"irl": {"lr": 0.1}}, **about, **more)
+
+def product(name="policy", **more):
+    return Product(name, "model", here / name, {"stage": name}, **more)
 
 def rows(tracker, n=3):
     for step in range(n):
@@ -114,6 +121,12 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [entry.getMessage() for entry in caplog.records if entry.name == "irl_exp.machinery.tracking"]
 
 
+def state(run_dir: Path) -> str:
+    found = read_record(run_dir)
+    assert found is not None
+    return str(found["state"])
+
+
 def offline_run(folder: Path, job: str = "0") -> Path:
     (found,) = (folder / "launch" / job / "wandb").glob("offline-run-*")
     return found
@@ -129,7 +142,8 @@ def test_without_wandb_there_are_two_files(tmp_path: Path) -> None:
         assert lines(tmp_path / "0") == [{"irl/step": 3, "irl/loss": 0.5, "irl/n": 2}]  # at once
         tracker.summarise({"b": 2, "a": 1.5})
         tracker.log_table("table", ["x"], [[1]])
-        tracker.log_artifact("policy", "model", tmp_path, {})
+        tracker.log_artifact(Product("policy", "model", tmp_path, {}))
+        tracker.note("all is well")
         assert tracker.url is None
         assert tracker.offline_folder is None
     assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["metrics.json", "metrics.jsonl"]
@@ -198,7 +212,7 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
             tracker.log("irl", {"step": 10 * step, "loss": 1.0 / (step + 1)})
         tracker.summarise({"evaluate/regret": 0.25})
         tracker.log_table("evaluate/samples", ["prompt", "reward"], [["a", 1.0], ["b", None]])
-        tracker.log_artifact("policy", "model", policy, {"digest": "abc"})
+        tracker.log_artifact(Product("policy", "model", policy, {}, ["abc"], {"digest": "abc"}, uploaded=True))
     assert tracker.offline_folder is not None
     assert tracker.url is None
     seen = read_run(tracker.offline_folder)
@@ -210,7 +224,10 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     assert seen["summary"]["evaluate/regret"] == 0.25
     steps = [{"name": f"{stage}/*", "step": f"{stage}/step"} for stage in ("rlhf", "irl")]
     assert seen["metrics"] == steps
-    assert {"name": "policy", "type": "model", "entries": ["tokenizer/vocabulary", "weights"]} in seen["artifacts"]
+    (artifact,) = (found for found in seen["artifacts"] if found["name"] == "policy")
+    assert artifact.pop("aliases") == ["abc", "latest"]
+    about = {"name": "policy", "type": "model", "made": True, "used": False, "metadata": {"digest": "abc"}}
+    assert artifact == about | {"entries": ["tokenizer/vocabulary", "weights"]}
     assert seen["exit_code"] == 0
 
 
@@ -218,7 +235,7 @@ def test_everything_of_a_run_lies_in_its_folder_and_artifacts_take_no_space(tmp_
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "weights").write_bytes(b"w")
     with record(tmp_path / "0") as tracker:
-        tracker.log_artifact("policy", "model", tmp_path / "policy", {})
+        tracker.log_artifact(Product("policy", "model", tmp_path / "policy", {}, uploaded=True))
         tracker.log_table("samples", ["x"], [[1]])
     (link,) = (tmp_path / "0" / "wandb").rglob("weights")
     assert link.samefile(tmp_path / "policy" / "weights")
@@ -240,6 +257,62 @@ def test_three_runs_of_one_process_are_three_runs(tmp_path: Path) -> None:
     assert [run["config"]["seed"] for run in runs] == [0, 1, 2]
 
 
+def test_a_column_of_wandb_is_a_final_number_and_never_the_last_of_a_curve(tmp_path: Path) -> None:
+    with record(tmp_path) as tracker:
+        tracker.log("irl", {"step": 0, "auroc": 0.5, "loss": 1.0})
+        tracker.summarise({"irl/auroc": 0.9})
+        tracker.log("irl", {"step": 1, "auroc": 0.6, "loss": 0.5})
+    assert tracker.offline_folder is not None
+    seen = read_run(tracker.offline_folder)
+    assert {key: value for key, value in seen["summary"].items() if key[0] != "_"} == {"irl/auroc": 0.9}
+    assert [row["irl/auroc"] for row in seen["history"]] == [0.5, 0.6]
+
+
+def test_a_product_that_is_not_uploaded_is_known_by_its_identity(tmp_path: Path) -> None:
+    """Aliases that W&B would refuse are spelled differently; the weights stay where they are."""
+    (tmp_path / "expert").mkdir()
+    (tmp_path / "expert" / "weights").write_bytes(b"w" * 1000)
+    expert = Product(
+        "expert", "model", tmp_path / "expert", {"stage": "rlhf"}, ["losses,irl/loss=mine:hinge", "x" * 200]
+    )
+    with record(tmp_path / "0") as tracker:
+        tracker.log_artifact(expert, made=False, used=True)
+    assert tracker.offline_folder is not None
+    (artifact,) = read_run(tracker.offline_folder)["artifacts"]
+    assert (artifact["entries"], artifact["made"], artifact["used"]) == (["identity.json"], False, True)
+    assert "losses,irl.loss=mine.hinge" in artifact["aliases"]
+    assert max(map(len, artifact["aliases"])) < 129
+    (identity,) = (tmp_path / "0" / "wandb").rglob("identity.json")
+    assert json.loads(identity.read_text()) == {"stage": "rlhf"}
+    assert not list((tmp_path / "0").rglob("weights"))
+
+
+def test_names_and_tags_are_as_long_as_wandb_takes_them(tmp_path: Path) -> None:
+    """It refuses a run with a longer tag; what differs stands at the ends."""
+    with record(tmp_path, name="a" * 100 + "b" * 100, tags=["c" * 40 + "d" * 40], commit="0123abcd") as tracker:
+        tracker.note("**all** is well")
+    assert tracker.offline_folder is not None
+    run = read_run(tracker.offline_folder)["run"]
+    assert run["name"] == "a" * 63 + "…" + "b" * 63
+    assert run["tags"] == ["c" * 31 + "…" + "d" * 31]
+    assert (run["notes"], run["commit"]) == ("**all** is well", "0123abcd")
+
+
+def test_a_run_says_in_its_folder_how_it_ended(tmp_path: Path) -> None:
+    with record(tmp_path / "0") as tracker:
+        assert state(tmp_path / "0") == "open"
+    assert state(tmp_path / "0") == "finished"
+    found = read_record(tmp_path / "0")
+    assert found is not None
+    assert (found["folder"], found["group"], found["online"]) == (str(tracker.offline_folder), "study", False)
+    with pytest.raises(ValueError, match="lost"), record(tmp_path / "0"):
+        raise ValueError("lost")
+    assert state(tmp_path / "0") == "failed"
+    with record(tmp_path / "0", mode="none"):
+        pass
+    assert read_record(tmp_path / "0") is None
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), record(tmp_path) as tracker:  # noqa: PT012
@@ -252,7 +325,7 @@ def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(tmp_path: Path, err
 
 def test_trouble_with_wandb_is_told_once_and_loses_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with record(tmp_path) as tracker:
-        tracker.log_artifact("no/such name", "model", tmp_path, {})
+        tracker.log_artifact(Product("no/such name", "model", tmp_path, {}))
         tracker.log_table("samples", ["x"], [[1]])  # would wait for a server that may be dead
         tracker.log("irl", {"step": 0, "loss": 1.0})
     (warning,) = told(caplog)
@@ -530,7 +603,10 @@ def test_an_online_run(tmp_path: Path, server: StandIn) -> None:
         with run() as tracker:
             rows(tracker)
             tracker.summarise({"evaluate/regret": 0.25})
-            tracker.log_artifact("policy", "model", here / "policy", {})
+            tracker.log_artifact(product(uploaded=True))
+            tracker.log_artifact(product("expert"), made=False, used=True)
+            tracker.log_artifact(product("reward", aliases=["losses"]), made=True, used=True)
+            tracker.note("well")
             print(tracker.url, tracker.offline_folder)
     """
     done = child(program, tmp_path, **online(server))
@@ -543,6 +619,10 @@ def test_an_online_run(tmp_path: Path, server: StandIn) -> None:
     assert run.summary["evaluate/regret"] == 0.25
     assert run.exit_code == 0
     assert server.artifacts["policy"]["weights"] == b"w"
+    assert server.made[identifier] == {"policy", "reward"}
+    assert server.used[identifier] == {"expert", "reward"}
+    assert server.aliases["reward"] == {"losses", "latest"}
+    assert (run.notes, "irl/loss" in run.summary, state(tmp_path / "launch" / "0")) == ("well", False, "finished")
 
 
 def test_an_online_run_that_fails(tmp_path: Path, server: StandIn) -> None:
@@ -579,6 +659,122 @@ def test_a_server_that_dies_costs_one_timeout_and_no_number(tmp_path: Path) -> N
     assert len(lines(tmp_path / "launch" / "0")) == 3
 
 
+DIES = """
+with run() as tracker:
+    rows(tracker, 1000)
+    time.sleep(0.5)
+    os.abort()
+"""
+
+
+def test_a_run_whose_process_died_is_ended_as_failed(tmp_path: Path, server: StandIn) -> None:
+    assert child(DIES, tmp_path, **online(server)).returncode < 0
+    assert server.only_run().exit_code is None
+    again = "abandon(here / 'launch' / '0')\n"
+    done = child(2 * again, tmp_path, **online(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.only_run().exit_code == 1
+    assert state(tmp_path / "launch" / "0") == "died"
+
+
+def test_an_offline_run_whose_process_died_is_uploaded_as_failed(tmp_path: Path, server: StandIn) -> None:
+    assert child(DIES, tmp_path).returncode < 0
+    abandon(tmp_path / "launch" / "0")
+    assert state(tmp_path / "launch" / "0") == "died"
+    sync(f"wandb sync {offline_run(tmp_path)}", tmp_path, server)
+    assert server.only_run().exit_code == 1
+    assert len(server.only_run().history) > 100
+
+
+def test_who_ended_is_not_abandoned(tmp_path: Path) -> None:
+    with record(tmp_path / "0"):
+        pass
+    abandon(tmp_path / "0")
+    abandon(tmp_path / "nothing")
+    assert state(tmp_path / "0") == "finished"
+
+
+def test_a_server_that_is_gone_when_a_run_is_abandoned_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(tracking, "_close_remotely", gone)
+    about = {"id": "x", "entity": None, "project": "p", "group": "g", "folder": "f"}
+    tracking.write_record(tmp_path, {**about, "state": "open", "online": True, "url": "http://w/x"})
+    abandon(tmp_path)
+    assert told(caplog) == ["W&B still shows http://w/x as running (TimeoutError: no answer)"]
+    assert state(tmp_path) == "died"
+
+
+STOPPED = """
+def stop(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, stop)
+try:
+    with run(finish_timeout=60.0) as tracker:
+        print("started", flush=True)
+        sys.stdin.readline()
+        rows(tracker)
+        print("closing", flush=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("stops", "seconds"), [(1, 12.0), (2, 5.0)])
+def test_a_stop_while_wandb_closes_waits_seconds_and_a_second_one_not(
+    tmp_path: Path, server: StandIn, stops: int, seconds: float
+) -> None:
+    """Of a server that takes everything and answers nothing."""
+    command = [sys.executable, "-c", PREAMBLE + STOPPED]
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path, **online(server)), **streams) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "started\n"
+        server.hangs = True
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "closing\n"
+        start = time.monotonic()
+        for _ in range(stops):
+            time.sleep(0.5)
+            process.terminate()
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - start < seconds
+    assert state(tmp_path / "launch" / "0") == "failed"
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_costs_one_timeout_whatever_is_shown(tmp_path: Path, server: StandIn) -> None:
+    program = """
+        with run(finish_timeout=1.0) as tracker:
+            print("started", flush=True)
+            sys.stdin.readline()
+            start = time.monotonic()
+            for name in ("expert", "reward", "refinetuned"):
+                tracker.log_artifact(product(name), made=False, used=True)
+            tracker.log_table("samples", ["x"], [[1]])
+            tracker.note("well")
+            rows(tracker)
+        print(time.monotonic() - start)
+    """
+    command = [sys.executable, "-c", PREAMBLE + dedent(program)]
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path, **online(server)), **streams) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        server.hangs = True
+        output, errors = process.communicate("go on\n", timeout=60)
+    assert process.returncode == 0, errors
+    assert float(output) < 30
+    assert errors.count("LOG W&B misses a part of this run (") == 1
+    assert len(lines(tmp_path / "launch" / "0")) == 3
+
+
 def test_sync_delivers_offline_runs_from_where_they_are(tmp_path: Path, server: StandIn) -> None:
     """By the very command that we print; the artifact's first home is gone by then."""
     program = """
@@ -590,7 +786,7 @@ def test_sync_delivers_offline_runs_from_where_they_are(tmp_path: Path, server: 
                 rows(tracker)
                 tracker.summarise({"evaluate/regret": 0.25})
                 tracker.log_table("samples", ["x"], [[1]])
-                tracker.log_artifact("policy", "model", here / "policy", {})
+                tracker.log_artifact(product(uploaded=True))
             folders.append(tracker.offline_folder)
         (here / "policy" / "weights").unlink()
         print(sync_command(folders))

@@ -18,16 +18,9 @@ from scipy import stats
 
 from irl_exp.config import ModelConfig, SftConfig
 from irl_exp.machinery.runtime import Device
-from irl_exp.policies.language_models import (
-    Completions,
-    Policy,
-    PolicyError,
-    generate,
-    log_probabilities,
-    new_policy,
-    pad,
-    until_eos,
-)
+from irl_exp.policies.language_models import Completions, Policy, PolicyError, new_policy, pad, until_eos
+from irl_exp.policies.likelihood import log_probabilities
+from irl_exp.policies.sampling import generate
 from irl_exp.policies.supervised import _collate, fine_tune
 
 patient = settings(deadline=None)  # a busy machine is no failure

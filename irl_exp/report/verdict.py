@@ -1,0 +1,252 @@
+"""What the numbers of a launch say, in a few sentences, and where a number misleads.
+
+Pure: metrics and a few facts of the config in, text out. Each sentence is said where its metrics are there and only
+then, so what is said holds whatever `until`, the reward, a study or a failure leaves of the numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from irl_exp.report.cautions import cautions
+from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without
+from irl_exp.report.names import METHODS, Words, number, share, words_of
+
+POOLED = "on test completions of expert and reference together"
+BETWEEN = 0.05
+"""An AUROC so near to 1/2 tells nothing."""
+CHAIN = {
+    "sft": ("one reference policy", "reference policies"),
+    "rlhf": ("one expert", "experts"),
+    "demonstrations": ("one set of demonstrations", "sets of demonstrations"),
+}
+"""What runs may have in common, one and many."""
+RANKED = {"irl/auroc": "AUROC of the learned reward", "refinetuned/reward_mean": "mean R* of the refinetuned policy"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say, and the warnings that belong to them."""
+
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """For a terminal: one paragraph, and a line a warning."""
+        return "\n".join([" ".join(self.sentences), *(f"Warning: {told}" for told in self.warnings)])
+
+    def markdown(self) -> str:
+        lines = [f"- **Warning:** {told}" for told in self.warnings]
+        return "\n".join([" ".join(self.sentences), "", *lines, *([""] if lines else [])])
+
+
+def of_run(metrics: Mapping[str, float], facts: Facts | None = None, name: str = "") -> Verdict:
+    """The verdict on one run; `name` are its overrides."""
+    runs = _Runs([metrics], [facts or {}], [name])
+    return Verdict((*_rlhf(runs), *_recovered(runs), *_refinetuned(runs), _fixed(runs)), _warnings(runs))
+
+
+def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
+    """The verdict on all jobs of a launch, of which one or many, and not all, may have a result."""
+    done = [outcome for outcome in outcomes if outcome.metrics is not None]
+    if not done:
+        return Verdict((f"None of {len(outcomes)} jobs has a result.",))
+    runs = _Runs([done.metrics or {} for done in done], [done.facts for done in done], [done.name for done in done])
+    lost = [f"Of {len(outcomes)} jobs {len(done)} have a result."] if len(done) < len(outcomes) else []
+    alone = len({outcome.cell for outcome in done}) == 1
+    found = [*_recovered(runs), *_refinetuned(runs)] if alone else [*_ranked(done, runs)]
+    return Verdict((*lost, *_rlhf(runs), *found, _fixed(runs)), _warnings(runs))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """One run or more with a result, and how their numbers are told."""
+
+    metrics: Sequence[Mapping[str, float]]
+    facts: Sequence[Facts]
+    names: Sequence[str]
+
+    def has(self, *keys: str) -> bool:
+        return all(any(key in run for run in self.metrics) for key in keys)
+
+    def tell(self, key: str, form: Callable[[float], str] = number) -> str:
+        """A number with its interval over prompts, in brackets; where runs differ, their mean with their extremes."""
+        having = [run for run in self.metrics if key in run]
+        values, run = [run[key] for run in having], having[0]
+        if len(set(map(form, values))) > 1:
+            return f"{form(statistics.fmean(values))} ({form(min(values))} to {form(max(values))})"
+        low, high = run.get(f"{key}_low"), run.get(f"{key}_high")
+        return form(run[key]) if low is None or high is None else f"{form(run[key])} [{form(low)}, {form(high)}]"
+
+    def fact(self, key: str) -> str:
+        """A fact that all runs have in common, or nothing."""
+        found = {str(facts.get(key, "")) for facts in self.facts}
+        return found.pop() if len(found) == 1 else ""
+
+    def count(self, stage: str) -> int:
+        """How many results of a stage these runs have between them; 0 where that is not known."""
+        key = f"artifacts.{stage}"
+        return len({facts[key] for facts in self.facts if key in facts})
+
+    @property
+    def words(self) -> Words:
+        known = {words_of(facts) for facts in self.facts}
+        return known.pop() if len(known) == 1 else Words()
+
+    @property
+    def one_truth(self) -> bool:
+        """Whether R* is the same, but for the seed it is fitted with, so that its values can be compared."""
+        kinds = {
+            tuple(sorted((key, str(value)) for key, value in facts.items() if _of_reward(key))) for facts in self.facts
+        }
+        return len(kinds) == 1
+
+
+def _of_reward(key: str) -> bool:
+    return key.startswith("reward.") and not key.endswith("seed")
+
+
+def _rlhf(runs: _Runs) -> Iterator[str]:
+    """What RLHF did; of a run that ends before it, what the reference writes."""
+    key, words = "toxic_fraction", runs.words
+    if not runs.has(f"reference/{key}"):
+        return
+    if not runs.has(f"expert/{key}"):
+        yield f"The reference policy writes {runs.tell(f'reference/{key}', share)} {words.completions}."
+        return
+    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else ", which is no clear change"
+    beside = _change(runs, "reward_mean", "expert") if words == Words() and runs.one_truth else ""
+    second = _change(runs, "second_toxic_fraction", "expert", share) if words != Words() else ""
+    told = f"RLHF on {_truth(runs)} took {words.completions} {_change(runs, key, 'expert', share)}{overlap}"
+    yield f"{told}{f'; by the second judge {second}' if second else ''}{f'; mean R* {beside}' if beside else ''}."
+
+
+def _change(runs: _Runs, key: str, policy: str, form: Callable[[float], str] = number) -> str:
+    """From the reference to a policy; nothing where one of the two is not known."""
+    keys = (f"reference/{key}", f"{policy}/{key}")
+    return f"from {runs.tell(keys[0], form)} to {runs.tell(keys[1], form)}" if runs.has(*keys) else ""
+
+
+def _truth(runs: _Runs) -> str:
+    """What RLHF optimised."""
+    kind, shortcut = runs.fact("reward.name"), runs.fact("shortcut.name")
+    planted = shortcut not in ("", "none") and runs.fact("shortcut.where") == "ground_truth"
+    return f"R*{f' ({kind})' if kind else ''}{f' plus a planted shortcut ({shortcut})' if planted else ''}"
+
+
+def _moved(runs: _Runs, first: str, second: str) -> bool:
+    """Whether a number goes one way from the first key to the second in all runs, beyond its intervals."""
+    pairs = [(run, run[first], run[second]) for run in runs.metrics if first in run and second in run]
+    down = all(run.get(f"{second}_high", after) < run.get(f"{first}_low", before) for run, before, after in pairs)
+    up = all(run.get(f"{second}_low", after) > run.get(f"{first}_high", before) for run, before, after in pairs)
+    return down or up
+
+
+def _recovered(runs: _Runs) -> Iterator[str]:
+    """What IRL recovered of R*; before IRL, what there is to recover."""
+    if runs.has("irl/pair_accuracy"):
+        name = runs.fact("irl.name")
+        reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
+        yield f"The {reward} {_agreement(runs, 'irl')}{_authors(runs)}."
+    elif runs.has("implicit/pair_accuracy"):
+        yield f"The log ratio of expert and reference, all that IRL could find, {_agreement(runs, 'implicit')}."
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _agreement(runs: _Runs, reward: str) -> str:
+    """How far a reward agrees with R*, and on what."""
+    pairs = f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does, {POOLED}"
+    if not runs.has(f"{reward}/auroc"):
+        return pairs
+    classes = f"{runs.words.above} against {runs.words.below}"
+    ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+    beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+    return f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside} and {pairs}"
+
+
+def _authors(runs: _Runs) -> str:
+    """What who wrote a text has to do with it: the two policies differ in more than R*."""
+    key = "irl/discrimination_auroc"
+    if not runs.has(key):
+        return ""
+    if all(abs(run[key] - 0.5) < BETWEEN for run in runs.metrics if key in run):
+        return f"; which of the two wrote a text it does not tell (AUROC {runs.tell(key)})"
+    return f"; which of the two wrote a text, which counts in these numbers, it tells with AUROC {runs.tell(key)}"
+
+
+def _refinetuned(runs: _Runs) -> Iterator[str]:
+    """What the learned reward makes of a policy."""
+    key, words = "toxic_fraction", runs.words
+    if not runs.has(f"refinetuned/{key}"):
+        return
+    told = f"A policy trained on it writes {runs.tell(f'refinetuned/{key}', share)} {words.completions}"
+    if words != Words() and runs.has(f"refinetuned/second_{key}"):
+        told += f", by the second judge {runs.tell(f'refinetuned/second_{key}', share)}"
+    if runs.has("recovered_fraction"):
+        told += f"; it recovers {runs.tell('recovered_fraction', share)} of the expert's gain in mean R*"
+    yield f"{told}."
+
+
+def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:
+    """The highest and the lowest cell; which is which these very numbers say, so a new launch may say otherwise."""
+    shared = shared_overrides(outcome.cell for outcome in done)
+    for key, told in RANKED.items():
+        cells: dict[str, list[float]] = {}
+        for outcome in done:
+            if outcome.metrics and key in outcome.metrics:
+                cells.setdefault(without(outcome.cell, shared), []).append(outcome.metrics[key])
+        if len(cells) > 1 and (runs.one_truth or key == "irl/auroc"):
+            means = {cell: statistics.fmean(values) for cell, values in cells.items()}
+            best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+            ends = [f"{number(means[cell])} ({cell}, {_counted(cells[cell])})" for cell in (best, worst)]
+            yield f"Of {len(cells)} cells, the mean {told} is highest at {ends[0]} and lowest at {ends[1]}."
+
+
+def _counted(values: Sequence[float]) -> str:
+    return "1 run" if len(values) == 1 else f"{len(values)} runs"
+
+
+def _fixed(runs: _Runs) -> str:
+    """What brackets are, and what these runs have in common, so that their spread says nothing of it."""
+    if len(runs.metrics) == 1:
+        return "One run: [ ] are 95 % intervals over prompts, which say nothing of other seeds."
+    counts = {stage: runs.count(stage) for stage in CHAIN}
+    fixed = [CHAIN[stage][0] for stage, count in counts.items() if count == 1]
+    drawn = [f"{count} {CHAIN[stage][1]}" for stage, count in counts.items() if count > 1]
+    told = f"{len(runs.metrics)} runs ([ ]: 95 % over prompts, ( ): range over runs){_varied(runs.names)}"
+    told += f" have {_listed(drawn)}" if drawn else ""
+    if not fixed:
+        return f"{told}."
+    return f"{told}{' and' if drawn else ''} share {_listed(fixed)}: they say nothing of how another would come out."
+
+
+def _varied(names: Sequence[str]) -> str:
+    """The options that runs differ in, in the order in which they are named."""
+    kept = shared_overrides(names)
+    keys = {item.partition("=")[0]: None for name in names for item in overrides_of(name) if item not in kept}
+    keys.pop("default", None)
+    return f" that differ in {_listed(list(keys))}" if keys else ""
+
+
+def _listed(items: Sequence[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _warnings(runs: _Runs) -> tuple[str, ...]:
+    """Each kind of warning once, with the numbers of the first run that it holds for."""
+    found: dict[str, list[str]] = {}
+    for run in zip(runs.metrics, runs.facts, runs.names, strict=True):
+        for kind, told in cautions(*run):
+            found.setdefault(kind, []).append(told)
+    return tuple(_warning(told, len(runs.metrics)) for told in found.values())
+
+
+def _warning(told: Sequence[str], runs: int) -> str:
+    if len(told) == runs and len(set(told)) == 1:
+        return told[0]
+    return f"{len(told)} of {runs} runs{', the first' if len(told) > 1 else ''}: {told[0]}"
