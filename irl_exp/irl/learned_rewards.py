@@ -215,12 +215,36 @@ class LearnedReward:
             RewardError: a policy that it needs is not there, or the reward does not reproduce its own scores.
         """
         verify(folder)
-        settings = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
-        policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
+        settings = read_settings(folder)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])
+        policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
         reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
         check_probes(folder, reward, device)
         return reward
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What reward.json says of a learned reward: its kind, reference, offset, scale, and what its kind has more.
+
+    Raises:
+        RewardError: the file is not there, or is not what `save` writes.
+    """
+    path = folder / "reward.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RewardError(f"{path} cannot be read ({error}). Give the folder of a learned reward.") from None
+    kinds = [scorer.kind for scorer in SCORERS]
+    if not isinstance(found, dict) or found.get("kind") not in kinds:
+        kind = found.get("kind") if isinstance(found, dict) else found
+        raise RewardError(f"{path}: kind={kind!r} is none of {', '.join(kinds)}. Compute this reward again.")
+    for key, wanted in _FIELDS.items():
+        if isinstance(found.get(key), bool) or not isinstance(found.get(key), wanted):
+            raise RewardError(f"{path}: {key}={found.get(key)!r} is not what was saved. Compute this reward again.")
+    return found
+
+
+_FIELDS: dict[str, Any] = {"offset": int | float, "scale": int | float, "reference": str}
 
 
 def save(
@@ -257,7 +281,7 @@ def save(
 
 def _sibling(folder: Path, stage: str, digest: str) -> Path:
     """The artifact of another stage in the same store."""
-    found = folder.parent.parent / stage / digest
+    found = folder.parent.parent / stage / Path(str(digest)).name
     if not found.is_dir():
         raise RewardError(
             f"{folder}: the policy that it reads is missing: {found}. Compute it again, or pass its folder."

@@ -18,7 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import ModelConfig
+from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
 
@@ -179,7 +179,7 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=512,
+                max_position_embeddings=POSITIONS,
                 rotary_pct=0.25,
                 bos_token_id=tokenizer.eos_token_id,
                 eos_token_id=tokenizer.eos_token_id,

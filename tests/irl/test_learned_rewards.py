@@ -298,6 +298,36 @@ def test_tampered_settings_are_refused(name: str, key: str, value: Any, store: P
         LearnedReward.load(folder, small.DEVICE)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("kind", "nope", r"reward\.json: kind='nope' is none of linear, trained, implicit, constant"),
+        ("kind", None, r"reward\.json: kind=None is none of"),
+        ("kind", ["linear"], r"reward\.json: kind=\['linear'\] is none of"),
+        ("scale", "1", r"reward\.json: scale='1' is not what was saved"),
+        ("offset", None, r"reward\.json: offset=None is not what was saved"),
+        ("reference", 3, r"reward\.json: reference=3 is not what was saved"),
+        ("reference", "../sft/r2", r"the policy that it reads is missing"),
+    ],
+)
+def test_settings_that_nobody_saved_are_refused_in_one_message(key: str, value: Any, told: str, store: Path) -> None:
+    folder = saved(store, linear())
+    tamper(folder / "reward.json", key, value)
+    with pytest.raises(RewardError, match=told):
+        LearnedReward.load(folder, small.DEVICE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[]"])
+def test_a_torn_reward_is_refused_in_one_message(content: str, store: Path) -> None:
+    folder = saved(store, linear())
+    (folder / "reward.json").write_text(content)
+    with pytest.raises(RewardError, match=r"reward\.json"):
+        LearnedReward.load(folder, small.DEVICE)
+    (folder / "reward.json").unlink()
+    with pytest.raises(RewardError, match=r"reward\.json cannot be read"):
+        LearnedReward.load(folder, small.DEVICE)
+
+
 @pytest.mark.parametrize("name", ["linear", "mean", "posterior", "implicit"])
 def test_another_reference_policy_is_refused(name: str, store: Path) -> None:
     other_policy().save(store / "other")
