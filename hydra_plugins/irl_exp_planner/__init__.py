@@ -40,11 +40,8 @@ class PlannedSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         sweeps.check_sweep(parser.parse_overrides([*self._parse_config(), *arguments]), self.max_batch_size)
-        return super().sweep(arguments)
-
-    def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
-        planner.begin(Path(self.config.hydra.sweep.dir))
+        planner.make(Path(self.config.hydra.sweep.dir))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

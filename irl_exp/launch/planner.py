@@ -176,7 +176,7 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
         raise SystemExit(130)
 
 
-def begin(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Make the folder of a launch, before Hydra writes into it.
 
     Raises:
