@@ -146,7 +146,8 @@ def _files(summary: Path) -> list[str]:
         found = json.loads(summary.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return []
-    return [name for name in found if isinstance(name, str) and Path(name).name == name]
+    names = [name for name in found if isinstance(name, str) and Path(name).name == name]
+    return [name for name in names if (summary.parent / name).is_file()]  # '..' and folders are of no report
 
 
 def _plain(value: Any) -> Any:

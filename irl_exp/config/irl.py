@@ -206,7 +206,7 @@ class EnsembleConfig(_Fitted):
     """Margin fits of several seeds, taken together as one reward (arXiv 2409.15360 for the lower bound)."""
 
     name: Literal["ensemble"] = "ensemble"
-    members: Annotated[int, Field(ge=2)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
+    members: Annotated[int, Field(ge=2, le=1000)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
     aggregate: Literal["mean", "median", "lower_bound", "worst"] = Field("mean", description="of standardised members")
     deviations: Annotated[float, Field(ge=0)] = Field(1.0, description="k of lower_bound = mean - k sd")
     resample_pairs: bool = Field(True, description="each member draws its pairs with replacement")

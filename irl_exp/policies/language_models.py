@@ -18,8 +18,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import ModelConfig
+from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -90,13 +91,17 @@ class Policy:
         """Open a folder or a name on the hub with AutoModelForCausalLM, in float32.
 
         Raises:
+            ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
+        verify(Path(source))
         try:
-            # The trust_remote_code default (off) stays: a checkpoint runs no code of its own here.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), revision=revision)
+            # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source), revision=revision, trust_remote_code=False
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), revision=revision, dtype=torch.float32
+                str(source), revision=revision, dtype=torch.float32, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {_first_line(error)}") from error
@@ -174,7 +179,7 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=512,
+                max_position_embeddings=POSITIONS,
                 rotary_pct=0.25,
                 bos_token_id=tokenizer.eos_token_id,
                 eos_token_id=tokenizer.eos_token_id,

@@ -490,13 +490,15 @@ def test_files_of_others_in_the_folder_stay(copied: Path, tmp_path: Path) -> Non
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    (mine / "summary.json").write_text('{"files": ["../notes.txt", "notes.txt/..", 3]}')
+    (mine / "summary.json").write_text('{"files": ["../notes.txt", "notes.txt/..", 3, "..", ".", "inside"]}')
+    (mine / "inside").mkdir()
     found = study.read(copied)
     first = {path.name for path in report.write(found, mine).folder.iterdir()}
     for job in JOBS[1:]:
         (copied / job / "metrics.json").unlink()
     second = {path.name for path in report.write(study.read(copied), mine).folder.iterdir()}
     assert (mine / "notes.txt").read_text() == "mine"
+    assert (mine / "inside").is_dir()
     assert "distance_matrix.png" in first - second  # of one run there is none: the old one is no longer there
 
 
