@@ -1,22 +1,6 @@
-"""The one launcher: composes the config, checks it and runs the chain. `python launch.py --help` teaches the rest."""
+"""The launcher of a checkout; installed it is `irl-exp`. `python launch.py --help` teaches the rest."""
 
-import sys
-
-import hydra
-from omegaconf import DictConfig
-
-from irl_exp.launch import command_line, jobs
-
-
-@hydra.main(config_path="conf", config_name="config", **command_line.VERSION_BASE)
-def main(config: DictConfig) -> dict[str, float]:
-    """One job. Any Hydra launcher may run it: the store makes sure that shared stages are computed once."""
-    return jobs.run_job(config)
-
+from irl_exp.launch.main import main
 
 if __name__ == "__main__":
-    command_line.check_command_line(sys.argv[1:])
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="completions of each length, half of them for the fit")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of tokens, over which the AUROC is averaged")
     arguments = parser.parse_args()
-    prepare_process(DEVICE)
+    prepare_process()
     texts = [comment.prompt + comment.completion for comment in write_comments(2000, seed=0)]
     policy = (
         Policy.load(arguments.policy, DEVICE) if arguments.policy else new_policy(ModelConfig(), texts, DEVICE, seed=0)

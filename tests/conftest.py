@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300
+
+pytest_plugins = ["campaign"]
 
 # huggingface_hub reads these once, when it is imported: here is early enough, a fixture is too late.
 _hub = tempfile.TemporaryDirectory(prefix="irl-exp-tests-")
@@ -94,13 +96,15 @@ class Launcher:
     ) -> Launched:
         return self.end(self.start(cwd, *overrides, env=env), cwd, check=check)
 
-    def start(self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         if not any(override.startswith("report=") for override in overrides):
             overrides = (*overrides, "report=false")  # seconds a launch; the tests of the report ask for it
         cwd.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch.py"), *overrides],
+            [*prefix, sys.executable, str(ROOT / "launch.py"), *overrides],
             cwd=cwd,
             env=kept | _homes(cwd) | {"CUDA_VISIBLE_DEVICES": ""} | dict(env or {}),
             stdin=subprocess.DEVNULL,

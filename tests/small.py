@@ -24,7 +24,7 @@ from irl_exp.policies.language_models import Completions, Policy, new_policy, pr
 from irl_exp.rewards.ground_truth import SequenceClassifierReward
 
 DEVICE = Device("cpu", "fp32", 1)
-prepare_process(DEVICE)
+prepare_process()
 
 PROMPTS = ("The bus", "I think that the old bridge", "Ok", "My neighbour said: wait", "It's 5 o'clock, so")
 TEXTS = (" is late again.", "", " was closed,  and nobody\ntold us!", " naïve 🙂 people <|x|> left", " a b c")

@@ -29,6 +29,9 @@ FOLDER is one of
   multirun/<study>/<time>            a launch
   multirun/<study>/<time>/<job>      one run
 
+Several folders make one page: cells are named so that they tell the runs of the launches apart, a job that two launches
+have counts once, and what differs between the launches is told. It is written beside the newest of them.
+
 In DIR you find index.html (opens offline, holds all figures), each figure as PNG and PDF, the tables as CSV, and
 summary.json with all numbers. A launch of several jobs has written this already; use the command for a launch that was
 interrupted, or after an update. Jobs without a result are listed, never averaged around.
@@ -41,24 +44,29 @@ def study_parser() -> argparse.ArgumentParser:
     """The command line for the runs of a launch."""
     command = argparse.ArgumentParser(
         prog="python -m irl_exp.analysis",
-        usage="%(prog)s [-h] [--out DIR] FOLDER\n       %(prog)s rewards [-h] [--out DIR] FILE.npz",
+        usage="%(prog)s [-h] [--out DIR] FOLDER [FOLDER ...]\n       %(prog)s rewards [-h] [--out DIR] FILE.npz",
         description="The report of a study: statistics, figures and one page, from the files that its runs left.",
         epilog=STUDY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="of a study, a launch or a run")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: report/ of the launch")
+    command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a study, a launch or a run")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to write; default: report/ of the launch, or a folder named after all launches beside the newest",
+    )
     return command
 
 
 def study(arguments: argparse.Namespace) -> int:
     """Read, compute, draw, write, print. 2 where there is no run with a result or the folder cannot be written."""
-    from irl_exp.analysis import report
+    from irl_exp.analysis import page, report, together
     from irl_exp.analysis import study as room
 
     console = terminal(stderr=True)
     try:
-        found = room.read(arguments.folder)
+        found = room.read(*arguments.folders) if len(arguments.folders) == 1 else together.read(arguments.folders)
         with console.status("report") as status:
             written = report.write(
                 found, arguments.out, progress=lambda what, done, total: status.update(f"{what} {done}/{total}")
@@ -66,8 +74,8 @@ def study(arguments: argparse.Namespace) -> int:
     except (room.StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(report.number_tables(found), terminal())
-    print(*report.notes(found), sep="\n")
+    show(page.number_tables(found), terminal())
+    print(*page.notes(found), sep="\n")
     for name, reason in written.missing.items():
         print(f"not computed: {name} ({reason})")
     print(f"written: {written.page}")

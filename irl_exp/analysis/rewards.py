@@ -317,7 +317,7 @@ def rows(analysis: Analysis) -> list[tuple[str, ...]]:
     for key, text in METRICS.items():
         entry = analysis.summary[key]
         typical = entry.get("typical")
-        middle = "-" if typical is None else f"{typical['value']:.3f} [{typical['low']:.3f}, {typical['high']:.3f}]"
+        middle = "-" if typical is None else _text(typical)
         sd = f"{entry['sd']:.3f}" if "sd" in entry else "-"
         found.append((text, f"{entry['mean']:.3f}", middle, sd, f"{entry['min']:.3f}", f"{entry['max']:.3f}"))
     return found

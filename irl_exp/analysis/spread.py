@@ -63,9 +63,14 @@ def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.
     value = parts(np.arange(runs, dtype=np.int64))
     if np.isnan(value).any():
         raise NotComputed("all runs gave the same rewards: there is no spread to share out")
-    draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
-    bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
-    method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"
+    bounds, method = (
+        np.full((2, 3), np.nan),
+        f"share of the variance over runs, no interval below {statistics.LEAST} runs",
+    )
+    if runs >= statistics.LEAST:
+        draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
+        bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
+        method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"
     names = ("offset", "scale", "direction")
     return {
         name: Estimate(float(value[i]), float(bounds[0, i]), float(bounds[1, i]), runs, method)

@@ -14,17 +14,21 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pyarrow import parquet
 
-from irl_exp.report.cells import Outcome, flat, shared_overrides, without
+from irl_exp.report.cells import cell_of, flat, shared_overrides, without
+from irl_exp.report.names import Words, words_of
 
 Values = Mapping[str, Any]
-UNLIKE = ("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report")
+UNLIKE = (
+    *("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report"),
+    *("fail_fast", "objective"),
+)
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
 """In the order of the chain: a later one is drawn within the earlier ones."""
@@ -75,7 +79,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one launch.
+    """The runs of one launch, or of several together.
 
     Attributes:
         folder: of the launch.
@@ -84,6 +88,7 @@ class Study:
         shared: overrides that all runs have in common.
         notes: what a reader has to know before the numbers, e.g. that versions are mixed.
         command, question: what started the launch, and what the study asks; empty where that is not known.
+        launches: their folders, where the study is put together of several.
     """
 
     folder: Path
@@ -93,14 +98,27 @@ class Study:
     notes: tuple[str, ...]
     command: str = ""
     question: str = ""
+    launches: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
-        return str(self.runs[0].config.get("name", self.folder.parent.name))
+        names = dict.fromkeys(str(run.config.get("name", self.folder.parent.name)) for run in self.runs)
+        return " and ".join(names)
+
+    @property
+    def place(self) -> Path:
+        """Where its report is written: into the folder of the launch, or one of its own for several launches."""
+        return self.folder if self.launches else self.folder / "report"
 
     @property
     def n_jobs(self) -> int:
         return len(self.runs) + len(self.lost)
+
+    @functools.cached_property
+    def words(self) -> Words:
+        """What completions below 0 of R* are called; where rewards differ, by the number alone."""
+        known = {words_of(run.config) for run in self.runs}
+        return known.pop() if len(known) == 1 else Words()
 
     @functools.cached_property
     def cells(self) -> dict[str, list[Run]]:
@@ -206,7 +224,7 @@ class Study:
         """Folder of an artifact in the store of a run, or None where the store has it no more."""
         digest = run.artifact(stage)
         store = Path(str(run.config.get("store.dir", "")))
-        places = [store] if store.is_absolute() else [Path.cwd() / store, *(up / store for up in self.folder.parents)]
+        places = [store] if store.is_absolute() else [Path.cwd() / store, *(up / store for up in run.folder.parents)]
         found = (place / stage / digest for place in places if digest)
         return next((folder for folder in found if folder.is_dir()), None)
 
@@ -218,32 +236,55 @@ def read(path: Path) -> Study:
         StudyError: there is no run with a result.
     """
     folder, notes = _launch(path.absolute())
+    runs, lost = _jobs(folder)
+    if not runs:
+        raise StudyError(f"{path}: none of its {len(lost)} runs has a result: {_why(lost)}.")
+    command, question = _asked(folder)
+    return assemble(folder, runs, lost, notes, command=command, question=question)
+
+
+def _jobs(folder: Path) -> tuple[list[Run], list[Lost]]:
+    """All jobs of a launch; the cells of its runs have all of their overrides."""
     alone = (folder / "config.json").exists()
     planned = {".": folder.name} if alone else _planned(folder)
-    found: list[tuple[int, str, Path, dict[str, Any], dict[str, float]]] = []
-    lost = []
+    found, lost = [], []
     for number, (place, name) in enumerate(planned.items()):
         run = folder / place
         try:
             config = _read(run / "config.json")
             metrics = _finite(run / "metrics.json")
+            job = _job(config, number, name)
         except _BrokenError as broken:
             lost.append(Lost(number, name, _reason(run) or str(broken)))
             continue
-        job = config.get("job", {"number": number, "name": name})
-        found.append((int(job["number"]), str(job["name"]), run, config, metrics))
-    if not found:
-        raise StudyError(f"{path}: none of its {len(lost)} runs has a result: {_why(lost)}.")
-    cells = [Outcome(0, name, run, "completed").cell for _, name, run, _, _ in found]
-    lost_cells = [Outcome(0, item.name, folder, "not run").cell for item in lost]
-    shared = tuple(shared_overrides([*cells, *lost_cells]))
-    runs = [
-        Run(number, name, without(cell, shared), run, flat(config), metrics)
-        for (number, name, run, config, metrics), cell in zip(found, cells, strict=True)
-    ]
-    notes += _mixed(runs) + _unequal(runs)
-    ordered = tuple(sorted(runs, key=lambda run: run.number))
-    return Study(folder, ordered, tuple(lost), shared, tuple(notes), *_asked(folder))
+        found.append(Run(*job, cell_of(job[1]), run, flat(config), metrics))
+    return sorted(found, key=lambda run: run.number), lost
+
+
+def assemble(
+    folder: Path,
+    runs: Sequence[Run],
+    lost: Sequence[Lost],
+    notes: Sequence[str],
+    *,
+    command: str,
+    question: str,
+    launches: tuple[Path, ...] = (),
+) -> Study:
+    """The study of these runs, whose cells have all of their overrides: what all have in common names none."""
+    shared = tuple(shared_overrides([run.cell for run in runs] + [cell_of(item.name) for item in lost]))
+    told = [replace(run, cell=without(run.cell, shared)) for run in runs]
+    notes = [*notes, *_mixed(told), *_unequal(told), *_without_curves(told)]
+    return Study(folder, tuple(told), tuple(lost), shared, tuple(dict.fromkeys(notes)), command, question, launches)
+
+
+def _job(config: Values, number: int, name: str) -> tuple[int, str]:
+    """Number and name of a job as its config.json says; one of an older version does not say."""
+    job = config.get("job", {"number": number, "name": name})
+    try:
+        return int(job["number"]), str(job["name"])
+    except (LookupError, TypeError, ValueError):
+        raise _BrokenError("config.json names no job") from None
 
 
 def _is_launch(folder: Path) -> bool:
@@ -276,8 +317,8 @@ def _in(folder: Path) -> list[Path]:
 def _planned(folder: Path) -> dict[str, str]:
     """Folder -> name of all jobs of a launch; under other launchers of Hydra, which leave no plan, what is there."""
     try:
-        return {job["folder"]: job["name"] for job in _read(folder / "plan.json")["jobs"]}
-    except _BrokenError:
+        return {str(job["folder"]): str(job["name"]) for job in _read(folder / "plan.json")["jobs"]}
+    except (_BrokenError, LookupError, TypeError):
         places = [path.parent for path in folder.glob("*/.hydra")]
         places = places or [path.parent for path in folder.glob("*/config.json")]
         return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}
@@ -347,25 +388,44 @@ def _unequal(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     for cell, members in cells.items():
-        keys = sorted({key for run in members for key in run.config if _compared(key)})
+        keys = sorted({key for run in members for key in run.config if compared(key)})
         unlike = [key for key in keys if len({str(run.config.get(key)) for run in members}) > 1]
         if unlike:
             notes.append(f"runs of the cell {cell} differ in {', '.join(unlike[:4])}: do not read them as repetitions.")
     return notes
 
 
-def _compared(key: str) -> bool:
+def compared(key: str) -> bool:
+    """Whether runs that differ in this key of the config are no repetitions of each other."""
     return key.split(".")[0] not in (*UNLIKE, "code") and key.split(".")[-1] != "seed"
+
+
+def _without_curves(runs: Sequence[Run]) -> list[str]:
+    """Completed runs whose metrics.jsonl was lost or damaged afterwards."""
+    numbers = [str(run.number) for run in runs if not _ends_well(run.folder / "metrics.jsonl")]
+    told = f"metrics.jsonl of run {', '.join(numbers)} is missing, cut or unreadable: its curves are not shown whole."
+    return [told] if numbers else []
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether it is text whose last line is a whole row."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return not lines or (lines[-1].endswith("\n") and isinstance(json.loads(lines[-1]), dict))
+    except (OSError, ValueError):
+        return False
 
 
 def _curve_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Stage and values of each row of metrics.jsonl; a row that was cut off by a kill ends the file."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            return
+        if not isinstance(row, dict) or not row:
             return
         stage = next(iter(row)).split("/")[0]
         yield stage, {key.partition("/")[2]: value for key, value in row.items()}

@@ -24,7 +24,6 @@ from irl_exp.config.features import (
     ReferenceLogProbabilityConfig,
     SentimentFeatures,
 )
-from irl_exp.config.help import describe_groups, describe_options
 from irl_exp.config.irl import (
     BayesianConfig,
     BradleyTerryLoss,
@@ -144,14 +143,11 @@ def base_node(model: type[Node]) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Give Hydra the base nodes (group `schema`) and the resolver that the help text uses."""
+    """Give Hydra the base nodes (group `schema`)."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
     for name, model in BASE_NODES.items():
         ConfigStore.instance().store(group="schema", name=name, node=base_node(model), provider="irl_exp")
     # Hydra copies this singleton for each group that it lists, and what it loads from it a second time: without the
     # first copy --help and TAB take a quarter of the time.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    OmegaConf.register_new_resolver("irl_exp_groups", describe_groups, replace=True)
-    OmegaConf.register_new_resolver("irl_exp_options", describe_options, replace=True)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from irl_exp.config.features import FeaturesConfig
 from irl_exp.config.nodes import Count, Interpolated, LearningRate, Node, Positive, StageSeed
+from irl_exp.config.objectives import OBJECTIVES, SELECT_LOSS
 
 
 class MaxMarginLoss(Node):
@@ -105,6 +106,8 @@ class _Method(Node):
     """What the method is given besides demonstrations and features: the weights of the expert, or R*."""
     draws: ClassVar[bool] = True
     """Whether the result depends on the seed."""
+    objectives: ClassVar[tuple[str, ...]] = ()
+    """What a sweeper may optimise of the method: metrics of select."""
     seed: StageSeed = Field(description="head initialisation, batch order and every other draw of the method")
 
     @property
@@ -137,6 +140,7 @@ class _Linear(_Method):
 
 
 class _Fitted(_Linear):
+    objectives: ClassVar[tuple[str, ...]] = OBJECTIVES
     loss: LossConfig
     epochs: Count = Field(20, description="passes over the pairs of fit; the best on select is kept")
     batch_size: Count = Field(32, description="pairs a step")
@@ -202,7 +206,7 @@ class EnsembleConfig(_Fitted):
     """Margin fits of several seeds, taken together as one reward (arXiv 2409.15360 for the lower bound)."""
 
     name: Literal["ensemble"] = "ensemble"
-    members: Annotated[int, Field(ge=2)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
+    members: Annotated[int, Field(ge=2, le=1000)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
     aggregate: Literal["mean", "median", "lower_bound", "worst"] = Field("mean", description="of standardised members")
     deviations: Annotated[float, Field(ge=0)] = Field(1.0, description="k of lower_bound = mean - k sd")
     resample_pairs: bool = Field(True, description="each member draws its pairs with replacement")
@@ -211,6 +215,7 @@ class EnsembleConfig(_Fitted):
 class BayesianConfig(_Linear):
     """Posterior of a linear reward: Gaussian prior, Bradley-Terry likelihood (arXiv 2510.06096)."""
 
+    objectives: ClassVar[tuple[str, ...]] = (SELECT_LOSS,)
     name: Literal["bayesian"] = "bayesian"
     posterior: Literal["laplace", "mean_field"] = Field("laplace", description="Laplace with full covariance, or VI")
     prior_sd: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(

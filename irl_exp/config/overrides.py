@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_override(key: str, value: str) -> None:
         return
     hint = nearest(key, known_groups() if "/" in key else names_near(key) + known_groups())
     kind = "config group" if "/" in key else "option"
-    raise ConfigError(f"{key}: there is no such {kind}.{hint} `python launch.py --help` lists all of them.")
+    raise ConfigError(f"{key}: there is no such {kind}.{hint} `python launch.py --help all` lists all of them.")
 
 
 def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -111,6 +111,11 @@ def _check_choice(key: str, group: str, values: Sequence[Sequence[str]]) -> None
         raise ConfigError(f"{told}{both}.")
 
 
+def default_choice(group: str) -> str:
+    """The choice that a group has by default; "" where it follows another one or has none."""
+    return next((option for value in _values(group, {}) for option in value), "")
+
+
 def _values(group: str, chosen: Mapping[str, Sequence[Sequence[str]]]) -> Sequence[Sequence[str]]:
     """The values that a group takes in a launch, each a list of options; empty where no default is found."""
     if group in chosen:
@@ -136,11 +141,34 @@ def _default_options(path: Path, group: str) -> list[str]:
 def nodes_of_option(path: Path) -> dict[str, type[Node]]:
     """The classes whose base nodes a YAML file of `conf/` takes, by the dotted key at which it puts them."""
     text = path.read_text(encoding="utf-8")
-    header = re.search(r"^# @package (\S+)", text, re.MULTILINE)
-    package = header[1].split(".") if header else list(path.parent.relative_to(CONF).parts)
-    package = [] if package == ["_global_"] else package
+    package = _package(path)
     found = re.findall(r"^\s*- /schema@([\w.]+): (\w+)", text, re.MULTILINE)
     return {".".join([*package, at]).removesuffix("._here_"): BASE_NODES[name] for at, name in found}
+
+
+def _package(path: Path) -> list[str]:
+    """The node that a YAML file of `conf/` fills: by its header, else by its folder."""
+    header = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    package = header[1].split(".") if header else list(path.parent.relative_to(CONF).parts)
+    return [] if package == ["_global_"] else package
+
+
+def values_of_option(path: Path) -> dict[str, Any]:
+    """The options that a YAML file of `conf/` sets itself, by dotted key."""
+    import yaml
+
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return dict(
+        _leaves({key: value for key, value in values.items() if key not in ("defaults", "hydra")}, _package(path))
+    )
+
+
+def _leaves(values: Mapping[str, Any], package: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, [*package, key])
+        else:
+            yield ".".join([*package, key]), value
 
 
 def _holds(nodes: Mapping[str, type[Node]], key: str) -> bool:

@@ -27,7 +27,7 @@ REPORT = "report"
 """The folder of a launch that is no job: its study page."""
 
 _NOT_VARIED = ("artifacts.", "versions.", "device_used", "job.", "tracking.", "store.", "name", "workers", "threads")
-_TRACES = ("config.json", "launch.log", "error.txt", "wandb", ".hydra")
+_TRACES = ("config.json", "error.txt", "wandb", ".hydra")
 _MOST_RUNS = 1000  # in one panel; the default of W&B is 10
 
 CURVES = {
@@ -169,7 +169,8 @@ def _config(path: Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) and {"name", "tracking"} <= config.keys() else None
+    tracked = config.get("tracking") if isinstance(config, dict) and "name" in config else None
+    return config if isinstance(tracked, dict) and {"entity", "project"} <= tracked.keys() else None
 
 
 def _place(launch: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[str | None, str, str]:

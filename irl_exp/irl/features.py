@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import FeaturesConfig, HiddenStateConfig, NgramConfig
-from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, log_probabilities, pad
+from irl_exp.machinery.shards import in_order
+from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, pad
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts.sentiment import sentiments
 
 Features = NDArray[np.float32]
@@ -133,7 +135,9 @@ def untrained(policy: Policy, *, seed: int) -> Policy:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(policy.model.config, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(
+            policy.model.config, dtype=torch.float32, trust_remote_code=False
+        )
     return Policy(model.to(policy.device.name).eval(), policy.tokenizer, policy.device)
 
 
@@ -149,18 +153,20 @@ def hidden_states(
     Pooled over the completion's tokens only, EOS included where it ended: `last` is the state that predicts what
     follows the completion, `mean` the average over it.
     """
-    batches: dict[str, list[Features]] = {name: [] for name in parts}
-    order: list[NDArray[np.int64]] = []
     policy.model.eval()
-    for rows in by_length(completions, batch_size):
+    batches = list(by_length(completions, batch_size))
+
+    def of(rows: NDArray[np.int64]) -> list[Features]:
         with policy.device.inference():
             pooled = pool_all([*parts.values()], policy, policy.model.base_model, completions[rows])
-        for name, states in zip(parts, pooled, strict=True):
-            batches[name].append(states.float().cpu().numpy())
-        order.append(rows)
-        progress(sum(map(len, order)), len(completions))
-    back = np.argsort(np.concatenate(order))
-    return {name: np.concatenate(found)[back] for name, found in batches.items()}
+        return [states.float().cpu().numpy() for states in pooled]
+
+    found: list[list[Features]] = []
+    for pooled in in_order(of, batches, policy.device.threads):
+        found.append(pooled)
+        progress(sum(len(states[0]) for states in found), len(completions))
+    back = np.argsort(np.concatenate(batches))
+    return {name: np.concatenate(states)[back] for name, *states in zip(parts, *found, strict=True)}
 
 
 def pool(config: HiddenStateConfig, policy: Policy, base_model: torch.nn.Module, batch: Completions) -> torch.Tensor:

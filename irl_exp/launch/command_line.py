@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
-from irl_exp.config import CONF, ConfigError, check_choices, check_override, known_groups, swept_by
-
-if TYPE_CHECKING:  # these import torch, or are not needed to show --help
-    pass
+from irl_exp.config import (
+    CONF,
+    ConfigError,
+    check_choices,
+    check_override,
+    first_page,
+    known_groups,
+    page_of,
+    swept_by,
+)
+from irl_exp.launch.messages import program
 
 # Hydra 1.3 wants a version_base, 1.4 deprecates it.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+
+
+def answer_help(arguments: Sequence[str]) -> None:
+    """Show what is asked with --help and end, before Hydra composes anything; return if nobody asks."""
+    if not {"-h", "--help"} & set(arguments):
+        return
+    topics = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        print("\n\n".join(map(page_of, topics)) if topics else first_page(program()))
+    except ConfigError as error:
+        sys.exit(f"{error}")
+    sys.exit(0)
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
     """Refuse overrides of unknown keys with the nearest right name; Hydra would suggest to add them with '+'."""
     if {"-sc", "--shell-completion", "--shell_completion"} & set(arguments):
         return
+    for argument in arguments:
+        if (home := argument.partition("=")[2]).startswith("~"):
+            sys.exit(f"{argument}: write the path in full, {argument.removesuffix(home)}{os.path.expanduser(home)}")
     overrides = list(_parsed(arguments))
     try:
         overrides = [*_parsed(_swept(overrides)), *overrides]
@@ -65,6 +88,12 @@ def _parsed(arguments: Sequence[str]) -> Iterator[Override]:
 def _options(override: Override) -> list[list[str]]:
     """The values of an override of a group, one a job of the sweep; each is one option or a list of options."""
     value = override.value()
+    if isinstance(value, RangeSweep):
+        raise ConfigError(f"{override.input_line}: {override.key_or_group} is a config group and takes no numbers.")
+    if value is None:
+        raise ConfigError(
+            f"{override.input_line}: {override.key_or_group} is a config group: one of its options is taken."
+        )
     if isinstance(value, Glob):
         return [[name] for name in value.filter([path.stem for path in (CONF / override.key_or_group).glob("*.yaml")])]
     values = override.sweep_iterator() if override.is_sweep_override() else [value]

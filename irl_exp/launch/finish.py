@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irl_exp.config import Config
+from irl_exp.config import Config, ConfigError, parse
+from irl_exp.launch import log
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
 from irl_exp.launch.resume import group_of, launches_of
+from irl_exp.launch.writing import WriteError, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.report import Written
@@ -19,24 +23,78 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 
 
 def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
-    """Write and show the result of the launch, and say where everything is."""
-    from irl_exp.machinery.tracking import not_uploaded, sync_command
-    from irl_exp.report import cells, studies
+    """Write and show the result of the launch, and say where everything is.
 
-    interrupted = len(outcomes) < len(jobs)
+    Raises:
+        WriteError: the summary or the report cannot be written; the tables have been shown.
+    """
+    from irl_exp.report.cells import Outcome
+
+    broken = [outcome.number for outcome in outcomes.values() if outcome.status == "failed"]
+    stopped = len(outcomes) < len(jobs)
+    reason = f"fail_fast=true, and job {broken[0]} failed" if broken and jobs[0].config.fail_fast else "interrupted"
     for job in jobs:
-        outcomes.setdefault(job.number, cells.Outcome(job.number, job.name, job.folder, "not run", error="interrupted"))
-    ordered = [outcomes[job.number] for job in jobs]
+        outcomes.setdefault(job.number, Outcome(job.number, job.name, job.folder, "not run", error=reason))
+    ordered = [replace(outcomes[job.number], facts=job.facts) for job in jobs]
+    _tell(jobs[0].config, ordered, folder, console, stopped=reason if stopped else "")
+
+
+def finish_folder(folder: Path) -> None:
+    """The same of jobs that another launcher has run, from what they have left in their folders."""
+    from irl_exp.analysis import study
+    from irl_exp.launch.console import Console
+    from irl_exp.report.cells import Outcome
+
+    console = Console(2, folder=folder)
+    try:
+        found = study.read(folder)
+        config = _recorded(found.runs[0].folder)
+    except (study.StudyError, ConfigError) as error:
+        console.say(f"no summary: {error}")
+        return
+    ended = {
+        run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in found.runs
+    }
+    for lost in found.lost:
+        status = "failed" if lost.reason.startswith("failed") else "not run"
+        ended[lost.number] = Outcome(lost.number, lost.name, folder / str(lost.number), status, error=lost.reason)
+    _tell(config, [ended[number] for number in sorted(ended)], folder, console)
+
+
+def _recorded(run: Path) -> Config:
+    """The config of a run, from its folder."""
+    record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return parse({key: value for key, value in record.items() if key in Config.model_fields})
+
+
+def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Console, *, stopped: str = "") -> None:
+    """Tables, files and page of a launch with this config (its first job's), and where everything is.
+
+    Args:
+        stopped: why the launch ended before its last job; empty if it did not.
+    """
+    from irl_exp.machinery.tracking import not_uploaded, sync_command
+    from irl_exp.report import studies, verdict
+
     console.say("")
-    console.tables(studies.write(folder, ordered))
+    try:
+        with writing(folder, "runs.csv", "summary.md"):
+            tables = studies.write(folder, outcomes)
+    except WriteError:
+        console.tables(studies.tables(outcomes))
+        raise
+    console.tell(verdict.of_launch(outcomes).text())
+    console.say("")
+    console.tables(tables)
     console.say(
         f"runs      {short(folder)}/  (metrics.json, metrics.jsonl, completions.parquet, samples.csv of each job)"
     )
     console.say(f"summary   {short(folder / 'summary.md')}, {short(folder / 'runs.csv')}")
-    console.say(f"store     {short(jobs[0].config.store.dir)}")
-    if len(jobs) > 1 and jobs[0].config.report:
+    console.say(f"log       {console.log.trouble or short(folder / log.NAME)}")
+    console.say(f"store     {short(config.store.dir)}")
+    if len(outcomes) > 1 and config.report:
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"
-        told = f"not written; of what there is: {later}" if interrupted else _report(jobs, folder, console, later)
+        told = f"not written; of what there is: {later}" if stopped else _report(config, folder, console, later)
         console.say(f"report    {told}")
     found = [path for launch in launches_of(folder) for path in sorted(launch.glob("*/wandb/offline-run-*"))]
     offline = [path for path in found if path.is_dir() and not_uploaded(path)]
@@ -44,19 +102,24 @@ def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pat
         console.say(f"W&B       {len(offline)} run(s) recorded offline; with an account: {sync_command(offline)}")
 
 
-def _report(jobs: Sequence[PlannedJob], folder: Path, console: Console, later: str) -> str:
+def _report(config: Config, folder: Path, console: Console, later: str) -> str:
     """Write the report of the launch, also as a run of its group in W&B; returns what to say of it.
 
-    Whatever goes wrong here costs no result of a run.
+    Whatever goes wrong here costs no result of a run; a disk that takes no report may not have taken others either.
+
+    Raises:
+        WriteError: the report cannot be written.
     """
     try:
         from irl_exp.analysis import report, study
     except ImportError as error:
         return f"not written ({error}); with what is missing installed: {later}"
     try:
-        with console.working() as progress:
+        with console.working() as progress, writing(folder / "report"):
             written = report.write(study.read(folder), progress=progress)
-        _track_report(jobs[0].config, written)
+        _track_report(config, written)
+    except WriteError:
+        raise
     except study.StudyError:
         return "not written, as no job has a result"
     except KeyboardInterrupt:  # the runs are complete: whoever does not want to wait for the page loses nothing else

@@ -6,9 +6,12 @@ jobs run, and the store alone makes sure that a shared stage is computed once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +24,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
 from irl_exp.launch.messages import one_line
+from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop
+from irl_exp.report.cells import Facts, flat
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.machinery.runtime import Device, Report
@@ -32,11 +37,12 @@ reporting: Report | None = None
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """What Hydra gives a launcher."""
+    """What Hydra gives a launcher; `new` are folders of the launch that were not there before."""
 
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
+    new: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,12 @@ class PlannedJob:
     config: Config
     steps: dict[str, Step]
 
+    @property
+    def facts(self) -> Facts:
+        """Its config, flat, and the digests of its steps: config.json before there is one."""
+        digests = {step.stage: step.identity.digest for step in self.steps.values()}
+        return flat({**self.config.model_dump(mode="json"), "artifacts": digests})
+
     def blocked_by(self, broken: dict[str, str]) -> str:
         """Why this job cannot succeed: one of its steps has failed in another job. Empty if none has."""
         return next(
@@ -57,10 +69,13 @@ class PlannedJob:
         )
 
 
-def run_job(composed: DictConfig) -> dict[str, float]:
-    """One job in its Hydra output folder, under any launcher."""
+def run_job(composed: DictConfig) -> dict[str, float] | float:
+    """One job in its Hydra output folder, under any launcher: its metrics, or its objective if one is named.
+
+    The planner gets the metrics in any case.
+    """
     config = typed(composed)
-    from irl_exp.launch import run
+    from irl_exp.launch import objective, run
 
     hydra_config = OmegaConf.structured(HydraConfig.get())
     number = int(OmegaConf.select(hydra_config, "job.num") or 0)
@@ -69,13 +84,26 @@ def run_job(composed: DictConfig) -> dict[str, float]:
     if reporting is not None:
         return run.run(config, job, reporting)
     from irl_exp.launch.console import Console
-    from irl_exp.report.runs import run_tables
+    from irl_exp.report import runs, verdict
 
-    with Console(1) as console:
+    with Console(1) as console, terminate_like_interrupt(), failure_is_written(folder):
         metrics = run.run(config, job, console.show)
-    console.tables(run_tables(metrics))
+    facts = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    console.tell(verdict.of_run(metrics, facts, job.name).text())
+    console.tables(runs.run_tables(metrics, facts))
     console.say(f"everything of this run: {folder}")
-    return metrics
+    return metrics if config.objective is None else objective.of_run(config, folder)
+
+
+@contextlib.contextmanager
+def failure_is_written(folder: Path) -> Iterator[None]:
+    """The traceback of what fails inside goes to error.txt of the run."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):  # the folder may be what failed
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
 
 
 def typed(composed: DictConfig) -> Config:
@@ -92,7 +120,7 @@ def typed(composed: DictConfig) -> Config:
 
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
-    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds|study|report)\b")
+    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds|study|report|fail_fast|objective)\b")
     own = [item.lstrip("+") for item in filter_overrides(overrides)]
     return ",".join(item for item in own if not elsewhere.match(item)) or "default"
 
@@ -120,6 +148,8 @@ class Batch:
 
         try:
             obtain.run_batch(self.steps, Store(self.store), self.device, report, self.number)
-        except Exception as error:
+        except BaseException as error:
+            if told_to_stop():
+                raise
             return one_line(error)
         return ""

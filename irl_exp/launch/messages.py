@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # these import torch, or are not needed to show --help
-    pass
+from hydra.errors import CompactHydraException
+
+
+class LaunchError(CompactHydraException):
+    """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
+
+
+def program() -> str:
+    """How this program was called: `irl-exp`, `python -m irl_exp` or `python launch.py`."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m irl_exp"
+    return f"python {shlex.quote(short(called))}" if called.suffix == ".py" else called.name
 
 
 def one_line(error: BaseException) -> str:

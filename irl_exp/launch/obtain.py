@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from irl_exp.launch.stops import told_to_stop
+from irl_exp.launch.writing import WriteError
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
+from irl_exp.machinery.shards import lending_the_core
 from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
 from irl_exp.stages.step import Step
 
@@ -57,9 +61,6 @@ def made_by_other_code(folder: Path) -> bool:
     return bool(read_manifest(folder)["info"].get("source") != source_digest())
 
 
-_prepare_process = functools.cache(prepare_process)
-
-
 def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
     """Those of the steps that are cheaper together, at least `count` batches of each kind if there are as many steps.
 
@@ -95,7 +96,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
     by_digest = {step.identity.digest: step for step in steps}
 
     def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-        _prepare_process(device)
+        prepare_process()
         stage = f"{steps[0].stage} of {len(folders)} seeds"
         report(Event(number, stage, "computing"))
         contexts = [_context(folder, stage, reporter) for folder in folders.values()]
@@ -103,10 +104,8 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
         for info in module.run_many(configs, **_folders(steps[0], store), contexts=contexts):
             yield {**info, **_made_by(device)}
 
-    try:
+    with _failing_as(steps[0]):
         return store.make([step.identity for step in steps], compute)
-    except Exception as error:
-        raise StageError(steps[0].stage, steps[0].identity.digest, error) from error
 
 
 def _ancestors(step: Step) -> list[Step]:
@@ -152,26 +151,43 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
 
     def compute(folder: Path) -> dict[str, Any]:
-        _prepare_process(reporter.device)
+        prepare_process()
         reporter.report(Event(reporter.job, step.stage, "computing"))
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
         return {**info, **_made_by(reporter.device)}
 
+    lent = contextlib.ExitStack()
+
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
+        lent.enter_context(lending_the_core())
 
-    try:
+    with _failing_as(step), lent:
         artifact = store.get(step.identity, compute, on_wait=waiting)
-    except Exception as error:
-        raise StageError(step.stage, step.identity.digest, error) from error
     if artifact.reused:
         _replay(artifact, step.stage, reporter)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact
+
+
+@contextlib.contextmanager
+def _failing_as(step: Step) -> Iterator[None]:
+    """Whatever ends the computation of a step is an error of this step, also what would end the process.
+
+    Two things are not: a stop of the launch, and a run folder that cannot take the curve of the step.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except BaseException as error:
+        if told_to_stop():
+            raise
+        raise StageError(step.stage, step.identity.digest, error) from error
 
 
 def _context(folder: Path, stage: str, reporter: Reporter) -> Context:

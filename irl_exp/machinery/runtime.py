@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 
 State = Literal["computing", "waiting", "computed", "reused"]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Where libraries look, when they are loaded, for the number of threads."""
 
 
 class DeviceError(Exception):
@@ -63,8 +65,13 @@ class Device:
             yield
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_device(device: str, precision: str, threads: int) -> Device:
-    """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it.
+    """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it; threads=0: one a core.
 
     A process uses one GPU, the first that CUDA_VISIBLE_DEVICES names: with several in sight the trainer would split
     its batches over them.
@@ -80,28 +87,40 @@ def find_device(device: str, precision: str, threads: int) -> Device:
     name = "cuda:0" if there else "cpu"
     if precision == "auto":
         precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
-    return Device(name, "bf16" if precision == "bf16" else "fp32", threads)
+    return Device(name, "bf16" if precision == "bf16" else "fp32", threads or cores())
 
 
-def prepare_process(device: Device) -> None:
+def prepare_process() -> None:
     """Settle what libraries would otherwise decide by the machine: threads, telemetry, chatter.
 
-    Results depend on the number of threads (the order of sums), so every process uses the same.
+    To be called before each stage: an earlier one may have loaded libraries, or left them with other threads.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    torch.set_num_threads(device.threads)
+    _one_thread_an_operation()
     import datasets
-    import threadpoolctl
     import transformers
 
     # TRL's own call of a deprecated name of transformers: nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    threadpoolctl.threadpool_limits(device.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def _one_thread_an_operation() -> None:
+    """The order of sums, and so the last bits, depend on the threads inside an operation; see machinery/shards.py.
+
+    numpy, scipy and scikit-learn each bring a library of their own and load it when they are imported, which is now.
+    What a user's code brings beyond them reads the environment when it is loaded.
+    """
+    import sklearn  # noqa: F401
+    import threadpoolctl
+
+    os.environ |= dict.fromkeys(THREADS, "1")
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
 @dataclass

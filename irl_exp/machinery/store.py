@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -47,6 +48,8 @@ _FIELDS: dict[str, Any] = {
 }
 _PLACE_REMEDY = "free or repair that place, or choose another one with `store.dir=...` or IRL_EXP_STORE"
 _ARTIFACT_REMEDY = "delete its folder to compute it again"
+_READER_REMEDY = "let its owner open it (chmod -R a+rX), or choose another store with `store.dir=...` or IRL_EXP_STORE"
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # what is not there is damage, else nobody can tell
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # from writes, which do not say the file name
 _SETTLED = 2 * 10**9  # nanoseconds: a file changed later than that may change again under the same time stamp
 _checksums: dict[tuple[int, ...], str] = {}  # (device, inode, size, mtime, ctime) -> sha256
@@ -54,6 +57,10 @@ _checksums: dict[tuple[int, ...], str] = {}  # (device, inode, size, mtime, ctim
 
 class ArtifactError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
+
+
+class UnreadableError(ArtifactError):
+    """An artifact that this user may not read: it may be whole, so nobody computes it again in its place."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}): {_ARTIFACT_REMEDY}") from error
+        raise _not_opened(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not JSON ({error}): {_ARTIFACT_REMEDY}") from error
     found = manifest if isinstance(manifest, dict) else {}
@@ -126,6 +133,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if (version := found["format_version"]) != FORMAT_VERSION:
         raise ArtifactError(f"{path} has format_version={version}, not {FORMAT_VERSION}: {_ARTIFACT_REMEDY}")
     return found
+
+
+def verify(folder: Path) -> None:
+    """Raise ArtifactError unless an artifact that is opened by its folder is whole.
+
+    A folder without a manifest of ours is somebody's own, about which nothing is known.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError:
+        return
+    _check_files(folder, manifest, checksums=True)
 
 
 class Store:
@@ -154,9 +173,15 @@ class Store:
         return self.root / identity.stage / identity.digest
 
     def __contains__(self, identity: Identity) -> bool:
-        """Cheap: the manifest can be read, and every file that it lists is there with the right size."""
+        """Cheap: the manifest can be read, and every file that it lists is there with the right size.
+
+        Raises:
+            UnreadableError: there is an artifact, but it is closed to this user.
+        """
         try:
             _verified(self.folder(identity), identity, checksums=False)
+        except UnreadableError:
+            raise
         except ArtifactError:
             return False
         return True
@@ -165,6 +190,9 @@ class Store:
         """The artifact, its checksums verified, or None; a damaged one is None and a warning in the log.
 
         A file is read again only after its size or time stamps changed. Unlisted files are ignored.
+
+        Raises:
+            UnreadableError: there is an artifact, but it is closed to this user.
         """
         return self._find(identity, logging.WARNING)
 
@@ -200,6 +228,13 @@ class Store:
         with ExitStack() as locks:
             mine = [identity for identity in identities if self._claim(identity, locks)]
             return list(self._publish_each(mine, compute)) if mine else []
+
+    def tidy(self, identities: Iterable[Identity]) -> None:
+        """Remove what a killed builder of these has left, unless somebody builds them now, who will."""
+        for identity in identities:
+            if any(self._leftovers(identity)):
+                with suppress(Timeout), self._lock(identity).acquire(timeout=0):
+                    self._remove_leftovers(identity)
 
     def _claim(self, identity: Identity, locks: ExitStack) -> bool:
         """Take the lock of a missing artifact, unless another process has it."""
@@ -237,6 +272,8 @@ class Store:
             return None
         try:
             manifest = _verified(folder, identity, checksums=True)
+        except UnreadableError:
+            raise
         except ArtifactError as error:
             logger.log(level, "damaged artifact, not used: %s", error)
             return None
@@ -281,7 +318,14 @@ class Store:
         final = self.folder(identity)
         if os.path.lexists(final):
             os.replace(final, self._hidden(identity))  # first out of sight, so that nobody reads a half of it
-        for leftover in final.parent.glob(f".{final.name}.tmp-*"):
+        self._remove_leftovers(identity)
+
+    def _leftovers(self, identity: Identity) -> Iterator[Path]:
+        folder = self.folder(identity)
+        return folder.parent.glob(f".{folder.name}.tmp-*")
+
+    def _remove_leftovers(self, identity: Identity) -> None:
+        for leftover in self._leftovers(identity):
             logger.info("removing %s, of a killed computation or a damaged artifact", leftover)
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -334,11 +378,11 @@ def _canonical(plain: Any) -> str:
 def _checksum(path: Path) -> str:
     """sha256 of a file, remembered in this process until the file's size or time stamps change."""
     with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        found = os.fstat(file.fileno())
+        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if key in _checksums:
             return _checksums[key]
-        settled = time.time_ns() - stat.st_ctime_ns > _SETTLED
+        settled = time.time_ns() - found.st_ctime_ns > _SETTLED
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     if settled:
         _checksums[key] = checksum
@@ -365,17 +409,36 @@ def _verified(folder: Path, identity: Identity, *, checksums: bool) -> dict[str,
     manifest = read_manifest(folder)
     if (manifest["digest"], _canonical(manifest["identity"])) != (identity.digest, identity._canonical):
         raise ArtifactError(f"{folder / MANIFEST} states another identity: {_ARTIFACT_REMEDY}")
+    _check_files(folder, manifest, checksums=checksums)
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any], *, checksums: bool) -> None:
+    """Raise ArtifactError at the first file that is not as the manifest says."""
     for name, listed in manifest["files"].items():
         try:
-            size, wanted = (folder / name).stat().st_size, listed["bytes"]
-            problem = f"it has {size} bytes, not {wanted}" if size != wanted else None
-            if not problem and checksums and _checksum(folder / name) != listed["sha256"]:
-                problem = "it was altered: another sha256"
+            problem = _damage(folder / name, listed, checksums=checksums)
         except OSError as error:
-            problem = error.strerror
+            raise _not_opened(folder / name, error) from error
         if problem:
             raise ArtifactError(f"{folder / name} is damaged ({problem}): {_ARTIFACT_REMEDY}")
-    return manifest
+
+
+def _damage(path: Path, listed: Mapping[str, Any], *, checksums: bool) -> str:
+    """How a file differs from what the manifest says of it; empty if it does not."""
+    if (size := path.stat().st_size) != listed["bytes"]:
+        return f"it has {size} bytes, not {listed['bytes']}"
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return "it was altered: another sha256" if checksums and _checksum(path) != listed["sha256"] else ""
+
+
+def _not_opened(path: Path, error: OSError) -> ArtifactError:
+    """What it means that a file of an artifact cannot be opened: it is lost, or closed to this user."""
+    if error.errno in _GONE:
+        return ArtifactError(f"{path} is damaged ({error.strerror}): {_ARTIFACT_REMEDY}")
+    reason = f"{path} cannot be read ({error.strerror}), so nobody can tell whether it is whole and it is not replaced"
+    return UnreadableError(f"{reason}: {_READER_REMEDY}")
 
 
 def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -384,6 +447,7 @@ def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: fl
     for name, path in files.items():
         if path.is_symlink() or name == MANIFEST:
             raise ArtifactError(f"{path} is a link or the manifest: stage {identity.stage} must not write it")
+    _open_as_umask_says(folder)
     manifest = {
         "format_version": FORMAT_VERSION,
         "digest": identity.digest,
@@ -398,6 +462,18 @@ def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: fl
     for path in (*folder.rglob("*"), folder):
         _fsync(path)
     return manifest
+
+
+def _open_as_umask_says(folder: Path) -> None:
+    """Who may enter the folder, which was made under the umask, may read what is in it.
+
+    Some libraries write their files for the eyes of the owner alone; a store is shared.
+    """
+    open_to = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if missing := open_to & (0o777 if path.is_dir() else 0o666) & ~mode:
+            path.chmod(mode | missing)
 
 
 def _fsync(path: Path) -> None:

@@ -18,8 +18,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import ModelConfig
+from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -90,13 +91,17 @@ class Policy:
         """Open a folder or a name on the hub with AutoModelForCausalLM, in float32.
 
         Raises:
+            ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
+        verify(Path(source))
         try:
-            # The trust_remote_code default (off) stays: a checkpoint runs no code of its own here.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), revision=revision)
+            # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source), revision=revision, trust_remote_code=False
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), revision=revision, dtype=torch.float32
+                str(source), revision=revision, dtype=torch.float32, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {_first_line(error)}") from error
@@ -174,7 +179,7 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=512,
+                max_position_embeddings=POSITIONS,
                 rotary_pct=0.25,
                 bos_token_id=tokenizer.eos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -208,74 +213,6 @@ def _byte_level_bpe(size: int, texts: Sequence[str]) -> Any:
     )
 
 
-def generate(
-    policy: Policy,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    greedy: bool = False,
-    progress: Progress = lambda done, total: None,
-) -> Completions:
-    """One completion of each prompt (repeat a prompt for several), from the policy's full distribution.
-
-    Sampling is at temperature 1 without top-k or top-p: anything else would break the identity of samples and
-    log-probabilities that KL and the implicit reward rest on.
-    """
-    prompt_ids = policy.encode_prompts(prompts)
-    completion_ids: list[Ids] = [[] for _ in prompt_ids]
-    order = np.argsort([len(ids) for ids in prompt_ids], kind="stable")  # of similar length: little padding
-    policy.model.eval()
-    devices = [] if policy.device.is_cpu else [policy.device.name]
-    with policy.device.inference(), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = pad([prompt_ids[row] for row in rows], policy, side="left")
-            for row, ids in zip(rows, _continue(policy, batch, max_new_tokens, greedy).tolist(), strict=True):
-                completion_ids[row] = until_eos(ids, policy.eos)
-            progress(start + len(rows), len(order))
-    texts = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    return Completions(list(prompts), texts, prompt_ids, completion_ids)
-
-
-def _continue(policy: Policy, batch: dict[str, torch.Tensor], max_new_tokens: int, greedy: bool) -> torch.Tensor:
-    """(b, max_new_tokens) ids that follow a left-padded batch, EOS after the end.
-
-    Completions end at very different lengths, and `generate` of transformers computes until the longest is done:
-    here the rows that have ended leave the batch and its cache, in 0.6 of the time on the default model.
-    """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    written = torch.full((len(ids), max_new_tokens), policy.eos, device=ids.device)
-    rows, places = torch.arange(len(ids), device=ids.device), (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = transformers.DynamicCache(config=policy.model.config)
-    last = {"logits_to_keep": 1} if _keeps_logits(policy) else {}
-    for step in range(max_new_tokens):
-        output = policy.model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **last
-        )
-        logits = output.logits[:, -1].float()
-        tokens = logits.argmax(-1) if greedy else torch.multinomial(logits.softmax(-1), 1).squeeze(1)
-        written[rows, step] = tokens
-        alive = tokens != policy.eos
-        if not alive.any():
-            break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        places = places[:, -1:] + 1
-        if not alive.all():
-            kept = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, mask, places, tokens = rows[kept], mask[kept], places[kept], tokens[kept]
-        ids = tokens[:, None]
-    return written
-
-
-def _keeps_logits(policy: Policy) -> bool:
-    """Whether the model can be told for how many last positions it should compute logits."""
-    return "logits_to_keep" in inspect.signature(policy.model.forward).parameters
-
-
 def until_eos(ids: Ids, eos: int) -> Ids:
     """The ids up to the first EOS, which is kept."""
     return ids[: ids.index(eos) + 1] if eos in ids else ids
@@ -301,33 +238,6 @@ def by_length(completions: Completions, batch_size: int) -> Iterator[NDArray[np.
     yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
-def log_probabilities(
-    policy: Policy,
-    completions: Completions,
-    *,
-    batch_size: int = 32,
-    progress: Progress = lambda done, total: None,
-) -> NDArray[np.float64]:
-    """log pi(completion | prompt) in nats, EOS included where there is one: (n,)."""
-    result = np.zeros(len(completions))
-    done = 0
-    policy.model.eval()
-    partial = _keeps_logits(policy)
-    for rows in by_length(completions, batch_size):
-        batch = completions[rows]
-        sequences = [p + c for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
-        inputs = pad(sequences, policy, side="right")
-        # The vocabulary is most of the work: only positions that predict a completion token get logits.
-        first = min(map(len, batch.prompt_ids)) - 1
-        keep = inputs["input_ids"].shape[1] - first
-        with policy.device.inference():
-            logits = policy.model(**inputs, **({"logits_to_keep": keep} if partial else {})).logits[:, -keep:-1].float()
-            token = logits.gather(-1, inputs["input_ids"][:, first + 1 :, None])[..., 0] - logits.logsumexp(-1)
-        for row, prompt, completion, values in zip(
-            rows, batch.prompt_ids, batch.completion_ids, token.double().cpu(), strict=True
-        ):
-            start = len(prompt) - 1 - first
-            result[row] = float(values[start : start + len(completion)].sum())
-        done += len(rows)
-        progress(done, len(completions))
-    return result
+def keeps_logits(policy: Policy) -> bool:
+    """Whether the model can be told for how many last positions it should compute logits."""
+    return "logits_to_keep" in inspect.signature(policy.model.forward).parameters

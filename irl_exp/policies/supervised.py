@@ -12,7 +12,10 @@ import transformers
 from irl_exp.config import SftConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Ids, Policy, pad
+from irl_exp.policies.likelihood import token_statistics
 
+TOGETHER = 16
+"""Texts of one shard, on a CPU."""
 CURVES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
 """The trainer's log keys and ours; loss in nats per token."""
 
@@ -61,13 +64,16 @@ def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, co
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
+        # A few hundred steps from random weights: with a memory of 1,000 steps (0.999) the held-out loss after 400 was
+        # 1.126 nats a token, with one of 20 it was 1.102 (one seed each, the embedded default).
+        adam_beta2=0.95,
         warmup_steps=max(1, round(config.warmup_fraction * config.steps)),
         logging_steps=max(1, config.steps // 60),
         **trainer_arguments(context, seed=config.seed),
     )
     joined = zip(completions.prompt_ids, completions.completion_ids, strict=True)
     rows = [{"input_ids": (prompt + completion)[: config.max_tokens]} for prompt, completion in joined]
-    trainer = transformers.Trainer(
+    trainer = _trainer_class(policy)(
         model=policy.model,
         args=arguments,
         train_dataset=rows,
@@ -77,6 +83,21 @@ def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, co
     trainer.remove_callback(transformers.PrinterCallback)
     transformers.set_seed(config.seed)
     trainer.train()
+
+
+def _trainer_class(policy: Policy) -> Any:
+    """The trainer; on a CPU it takes the texts of a batch in shards of similar length."""
+
+    class OnThreads(transformers.Trainer):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *rest: Any, **options: Any) -> torch.Tensor:
+            pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            texts = [ids[: int(mask.sum())].tolist() for ids, mask in pairs]
+            blank = [""] * len(texts)
+            tokens = Completions(blank, blank, [ids[:1] for ids in texts], [ids[1:] for ids in texts])
+            values, _ = token_statistics(Policy(model, policy.tokenizer, policy.device), tokens, TOGETHER)
+            return -torch.cat(values).mean()
+
+    return OnThreads if policy.device.is_cpu else transformers.Trainer
 
 
 def _collate(sequences: list[Ids], policy: Policy) -> dict[str, torch.Tensor]:

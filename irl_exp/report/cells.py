@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Facts = Mapping[str, object]
+"""Of config.json, flat: "reward.name", "irl.seed", "artifacts.rlhf", ...; what is not known is left out."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -21,7 +24,7 @@ class Outcome:
     error: str = ""
     metrics: Mapping[str, float] | None = None
     failed_step: str = ""  # identity of the stage that failed
-    facts: Mapping[str, object] = field(default_factory=dict)  # of config.json, flat, as far as they are known
+    facts: Facts = field(default_factory=dict)
 
     @property
     def cell(self) -> str:

@@ -20,6 +20,15 @@ class Words:
         """Completions below 0, as a sentence has them: 'toxic completions', 'completions with R* < 0'."""
         return f"completions with {self.below}" if self == Words() else f"{self.below} completions"
 
+    @property
+    def judged(self) -> str:
+        """The same behind a number: '600 toxic by R*', '600 with R* < 0'."""
+        return f"with {self.below}" if self == Words() else f"{self.below} by R*"
+
+    def name(self, text: str) -> str:
+        """The name of a row or column, with the word in its place."""
+        return text.replace("{below}", self.below)
+
 
 def words_of(facts: Mapping[str, object]) -> Words:
     """The words of a reward, from its config ("reward.name" and, of a sequence classifier, its labels)."""
@@ -30,8 +39,26 @@ def words_of(facts: Mapping[str, object]) -> Words:
     return Words("toxic", "civil") if kind == "classifier" else Words()
 
 
+def number(value: float) -> str:
+    """How a table and a sentence tell a number."""
+    return f"{value:.3f}"
+
+
+def share(value: float) -> str:
+    """How a sentence tells a fraction."""
+    return f"{100 * value:.1f} %"
+
+
+METHODS = {
+    "implicit": "log ratio of expert and reference (implicit)",
+    "majority": "constant reward (majority)",
+    "placebo": "placebo, a reward of expert and reference swapped at random in each pair,",
+    "probe": "probe, which is fitted on R* itself,",
+}
+"""What a sentence calls the reward of a method that is no inverse RL of these demonstrations."""
+
 POLICY_COLUMNS = {
-    "toxic_fraction": "toxic",
+    "toxic_fraction": "{below}",
     "second_toxic_fraction": "2nd judge",
     "reward_mean": "R* mean",
     "learned_reward_mean": "learned R",
@@ -48,7 +75,7 @@ REWARD_ROWS = {
     "pair_accuracy": "pair accuracy within a prompt",
     "within_prompt_correlation": "rank correlation within a prompt",
     "accuracy": "accuracy, threshold set with R* on select",
-    "f1": "F1 (toxic), the same threshold",
+    "f1": "F1 ({below}), the same threshold",
     "accuracy_unsupervised": "accuracy, threshold set without R*",
     "accuracy_at_zero": "accuracy at 0 (an arbitrary threshold)",
     "majority_accuracy": "accuracy of the majority class",
@@ -139,7 +166,7 @@ COMPARED = {
         "irl/accuracy_unsupervised": "accuracy (no R*)",
     },
     "refinetuned policies": {
-        "refinetuned/toxic_fraction": "toxic",
+        "refinetuned/toxic_fraction": "{below}",
         "refinetuned/reward_mean": "R* mean",
         "refinetuned/kl": "KL (nats)",
         "refinetuned/distinct_fraction": "distinct",

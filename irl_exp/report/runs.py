@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from irl_exp.report.cells import Facts
 from irl_exp.report.names import (
     BOUNDS,
     COVERAGES,
@@ -15,20 +16,23 @@ from irl_exp.report.names import (
     SHORTCUT_ROWS,
     SIDES,
     SIGNALS,
+    Words,
+    words_of,
 )
 from irl_exp.report.tables import Table
 
 
-def run_tables(metrics: Mapping[str, float]) -> list[Table]:
+def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list[Table]:
     """The result of one run: its policies, and its rewards where there are demonstrations."""
+    words = words_of(facts or {})
     title = f"Policies on {int(metrics['n_prompts'])} test prompts"
-    tables = [_policies(metrics, title)]
+    tables = [_policies(metrics, title, words)]
     if "benchmark/n_prompts" in metrics:
         title = f"Policies on {int(metrics['benchmark/n_prompts'])} prompts of the benchmark"
         own = {key.removeprefix("benchmark/"): metrics[key] for key in metrics if key.startswith("benchmark/")}
-        tables.append(_policies(own, title))
+        tables.append(_policies(own, title, words))
     if "implicit/n_completions" in metrics:
-        tables += [_rewards(metrics), _triangle(metrics), _tradeoff(metrics)]
+        tables += [_rewards(metrics, words), _triangle(metrics), _tradeoff(metrics)]
     if "uncertainty/n_errors" in metrics:
         tables.append(_uncertainty(metrics))
     if "shortcut/expert_value" in metrics:
@@ -36,11 +40,11 @@ def run_tables(metrics: Mapping[str, float]) -> list[Table]:
     return [table for table in [*tables, _over_optimisation(metrics)] if table.rows]
 
 
-def _policies(metrics: Mapping[str, float], title: str) -> Table:
+def _policies(metrics: Mapping[str, float], title: str, words: Words) -> Table:
     present = [policy for policy in POLICIES if f"{policy}/toxic_fraction" in metrics]
     keys = [key for key in POLICY_COLUMNS if any(f"{policy}/{key}" in metrics for policy in present)]
     rows = tuple((policy, *(_policy_value(metrics, policy, key) for key in keys)) for policy in present)
-    columns = ("policy", *(POLICY_COLUMNS[key] for key in keys))
+    columns = ("policy", *(words.name(POLICY_COLUMNS[key]) for key in keys))
     count = int(metrics.get("reference/n_completions", 0))
     return Table(f"{title}, {count:,} completions each", columns, rows)
 
@@ -54,10 +58,11 @@ def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:
     return f"{value:.1f}" if key == "length_mean" else f"{value:.3f}{interval}"
 
 
-def _rewards(metrics: Mapping[str, float]) -> Table:
+def _rewards(metrics: Mapping[str, float], words: Words) -> Table:
     present = [name for name in REWARD_COLUMNS if f"{name}/n_completions" in metrics]
     rows = [
-        (text, *(_with_interval(metrics, f"{name}/{key}") for name in present)) for key, text in REWARD_ROWS.items()
+        (words.name(text), *(_with_interval(metrics, f"{name}/{key}") for name in present))
+        for key, text in REWARD_ROWS.items()
     ]
     if "human/truth/auroc" in metrics:
         labels = [_with_interval(metrics, f"human/{name}/auroc") if name == "irl" else "" for name in present]
@@ -67,7 +72,7 @@ def _rewards(metrics: Mapping[str, float]) -> Table:
         blank = ("",) * (len(present) - 1)
         rows.append(("fraction of R* that refinetune recovered", _with_interval(metrics, "recovered_fraction"), *blank))
     count, civil = int(metrics["implicit/n_completions"]), int(metrics["implicit/n_civil"])
-    title = f"Rewards on {count:,} test completions of expert and reference, {count - civil:,} toxic by R*"
+    title = f"Rewards on {count:,} test completions of expert and reference, {count - civil:,} {words.judged}"
     return Table(title, ("reward", *(REWARD_COLUMNS[name] for name in present)), tuple(rows))
 
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without
-from irl_exp.report.names import COMPARED, STUDY_METRICS
+from irl_exp.report.names import COMPARED, STUDY_METRICS, Words, words_of
 from irl_exp.report.runs import run_tables
 from irl_exp.report.tables import Table
+from irl_exp.report.verdict import of_launch
 
 
 def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, float]]]:
@@ -37,7 +38,21 @@ def study_table(outcomes: Sequence[Outcome]) -> Table:
                 rows.append((without(cell, shared), key, *_spread(values)))
     done = sum(outcome.metrics is not None for outcome in outcomes)
     title = f"{done} of {len(outcomes)} runs completed{_everywhere(shared)}"
-    return Table(title, ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n"), tuple(rows))
+    if any(row[1].endswith("toxic_fraction") for row in rows):
+        title += _toxic_is(_words(outcomes))
+    columns = ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n")
+    return Table(title, columns, tuple(rows), names=2)
+
+
+def _words(outcomes: Sequence[Outcome]) -> Words:
+    """The words of the reward, if it is of one kind in all jobs."""
+    known = {words_of(outcome.facts) for outcome in outcomes if outcome.facts}
+    return known.pop() if len(known) == 1 else Words()
+
+
+def _toxic_is(words: Words) -> str:
+    """The keys of metrics.json are the same whatever R* is; this says what they are."""
+    return "" if words.below == "toxic" else f"; toxic_fraction is the share of {words.completions}"
 
 
 def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
@@ -62,7 +77,12 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
             count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
             means = (_mean(values, len(runs)) for values in columns)
             rows.append((without(cell, shared), *means, *place, count))
-        header = ("cell", *(names[key] for key in keys), *(["placebo >="] if placebo else []), "n")
+        header = (
+            "cell",
+            *(_words(outcomes).name(names[key]) for key in keys),
+            *(["placebo >="] if placebo else []),
+            "n",
+        )
         title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval"
         tables += [Table(title, header, tuple(rows))] if keys else []
     return tables
@@ -121,12 +141,17 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
-    """runs.csv with every metric of every job, and summary.md; the tables that are returned are to be printed."""
+    """runs.csv with every metric of every job, and summary.md, which begins with the verdict.
+
+    Returns:
+        The tables that are to be printed.
+    """
     _write_runs(folder / "runs.csv", outcomes)
     found = tables(outcomes)
     # Of many cells the terminal gets the comparison alone; the spread of each is a page of its own.
     spread = [study_table(outcomes)] if len(_by_cell(outcomes)) > 1 else []
-    (folder / "summary.md").write_text("\n".join(table.markdown() for table in found + spread), encoding="utf-8")
+    parts = [of_launch(outcomes).markdown(), *(table.markdown() for table in found + spread)]
+    (folder / "summary.md").write_text("\n".join(parts), encoding="utf-8")
     return found
 
 
@@ -134,7 +159,7 @@ def tables(outcomes: Sequence[Outcome]) -> list[Table]:
     """The result of one run, the spread over many, or the comparison of cells; and what has no result."""
     completed = [outcome for outcome in outcomes if outcome.metrics is not None]
     if len(outcomes) == 1 and completed:
-        found = run_tables(completed[0].metrics or {})
+        found = run_tables(completed[0].metrics or {}, completed[0].facts)
     elif len(_by_cell(outcomes)) > 1:
         found = comparison_tables(outcomes) or [study_table(outcomes)]
     else:
@@ -151,6 +176,5 @@ def _write_runs(path: Path, outcomes: Sequence[Outcome]) -> None:
         writer.writerow(["job", "overrides", "cell", "status", "seconds", "error", *keys])
         for item in outcomes:
             values = [(item.metrics or {}).get(key, "") for key in keys]
-            writer.writerow(
-                [item.number, item.name, item.cell, item.status, f"{item.seconds:.1f}", item.error, *values]
-            )
+            seconds = f"{item.seconds:.1f}" if item.seconds else ""  # another launcher of Hydra does not tell them
+            writer.writerow([item.number, item.name, item.cell, item.status, seconds, item.error, *values])

@@ -1,7 +1,7 @@
-"""What the numbers of a launch say, in two or three sentences, and where a number misleads.
+"""What the numbers of a launch say, in a few sentences, and where a number misleads.
 
-Pure: metrics and a few facts of the config in, text out. A sentence is said where its metrics are there and only then,
-so whatever `until`, reward, study or failure leaves of the numbers, what is said of them holds.
+Pure: metrics and a few facts of the config in, text out. Each sentence is said where its metrics are there and only
+then, so what is said holds whatever `until`, the reward, a study or a failure leaves of the numbers.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without
-from irl_exp.report.names import Words, words_of
+from irl_exp.report.cautions import cautions
+from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without
+from irl_exp.report.names import METHODS, Words, number, share, words_of
 
-Facts = Mapping[str, object]
-"""Of config.json, flat: "reward.name", "irl.name", "irl.seed", "artifacts.rlhf", ...; what is not known is left out."""
-
-FEWEST = 50
-"""Completions of one class below which an AUROC or an accuracy is hardly worth reading."""
-SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
+POOLED = "on test completions of expert and reference together"
+BETWEEN = 0.05
+"""An AUROC so near to 1/2 tells nothing."""
+CHAIN = {
+    "sft": ("one reference policy", "reference policies"),
+    "rlhf": ("one expert", "experts"),
+    "demonstrations": ("one set of demonstrations", "sets of demonstrations"),
+}
+"""What runs may have in common, one and many."""
+RANKED = {"irl/auroc": "AUROC of the learned reward", "refinetuned/reward_mean": "mean R* of the refinetuned policy"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,8 @@ class Verdict:
 
 def of_run(metrics: Mapping[str, float], facts: Facts | None = None, name: str = "") -> Verdict:
     """The verdict on one run; `name` are its overrides."""
-    runs = _Runs([metrics], [facts or {}])
-    told = [*_rlhf(runs), *_recovered(runs), *_refinetuned(runs), _fixed(runs)]
-    return Verdict(tuple(told), tuple(_warnings([metrics], [facts or {}], [name])))
+    runs = _Runs([metrics], [facts or {}], [name])
+    return Verdict((*_rlhf(runs), *_recovered(runs), *_refinetuned(runs), _fixed(runs)), _warnings(runs))
 
 
 def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
@@ -49,38 +53,32 @@ def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
     if not done:
         return Verdict((f"None of {len(outcomes)} jobs has a result.",))
-    lost = [f"{len(done)} of {len(outcomes)} jobs have a result."] if len(done) < len(outcomes) else []
-    metrics, facts = [outcome.metrics or {} for outcome in done], [outcome.facts for outcome in done]
-    runs = _Runs(metrics, facts)
-    cells = {outcome.cell for outcome in done}
-    found = [*_rlhf(runs)]
-    found += _compared(done) if len(cells) > 1 else [*_recovered(runs), *_refinetuned(runs)]
-    return Verdict((*lost, *found, _fixed(runs)), tuple(_warnings(metrics, facts, [outcome.name for outcome in done])))
+    runs = _Runs([done.metrics or {} for done in done], [done.facts for done in done], [done.name for done in done])
+    lost = [f"Of {len(outcomes)} jobs {len(done)} have a result."] if len(done) < len(outcomes) else []
+    alone = len({outcome.cell for outcome in done}) == 1
+    found = [*_recovered(runs), *_refinetuned(runs)] if alone else [*_ranked(done, runs)]
+    return Verdict((*lost, *_rlhf(runs), *found, _fixed(runs)), _warnings(runs))
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The metrics of one run or more as they are told: a number, with its interval or its range."""
+    """One run or more with a result, and how their numbers are told."""
 
     metrics: Sequence[Mapping[str, float]]
     facts: Sequence[Facts]
+    names: Sequence[str]
 
     def has(self, *keys: str) -> bool:
         return all(any(key in run for run in self.metrics) for key in keys)
 
-    def values(self, key: str) -> list[float]:
-        return [run[key] for run in self.metrics if key in run]
-
-    def tell(self, key: str, form: Callable[[float], str]) -> str:
-        """One value with its interval over prompts; many by their mean and extremes."""
-        values = self.values(key)
-        low, high = f"{key}_low", f"{key}_high"
+    def tell(self, key: str, form: Callable[[float], str] = number) -> str:
+        """A number with its interval over prompts, in brackets; where runs differ, their mean with their extremes."""
+        having = [run for run in self.metrics if key in run]
+        values, run = [run[key] for run in having], having[0]
         if len(set(map(form, values))) > 1:
-            return f"{form(statistics.fmean(values))} on average ({form(min(values))} to {form(max(values))})"
-        run = next(run for run in self.metrics if key in run)
-        return (
-            f"{form(run[key])} [{form(run[low])}, {form(run[high])}]" if low in run and high in run else form(run[key])
-        )
+            return f"{form(statistics.fmean(values))} ({form(min(values))} to {form(max(values))})"
+        low, high = run.get(f"{key}_low"), run.get(f"{key}_high")
+        return form(run[key]) if low is None or high is None else f"{form(run[key])} [{form(low)}, {form(high)}]"
 
     def fact(self, key: str) -> str:
         """A fact that all runs have in common, or nothing."""
@@ -89,111 +87,170 @@ class _Runs:
 
     def count(self, stage: str) -> int:
         """How many results of a stage these runs have between them; 0 where that is not known."""
-        return len({facts[f"artifacts.{stage}"] for facts in self.facts if f"artifacts.{stage}" in facts})
+        key = f"artifacts.{stage}"
+        return len({facts[key] for facts in self.facts if key in facts})
 
     @property
     def words(self) -> Words:
         known = {words_of(facts) for facts in self.facts}
-        return known.pop() if len(known) == 1 else words_of({})
+        return known.pop() if len(known) == 1 else Words()
+
+    @property
+    def one_truth(self) -> bool:
+        """Whether R* is the same, but for the seed it is fitted with, so that its values can be compared."""
+        kinds = {
+            tuple(sorted((key, str(value)) for key, value in facts.items() if _of_reward(key))) for facts in self.facts
+        }
+        return len(kinds) == 1
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _moved(runs: _Runs, first: str, second: str) -> str:
-    """Whether a number went down or up from the first key to the second, in all runs and beyond its intervals."""
-    pairs = [(run, run[first], run[second]) for run in runs.metrics if first in run and second in run]
-    if all(run.get(f"{second}_high", after) < run.get(f"{first}_low", before) for run, before, after in pairs):
-        return "lowered"
-    if all(run.get(f"{second}_low", after) > run.get(f"{first}_high", before) for run, before, after in pairs):
-        return "raised"
-    return "did not clearly change"
+def _of_reward(key: str) -> bool:
+    return key.startswith("reward.") and not key.endswith("seed")
 
 
 def _rlhf(runs: _Runs) -> Iterator[str]:
     """What RLHF did; of a run that ends before it, what the reference writes."""
-    share, words = "toxic_fraction", runs.words
-    if not runs.has(f"reference/{share}"):
+    key, words = "toxic_fraction", runs.words
+    if not runs.has(f"reference/{key}"):
         return
-    before = runs.tell(f"reference/{share}", _share)
-    if not runs.has(f"expert/{share}"):
-        yield f"The reference policy writes {before} {words.completions}."
+    if not runs.has(f"expert/{key}"):
+        yield f"The reference policy writes {runs.tell(f'reference/{key}', share)} {words.completions}."
         return
-    kind = runs.fact("reward.name")
-    moved, after = _moved(runs, f"reference/{share}", f"expert/{share}"), runs.tell(f"expert/{share}", _share)
-    mean = ""
-    if runs.has("reference/reward_mean", "expert/reward_mean"):
-        means = [runs.tell(f"{policy}/reward_mean", _number) for policy in ("reference", "expert")]
-        mean = f", and mean R* went from {means[0]} to {means[1]}"
-    yield (
-        f"RLHF on R*{f' ({kind})' if kind else ''} {moved} the share of {words.completions}: {before} in the "
-        f"reference, {after} in the expert{mean}."
-    )
+    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else ", which is no clear change"
+    beside = _change(runs, "reward_mean", "expert") if words == Words() and runs.one_truth else ""
+    second = _change(runs, "second_toxic_fraction", "expert", share) if words != Words() else ""
+    told = f"RLHF on {_truth(runs)} took {words.completions} {_change(runs, key, 'expert', share)}{overlap}"
+    yield f"{told}{f'; by the second judge {second}' if second else ''}{f'; mean R* {beside}' if beside else ''}."
+
+
+def _change(runs: _Runs, key: str, policy: str, form: Callable[[float], str] = number) -> str:
+    """From the reference to a policy; nothing where one of the two is not known."""
+    keys = (f"reference/{key}", f"{policy}/{key}")
+    return f"from {runs.tell(keys[0], form)} to {runs.tell(keys[1], form)}" if runs.has(*keys) else ""
+
+
+def _truth(runs: _Runs) -> str:
+    """What RLHF optimised."""
+    kind, shortcut = runs.fact("reward.name"), runs.fact("shortcut.name")
+    planted = shortcut not in ("", "none") and runs.fact("shortcut.where") == "ground_truth"
+    return f"R*{f' ({kind})' if kind else ''}{f' plus a planted shortcut ({shortcut})' if planted else ''}"
+
+
+def _moved(runs: _Runs, first: str, second: str) -> bool:
+    """Whether a number goes one way from the first key to the second in all runs, beyond its intervals."""
+    pairs = [(run, run[first], run[second]) for run in runs.metrics if first in run and second in run]
+    down = all(run.get(f"{second}_high", after) < run.get(f"{first}_low", before) for run, before, after in pairs)
+    up = all(run.get(f"{second}_low", after) > run.get(f"{first}_high", before) for run, before, after in pairs)
+    return down or up
 
 
 def _recovered(runs: _Runs) -> Iterator[str]:
-    """What IRL recovered of R*."""
-    if not runs.has("irl/pair_accuracy") and not runs.has("irl/auroc"):
-        return
+    """What IRL recovered of R*; before IRL, what there is to recover."""
+    name = runs.fact("irl.name")
+    if agreement := _agreement(runs, "irl"):
+        reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
+        yield f"The {reward} {agreement}, {POOLED}{_authors(runs)}."
+    elif agreement := _agreement(runs, "implicit"):
+        yield f"The log ratio of expert and reference, all that IRL could find, {agreement}, {POOLED}."
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _agreement(runs: _Runs, reward: str) -> str:
+    """How far a reward agrees with R*; nothing where neither number is there."""
     parts = []
-    if runs.has("irl/auroc"):
-        parts.append(f"has AUROC {runs.tell('irl/auroc', _number)} against the label of R*")
-    if runs.has("irl/pair_accuracy"):
-        parts.append(f"orders {runs.tell('irl/pair_accuracy', _share)} of pairs within a prompt as R* does")
-    yield f"The learned reward {' and '.join(parts)}, on completions of both policies{_authors(runs)}."
+    if runs.has(f"{reward}/auroc"):
+        ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+        classes = f"{runs.words.above} against {runs.words.below}"
+        parts.append(f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside}")
+    if runs.has(f"{reward}/pair_accuracy"):
+        parts.append(f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does")
+    return " and ".join(parts)
 
 
 def _authors(runs: _Runs) -> str:
-    if not runs.has("irl/discrimination_auroc"):
+    """What who wrote a text has to do with it: the two policies differ in more than R*."""
+    key = "irl/discrimination_auroc"
+    if not runs.has(key):
         return ""
-    return f"; who wrote them it tells with AUROC {runs.tell('irl/discrimination_auroc', _number)}"
+    if all(abs(run[key] - 0.5) < BETWEEN for run in runs.metrics if key in run):
+        return f"; which of the two wrote a text it does not tell (AUROC {runs.tell(key)})"
+    return f"; which of the two wrote a text, which counts in these numbers, it tells with AUROC {runs.tell(key)}"
 
 
 def _refinetuned(runs: _Runs) -> Iterator[str]:
     """What the learned reward makes of a policy."""
-    if not runs.has("refinetuned/toxic_fraction"):
+    key, words = "toxic_fraction", runs.words
+    if not runs.has(f"refinetuned/{key}"):
         return
-    told = f"A policy trained on it writes {runs.tell('refinetuned/toxic_fraction', _share)} {runs.words.completions}"
+    told = f"A policy trained on it writes {runs.tell(f'refinetuned/{key}', share)} {words.completions}"
+    if words != Words() and runs.has(f"refinetuned/second_{key}"):
+        told += f", by the second judge {runs.tell(f'refinetuned/second_{key}', share)}"
     if runs.has("recovered_fraction"):
-        told += f" and recovers {runs.tell('recovered_fraction', _share)} of the expert's gain in mean R*"
+        told += f"; it recovers {runs.tell('recovered_fraction', share)} of the expert's gain in mean R*"
     yield f"{told}."
 
 
-def _compared(done: Sequence[Outcome]) -> Iterator[str]:
-    """The best and the worst cell by each number that matters."""
+def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:
+    """The highest and the lowest cell; which is which these very numbers say, so a new launch may say otherwise."""
     shared = shared_overrides(outcome.cell for outcome in done)
-    for key, told in {
-        "irl/auroc": "AUROC of the learned reward",
-        "refinetuned/reward_mean": "mean R* of the refinetuned policy",
-    }.items():
+    for key, told in RANKED.items():
         cells: dict[str, list[float]] = {}
         for outcome in done:
             if outcome.metrics and key in outcome.metrics:
                 cells.setdefault(without(outcome.cell, shared), []).append(outcome.metrics[key])
-        if len(cells) > 1:
+        if len(cells) > 1 and (runs.one_truth or key == "irl/auroc"):
             means = {cell: statistics.fmean(values) for cell, values in cells.items()}
             best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-            yield f"Mean {told}: highest {_number(means[best])} ({best}), lowest {_number(means[worst])} ({worst})."
+            ends = [f"{number(means[cell])} in {cell} ({_spread(cells[cell])})" for cell in (best, worst)]
+            yield f"Of {len(cells)} cells, {told} is on average highest at {ends[0]} and lowest at {ends[1]}."
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return "1 run"
+    return f"{len(values)} runs, {number(min(values))} to {number(max(values))}"
 
 
 def _fixed(runs: _Runs) -> str:
-    """What all runs have in common, so that their spread says nothing of it."""
+    """What brackets are, and what these runs have in common, so that their spread says nothing of it."""
     if len(runs.metrics) == 1:
-        return "This is one run: its intervals are over prompts, and say nothing of other seeds."
-    experts, sets = runs.count("rlhf"), runs.count("demonstrations")
-    if experts == 1 and sets == 1:
-        return "All runs share one expert and one set of demonstrations: their spread is that of what follows these."
-    if experts == 1:
-        return "All runs share one expert: their spread says nothing of another run of RLHF."
-    return f"{len(runs.metrics)} runs."
+        return "One run: [ ] are 95 % intervals over prompts, which say nothing of other seeds."
+    counts = {stage: runs.count(stage) for stage in CHAIN}
+    fixed = [CHAIN[stage][0] for stage, count in counts.items() if count == 1]
+    drawn = [f"{count} {CHAIN[stage][1]}" for stage, count in counts.items() if count > 1]
+    told = f"{len(runs.metrics)} runs ([ ]: 95 % over prompts, ( ): range over runs){_varied(runs.names)}"
+    told += f" have {_listed(drawn)}" if drawn else ""
+    if not fixed:
+        return f"{told}."
+    return f"{told}{' and' if drawn else ''} share {_listed(fixed)}: they say nothing of how another would come out."
 
 
-def _warnings(metrics: Sequence[Mapping[str, float]], facts: Sequence[Facts], names: Sequence[str]) -> Iterator[str]:
-    """Where a number of these runs misleads."""
-    if any("scale=tiny" in overrides_of(name) for name in names):
-        yield "scale=tiny: nothing to learn from these numbers."
+def _varied(names: Sequence[str]) -> str:
+    """The options that runs differ in, in the order in which they are named."""
+    kept = shared_overrides(names)
+    keys = {item.partition("=")[0]: None for name in names for item in overrides_of(name) if item not in kept}
+    keys.pop("default", None)
+    return f" that differ in {_listed(list(keys))}" if keys else ""
+
+
+def _listed(items: Sequence[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _warnings(runs: _Runs) -> tuple[str, ...]:
+    """Each kind of warning once, with the numbers of the first run that it holds for."""
+    found: dict[str, list[str]] = {}
+    for run in zip(runs.metrics, runs.facts, runs.names, strict=True):
+        for kind, told in cautions(*run):
+            found.setdefault(kind, []).append(told)
+    return tuple(_warning(told, len(runs.metrics)) for told in found.values())
+
+
+def _warning(told: Sequence[str], runs: int) -> str:
+    if len(told) == runs and len(set(told)) == 1:
+        return told[0]
+    return f"{len(told)} of {runs} runs{', the first' if len(told) > 1 else ''}: {told[0]}"

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device
-from irl_exp.machinery.store import fingerprint
+from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.policies.language_models import Completions, Progress
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, save_probes
 from irl_exp.texts.sentiment import polarity
@@ -150,9 +150,15 @@ class SequenceClassifierReward:
             RewardError: it cannot be opened, lacks trained weights of its head, or lacks a label.
         """
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=config.revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=config.revision, trust_remote_code=False
+            )
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-                source, revision=config.revision, dtype=torch.float32, output_loading_info=True
+                source,
+                revision=config.revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
             raise RewardError(f"{source}: no sequence classifier could be opened: {error}") from error
@@ -277,7 +283,7 @@ class ImportedReward:
         """Raises RewardError where the function fails, or gives anything but one finite number a text."""
         try:
             found = np.asarray(self.function(list(completions.prompts), list(completions.texts)), dtype=np.float64)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise RewardError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         if found.shape != (len(completions),):
             raise RewardError(
@@ -308,7 +314,7 @@ def _imported(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise RewardError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise RewardError(f"{name} is a {type(function).__name__}, not a function of (prompts, completions).")
@@ -446,8 +452,10 @@ def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
     """Read R*, or the second judge, back.
 
     Raises:
+        ArtifactError: a file of it is damaged.
         RewardError: it does not reproduce its own scores, or there is none.
     """
+    verify(folder)
     reward = _load(folder, device)
     check_probes(folder, reward, device)
     return reward

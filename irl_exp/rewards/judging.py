@@ -10,7 +10,9 @@ import pandas as pd
 
 from irl_exp.config import BenchmarkConfig, EvaluateConfig
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
 
 

@@ -10,7 +10,7 @@ from irl_exp.config import BenchmarkConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.rewards.judging import Judges, judged
 
-VERSION = 1
+VERSION = 2
 
 
 def run(

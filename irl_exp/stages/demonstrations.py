@@ -23,11 +23,13 @@ import pandas as pd
 
 from irl_exp.config import DemonstrationsConfig, LengthShortcut, MarkerShortcut
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.shortcuts import plant
 from irl_exp.texts.data import prompts_of
 
-VERSION = 3
+VERSION = 4
 PARTS = ("fit", "select", "test")
 
 

@@ -23,13 +23,14 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.measures import overoptimisation, policy_metrics, reward_metrics
 from irl_exp.measures import reward_comparison as compare
 from irl_exp.measures.reward_metrics import Metrics
-from irl_exp.policies.language_models import Completions, Policy, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards import shortcuts
 from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
-VERSION = 10
+VERSION = 11
 
 
 def run(

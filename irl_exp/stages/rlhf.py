@@ -10,14 +10,15 @@ import pandas as pd
 
 from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.language_models import Completions, Policy, generate
+from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.policy_optimization import optimize
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Reward
 from irl_exp.rewards.shortcuts import shortcut_reward
 from irl_exp.texts.data import prompts_of
 
-VERSION = 2
+VERSION = 3
 SAMPLES = 256
 """Completions of the reference that give the sd of R*, the unit of a shortcut's strength."""
 

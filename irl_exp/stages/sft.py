@@ -10,10 +10,11 @@ import pandas as pd
 
 from irl_exp.config import ModelConfig, SftConfig
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.language_models import Completions, Policy, log_probabilities, new_policy
+from irl_exp.policies.language_models import Completions, Policy, new_policy
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.supervised import fine_tune
 
-VERSION = 2
+VERSION = 3
 HELD_OUT = 256
 
 

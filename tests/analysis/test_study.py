@@ -204,6 +204,16 @@ def test_a_curve_that_a_kill_has_cut_off_ends_there(copied: Path) -> None:
     assert "evaluate" not in set(curves) or 0 not in set(curves["evaluate"]["run"])
 
 
+@pytest.mark.parametrize("content", [None, b'{"sft/step": 0, "sft/lo', b"\xff\xfe\x00\n", b"3\n"])
+def test_a_run_without_its_curves_is_told(copied: Path, content: bytes | None) -> None:
+    path = copied / "1" / "metrics.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    found = study.read(copied)
+    assert found.notes == ("metrics.jsonl of run 1 is missing, cut or unreadable: its curves are not shown whole.",)
+    assert 1 not in set(found.curves["sft"]["run"])
+    assert {0, 2} <= set(found.curves["sft"]["run"])
+
+
 def test_seeds_that_go_together_are_one_source(copied: Path) -> None:
     for job, seed in zip(JOBS, (0, 1, 1), strict=True):
         change(copied / job / "config.json", demonstrations__seed=seed, irl__seed=seed)
@@ -480,13 +490,15 @@ def test_files_of_others_in_the_folder_stay(copied: Path, tmp_path: Path) -> Non
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    (mine / "summary.json").write_text('{"files": ["../notes.txt", "notes.txt/..", 3]}')
+    (mine / "summary.json").write_text('{"files": ["../notes.txt", "notes.txt/..", 3, "..", ".", "inside"]}')
+    (mine / "inside").mkdir()
     found = study.read(copied)
     first = {path.name for path in report.write(found, mine).folder.iterdir()}
     for job in JOBS[1:]:
         (copied / job / "metrics.json").unlink()
     second = {path.name for path in report.write(study.read(copied), mine).folder.iterdir()}
     assert (mine / "notes.txt").read_text() == "mine"
+    assert (mine / "inside").is_dir()
     assert "distance_matrix.png" in first - second  # of one run there is none: the old one is no longer there
 
 

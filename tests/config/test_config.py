@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging.config
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -197,8 +199,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
     optional = {key for key, field in model.model_fields.items() if field.default is None and schema.node_of(field)}
     assert set(model.model_fields) - set(node) - optional <= schema.CHOSEN_BY_GROUP
     needed: dict[str, dict[str, Any]] = {  # what only the user can say
-        "file": {"path": str(tmp_path)},
-        "file_benchmark": {"path": str(tmp_path)},
+        "file": {"path": __file__},
+        "file_benchmark": {"path": __file__},
         "imported": {"function": "json:dumps"},
         "imported_part": {"function": "json:dumps"},
         "weighted": {"parts": {"short": {"name": "length"}}},
@@ -254,6 +256,10 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl.features.ngrams.longest=2", "irl.features.ngrams.longest: there is no such option. Did you mean "),
         ("irl.features.length.layers=[1]", "irl.features.length.layers: there is no such option."),
         ("seeds=10", "seeds=10: seeds is a config group; choose one of fifty, one, ten."),
+        ("irl=range(3)", "irl=range(3): irl is a config group and takes no numbers."),
+        ("irl/loss=range(1000000000000)", "irl/loss=range(1000000000000): irl/loss is a config group and takes no"),
+        ("data=null", "data=null: data is a config group: one of its options is taken."),
+        ("store.dir=~/x", "store.dir=~/x: write the path in full, store.dir=/"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_hydra_sees_it(override: str, told: str) -> None:
@@ -418,7 +424,30 @@ def test_the_nearest_name_is_near() -> None:
         ("device=gpu", "device=gpu: "),
         ("precision=fp16", "precision=fp16: input should be 'auto', 'fp32' or 'bf16'"),
         ("workers=-1", "workers=-1: input should be greater than or equal to 0"),
-        ("name=../elsewhere", "name=../elsewhere: "),
+        ("name=../elsewhere", "name=../elsewhere: runs are kept in multirun/NAME: begin with a letter or a digit"),
+        *((f"name={name}", f"name={name}: runs are kept in multirun/NAME") for name in ("..", ".", ".x", "-x", "/abs")),
+        (
+            "name=" + 400 * "x",
+            f"name={400 * 'x'}: runs are kept in multirun/NAME: begin with a letter or a digit and go on",
+        ),
+        ("name=store", "name=store: multirun/store is where results are kept: choose another name"),
+        ("store.dir=" + 400 * "x", f"store.dir={400 * 'x'}: a name in this path has at most 255 bytes"),
+        ("store.dir=" + 400 * "x0123456/", f"store.dir={400 * 'x0123456/'}"[:-1] + ": a name in this path has at most"),
+        ("store.dir='~nope/x'", "store.dir=~nope/x: ~nope is nobody's home folder: write the path in full"),
+        ("model.path='~nope'", "model.path=~nope: ~nope is nobody's home folder"),
+        ("model.path=" + 400 * "x", f"model.path={400 * 'x'}: it cannot be opened (File name too long)"),
+        ("tracking.project=a/b", "tracking.project=a/b: string should match pattern"),
+        ("tracking.tags=['']", "tracking.tags=: string should have at least 1 character"),
+        ("max_new_tokens=0", "max_new_tokens=0: input should be greater than or equal to 1"),
+        (
+            "max_new_tokens=512",
+            "max_new_tokens=512: a new model reads 512 tokens at once, prompt and completion together",
+        ),
+        ("rlhf.max_new_tokens=5000", "rlhf.max_new_tokens=5000: a new model reads 512 tokens at once"),
+        ("data.count=1000001", "data.count=1000001: input should be less than or equal to 1000000"),
+        ("sft.steps=1000000001", "sft.steps=1000000001: input should be less than or equal to 1000000000"),
+        ("evaluate.bootstrap=1000000", "evaluate.bootstrap=1000000: input should be less than or equal to 100000"),
+        ("irl.max_norm=3", "irl.max_norm=3: input should be a list, [3]"),
         ("tracking.mode=online", "tracking.mode=online: input should be 'wandb', 'offline' or 'none'"),
         ("tracking.artifacts=files", "tracking.artifacts=files: input should be 'reward', 'all' or 'none'"),
         (f"tracking.tags=[{'x' * 65}]", f"tracking.tags={'x' * 65}: string should have at most 64 characters"),
@@ -431,9 +460,58 @@ def test_the_nearest_name_is_near() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_bound(override: str, told: str) -> None:
-    lines = refusal(override).splitlines()
-    assert lines[0].startswith(told)
-    assert len(lines) == 1 or override == "seed=-1"  # every stage's seed follows that one
+    (line,) = refusal(override).splitlines()  # one cause, one line, whatever follows it
+    assert line.startswith(told)
+
+
+def test_what_follows_a_wrong_option_and_is_wrong_of_its_own_is_told_too() -> None:
+    assert refusal("seed=-1", "irl.seed=-2").splitlines() == [
+        "seed=-1: input should be greater than or equal to 0",
+        "irl.seed=-2: input should be greater than or equal to 0",
+    ]
+    parts = refusal("reward=weighted", "reward.seed=-1").splitlines()
+    assert parts == ["reward.seed=-1: input should be greater than or equal to 0"]
+
+
+def test_a_checkpoint_may_read_more_than_a_new_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert configured(f"model.path={tmp_path}", "max_new_tokens=1000").evaluate.max_new_tokens == 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("group", ["data", "benchmark"])
+def test_a_pipe_a_device_or_a_folder_is_no_file_of_texts(group: str, tmp_path: Path) -> None:
+    """Nobody would ever write into the pipe, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path, told in (
+        (tmp_path / "pipe.jsonl", "this is a pipe, a socket or a device: give a file"),
+        (Path(os.devnull), "this is a pipe, a socket or a device: give a file"),
+        (tmp_path, "this is a folder: give a file"),
+    ):
+        assert refusal(f"{group}=file", f"{group}.path={path}").startswith(f"{group}.path={path}: {told}")
+
+
+def test_a_label_that_is_not_read_has_no_toxic_values(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.touch()
+    told = refusal("data=file", f"data.path={path}", "data.label=null", "data.toxic=[1]")
+    assert told.startswith("data: data.toxic names values of a label: set data.label")
+    found = configured("data=file", f"data.path={path}", "data.toxic=[1,hate,0.5,true]").data
+    assert [type(value) for value in found.toxic] == [int, str, float, bool]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("option", ["default", "disabled", "none", "stdout"])
+def test_every_choice_of_logging_can_be_configured(option: str, tmp_path: Path) -> None:
+    schema.register()
+    with hydra.initialize_config_dir(str(CONF), **command_line.VERSION_BASE):
+        composed = hydra.compose("config", [f"hydra/job_logging={option}"], return_hydra_config=True)
+    composed.hydra.runtime.output_dir = str(tmp_path)
+    settings: Any = OmegaConf.to_container(composed.hydra.job_logging, resolve=True)
+    configurator: Any = logging.config.DictConfigurator(settings)
+    for name, formatter in settings.get("formatters", {}).items():
+        configurator.config["formatters"][name] = configurator.configure_formatter(formatter)
+    for handler in settings["handlers"].values():
+        configurator.configure_handler(handler).close()
 
 
 def test_a_class_of_another_choice_names_the_option() -> None:
@@ -573,8 +651,8 @@ def test_a_yaml_file_repeats_no_default(path: Path) -> None:
 def test_every_yaml_file_says_in_its_first_comment_what_it_is(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
     assert re.match(r"# \S", comments[0])
-    line = re.compile(rf"    {path.stem} +{re.escape(comments[0][2:])}")
-    assert any(map(line.fullmatch, schema.describe_groups().splitlines()))
+    said = schema.question_of(path.stem) or comments[0][2:] if path.parent.name == "study" else comments[0][2:]
+    assert f" {path.stem} {said}" in " ".join(schema.page_of(choice(path).split("=")[0]).split())
 
 
 def node_classes(model: type[Node] = Config) -> Iterator[type[Node]]:
@@ -599,19 +677,7 @@ def _has(base: type, name: str) -> bool:
     return issubclass(base, Node) and name in base.model_fields
 
 
-def test_the_help_has_a_line_for_every_option() -> None:
-    lines = schema.describe_options().splitlines()
-    keys = [line.split("=")[0].strip() for line in lines]
-    assert keys == list(dict.fromkeys(key for key, _ in schema.option_fields()))
-    assert "  rlhf.kl_coefficient=0.5" in schema.describe_options()
-
-
-def test_the_help_explains_every_option_that_follows_no_other() -> None:
-    unexplained = [line for line in schema.describe_options().splitlines() if re.fullmatch(r"  [^ ]+", line)]
-    assert [line for line in unexplained if "=$$" not in line] == []
-
-
 def test_the_file_on_disk_is_found_by_tab_completion_and_help_alike() -> None:
     assert schema.known_groups() == sorted({choice(path).split("=")[0] for path in FILES})
     for group in ("data", "irl", "irl/loss", "irl/features", "model", "refinetune", "reward", "rlhf", "scale", "seeds"):
-        assert f"  {group}=" in schema.describe_groups().splitlines()
+        assert re.search(rf"^  {group} +\w", schema.first_page("irl-exp"), re.MULTILINE)

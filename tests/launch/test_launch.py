@@ -36,7 +36,7 @@ from irl_exp.launch.jobs import LaunchContext
 from irl_exp.machinery.runtime import Event
 from irl_exp.machinery.store import read_manifest
 from irl_exp.report.cells import Outcome
-from irl_exp.report.names import POLICIES, POLICY_COLUMNS, REWARD_ROWS
+from irl_exp.report.names import POLICIES, POLICY_COLUMNS, REWARD_ROWS, words_of
 
 WARM = ("scale=tiny", "tracking=none", "workers=1")
 TINY = (*WARM, "data.count=1000")
@@ -97,7 +97,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched) -> None:
     assert first_launch.states() == dict.fromkeys(STAGES, "computed")
-    words = (*POLICIES, *POLICY_COLUMNS.values(), *REWARD_ROWS.values())
+    toxic = words_of({"reward.name": "classifier"})
+    words = (*POLICIES, *map(toxic.name, (*POLICY_COLUMNS.values(), *REWARD_ROWS.values())))
     assert [word for word in words if word not in first_launch.stdout] == []
     shown = {
         *(f"irl/{key}" for key in REWARD_ROWS),
@@ -105,6 +106,35 @@ def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched)
     }
     assert shown - set(first_launch.metrics()) == set()
     assert first_launch.stderr == ""  # nobody reads warnings that are always there
+
+
+def test_the_answer_comes_first(first_launch: Launched) -> None:
+    """The verdict stands before the tables on the terminal, and at the beginning of summary.md."""
+    first = "RLHF on R* (classifier) took toxic completions from "
+    assert first_launch.stdout.index(first) < first_launch.stdout.index("Policies on 16 test prompts")
+    summary = (first_launch.folder / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith(first)
+    for text in (first_launch.stdout, summary):
+        assert "scale=tiny: there is nothing to learn from these numbers." in text
+
+
+def test_the_log_tells_the_whole_launch(first_launch: Launched) -> None:
+    """Every line that was said, each with its time; texts in it may be folded otherwise."""
+    lines = (first_launch.folder / "launch.log").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", line)] == []
+    told = " ".join(" ".join(line[27:].split()) for line in lines)
+    assert [word for word in " ".join(first_launch.stdout.split()).split(" ") if word not in told] == []
+    assert told.startswith("1 job(s) on cpu")
+    assert "sft computed" in told
+    assert told.index("sft computed") < told.index("RLHF on R*") < told.index("summary multirun")
+
+
+def test_how_good_the_judges_are_is_a_metric(first_launch: Launched) -> None:
+    metrics = first_launch.metrics()
+    for judge in ("reward", "second_judge"):
+        (manifest,) = map(read_manifest, artifacts(first_launch.cwd / "multirun" / "store")[judge])
+        found = {key: metrics[f"{judge}/{key}"] for key in ("accuracy", "majority_accuracy", "n")}
+        assert found == manifest["info"]["held_out"]
 
 
 def test_metrics_are_flat_finite_and_complete(first_launch: Launched) -> None:
@@ -288,12 +318,13 @@ def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
     done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,refinetune")
     groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(5)]
     compared = {"implicit", "baseline", "triangle", "triangle_reference", "human"}
+    judges = {"reward", "second_judge", "reference"}
     assert groups == [
-        {"reference"},
-        {"reference", "expert"},
-        {"reference", "expert", *compared},
-        {"reference", "expert", *compared, "irl"},
-        {"reference", "expert", *compared, "irl", "refinetuned", "triangle_refinetuned", "overoptimisation"},
+        judges,
+        {*judges, "expert"},
+        {*judges, "expert", *compared},
+        {*judges, "expert", *compared, "irl"},
+        {*judges, "expert", *compared, "irl", "refinetuned", "triangle_refinetuned", "overoptimisation"},
     ]
     assert all(f"reference/{key}" in done.metrics(0) for key in POLICY_METRICS if "learned" not in key)
     assert all(f"irl/{key}" in done.metrics(3) for key in IRL_METRICS)
@@ -478,6 +509,7 @@ def test_a_damaged_artifact_is_named_and_computed_again(first_launch: Launched, 
     weights.write_bytes(whole[:1000])
     done = launch(*WARM)
     assert f"{weights.parent.name}/model.safetensors is damaged" in done.stderr
+    assert "model.safetensors is damaged" in (done.folder / "launch.log").read_text()
     assert done.states() == dict.fromkeys(STAGES, "reused") | {"sft": "computed"}
     assert weights.read_bytes() == whole
     assert done.text() == first_launch.text()
@@ -502,9 +534,7 @@ def refused(done: Launched) -> str:
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stdout + done.stderr
     assert "computed" not in done.stdout
-    left = [path for path in done.cwd.glob("multirun/*") if path.name != "store"]
-    assert left == []
-    assert not list(done.cwd.glob("multirun/store/*/*"))
+    assert not (done.cwd / "multirun").exists()
     return done.stderr
 
 
@@ -519,6 +549,9 @@ def refused(done: Launched) -> str:
         (["data=file", "data.path=nowhere.csv"], "data.path=nowhere.csv: there is no such file"),
         (["store.dir=/dev/null"], "the artifact store /dev/null cannot be written"),
         (["device=cuda"], "device=cuda: this machine has"),
+        (["name=/abs"], "name=/abs: runs are kept in multirun/NAME"),
+        (["irl.seed=range(1000000)"], "1,000,000 jobs, and a launch takes 10,000"),
+        (["hydra.sweep.subdir=x", "irl.seed=1,2"], "hydra.sweep.subdir=x: 2 jobs would write into one folder"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )
@@ -565,10 +598,10 @@ def test_a_developer_sees_the_traceback(launch: Launch) -> None:
 # ------------------------------------------------------------------------------------- what answers at once
 
 
-def test_help_tells_every_group(launch: Launch) -> None:
+def test_help_is_answered_without_a_launch(launch: Launch) -> None:
     text = launch("--help").stdout
-    assert [group for group in known_groups() if f"  {group}=" not in text] == []
-    assert "irl.loss.target_margin=1.0" in text
+    assert [group for group in known_groups() if not re.search(rf"^  {group} +\w", text, re.MULTILINE)] == []
+    assert "usage: python " in text
     assert not Path("multirun").exists()
 
 

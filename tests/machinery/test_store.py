@@ -11,23 +11,36 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from irl_exp.machinery import store as room
-from irl_exp.machinery.store import Artifact, ArtifactError, Identity, Store, fingerprint, read_manifest
+from irl_exp.machinery.store import (
+    Artifact,
+    ArtifactError,
+    Identity,
+    Store,
+    UnreadableError,
+    fingerprint,
+    read_manifest,
+)
 
 SPAWN = multiprocessing.get_context("spawn")
 IDENTITY = Identity("irl", 3, {"seed": 0, "loss": {"name": "logistic", "beta": 0.5}}, {"demonstrations": "d1"})
 OTHER = Identity("irl", 3, {"seed": 1}, {})
+SEEDS = [Identity("irl", 3, {"seed": seed}, {}) for seed in range(4)]
 
 
 def write(folder: Path) -> dict[str, Any]:
@@ -567,6 +580,112 @@ def test_files_that_the_manifest_does_not_list_do_no_harm(store: Store) -> None:
     assert store.get(IDENTITY, never).reused
 
 
+# ----------------------------------------------------------------------------------------- several users
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("mask", "folders", "files"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)]
+)
+def test_the_umask_says_who_may_read_an_artifact(
+    store: Store, umask: Callable[[int], int], mask: int, folders: int, files: int
+) -> None:
+    """Whatever a library thinks of it: safetensors writes for the owner alone."""
+
+    def compute(folder: Path) -> dict[str, Any]:
+        info = write(folder)
+        (folder / "weights.bin").chmod(0o600)
+        save_file({"w": np.zeros(3)}, folder / "tokenizer" / "embedding.safetensors")
+        return info
+
+    umask(mask)
+    for artifact in (store.get(IDENTITY, compute), *store.make(SEEDS[:1], lambda made: map(compute, made.values()))):
+        below = list(artifact.folder.rglob("*"))
+        assert {path.name for path in below} >= {"weights.bin", "embedding.safetensors", "manifest.json"}
+        for path in [artifact.folder, *below]:
+            assert stat.S_IMODE(path.stat().st_mode) == (folders if path.is_dir() else files), path
+
+
+@pytest.fixture
+def public_store() -> Iterator[Store]:
+    """A store that every user of this machine may enter: the folders of pytest are the owner's."""
+    with tempfile.TemporaryDirectory(prefix="irl-exp-public-") as folder:
+        os.chmod(folder, 0o755)
+        yield Store(Path(folder) / "store")
+
+
+LOOKS: dict[str, Callable[[Store], object]] = {
+    "in": lambda store: IDENTITY in store,
+    "find": lambda store: store.find(IDENTITY),
+    "get": lambda store: store.get(IDENTITY, never),
+    "make": lambda store: store.make([IDENTITY], lambda folders: map(never, folders.values())),
+}
+
+
+def _look_as_another_user(root: Path, log: Path) -> None:
+    """In a process of its own: what each look says to somebody who may not open what root closed."""
+    Store(root).make([], lambda folders: [])  # loads what this user may not load afterwards
+    with log.open("w", encoding="utf-8") as told:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        for name, look in LOOKS.items():
+            try:
+                look(Store(root))
+            except UnreadableError as error:
+                told.write(f"{name}: {error}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other rights")
+@pytest.mark.parametrize("closed", [".", "manifest.json", "weights.bin"])
+def test_what_is_closed_to_this_user_is_not_damaged(public_store: Store, tmp_path: Path, closed: str) -> None:
+    """A second user of a shared store must not compute it again, nor put his own in its place."""
+    artifact = public_store.get(IDENTITY, write)
+    path = artifact.folder / closed
+    mode, inode = stat.S_IMODE(path.stat().st_mode), artifact.folder.stat().st_ino
+    path.chmod(0)
+    process = SPAWN.Process(target=_look_as_another_user, args=(public_store.root, tmp_path / "told"))
+    process.start()
+    process.join(timeout=60)
+    path.chmod(mode)
+    assert process.exitcode == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert [line.partition(":")[0] for line in told] == list(LOOKS)
+    for line in told:
+        named = path / "manifest.json" if closed == "." else path
+        for part in (f"{named} cannot be read (Permission denied)", "not replaced", "chmod -R a+rX", "store.dir="):
+            assert part in line
+    assert artifact.folder.stat().st_ino == inode
+    assert public_store.get(IDENTITY, never).reused
+
+
+# ------------------------------------------------------------------------------------ after a killed builder
+
+
+def test_what_a_killed_builder_left_can_be_removed_at_once(store: Store) -> None:
+    store.get(OTHER, write)
+    for identity in (IDENTITY, OTHER):
+        leftover = store.folder(identity).with_name(f".{identity.digest}.tmp-0123")
+        leftover.mkdir()
+        write(leftover)
+    store.tidy([IDENTITY, OTHER, SEEDS[0]])
+    assert remains(store) == {OTHER.digest}
+
+
+def test_what_somebody_builds_now_is_left_alone(store: Store) -> None:
+    def meanwhile(folder: Path) -> dict[str, Any]:
+        Store(store.root).tidy([IDENTITY])
+        return write(folder)
+
+    assert len(content(store.get(IDENTITY, meanwhile))) == 3
+
+
 # ------------------------------------------------------------------------------- full and forbidden places
 
 
@@ -672,8 +791,6 @@ def test_prepare_refuses_too_little_space(store: Store) -> None:
 
 
 # ------------------------------------------------------------------------- several from one computation
-
-SEEDS = [Identity("irl", 3, {"seed": seed}, {}) for seed in range(4)]
 
 
 def write_each(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:

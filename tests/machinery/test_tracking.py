@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -321,6 +322,24 @@ def test_a_failing_job_is_a_failed_run_and_keeps_its_numbers(tmp_path: Path, err
     assert tracker.offline_folder is not None
     assert read_run(tracker.offline_folder)["exit_code"] == 1
     assert lines(tmp_path) == own(read_run(tracker.offline_folder)["history"])
+
+
+def test_a_stop_while_a_run_closes_leaves_it_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B can close a run once: what breaks it off leaves the run open for ever."""
+    import wandb
+
+    close = wandb.Run.finish
+
+    def stopped(run: wandb.Run, exit_code: int | None = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)
+        close(run, exit_code)
+
+    monkeypatch.setattr(wandb.Run, "finish", stopped)
+    with pytest.raises(KeyboardInterrupt), record(tmp_path) as tracker:
+        tracker.log("irl", {"step": 0, "loss": 1.0})
+    assert tracker.offline_folder is not None
+    assert read_run(tracker.offline_folder)["exit_code"] == 0
 
 
 def test_trouble_with_wandb_is_told_once_and_loses_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

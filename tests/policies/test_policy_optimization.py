@@ -16,8 +16,10 @@ from scipy import stats
 
 from irl_exp.config import PolicyOptimizationConfig
 from irl_exp.policies import policy_optimization
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.policy_optimization import OptimizationError, optimize
+from irl_exp.policies.sampling import generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's own
 
@@ -227,14 +229,13 @@ def test_the_trainer_reads_prompts_as_everything_else_does(
     policy = small.policy(name)
     policy.save(tmp_path / "reference")
     read: list[list[int]] = []
-    generate_of = type(policy.model).generate
+    complete = policy_optimization.complete
 
-    def watched(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
-        pairs = zip(input_ids, attention_mask, strict=True)
-        read.extend(ids[mask.bool()].tolist() for ids, mask in pairs)
-        return generate_of(self, input_ids=input_ids, attention_mask=attention_mask, **options)
+    def watched(own: Policy, prompt_ids: list[list[int]], **options: Any) -> Any:
+        read.extend(prompt_ids)
+        return complete(own, prompt_ids, **options)
 
-    monkeypatch.setattr(type(policy.model), "generate", watched)
+    monkeypatch.setattr(policy_optimization, "complete", watched)
     prompts = [*small.PROMPTS, "<|endoftext|>", " a </s> b"]
     seen = seen_by_the_reward(tmp_path / "reference", prompts=prompts, batch_size=14, generations=2)
     assert set(seen.prompts) == set(prompts)
@@ -360,9 +361,9 @@ def test_draws_while_the_trainer_is_built_do_not_matter(reference: Path, monkeyp
     first = run(reference)
     trainer_class = policy_optimization._trainer_class
 
-    def drawing(config: PolicyOptimizationConfig) -> Callable[..., Any]:
+    def drawing(config: PolicyOptimizationConfig, policy: Policy) -> Callable[..., Any]:
         def build(**options: Any) -> Any:
-            trainer = trainer_class(config)(**options)
+            trainer = trainer_class(config, policy)(**options)
             torch.rand(3)
             return trainer
 

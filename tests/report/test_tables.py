@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
-from irl_exp.report import cells, names, runs, studies
+from irl_exp.report import cells, names, runs, studies, tables, verdict
 from irl_exp.report.cells import Outcome
-from irl_exp.report.tables import Table
+from irl_exp.report.tables import Table, show
 
 patient = settings(deadline=None)  # a busy machine is no failure
 
@@ -55,6 +59,8 @@ LEARNED = {
     "recovered_fraction_high": 1.0,
 }
 
+TOXICITY = {"reward.name": "classifier"}
+
 
 def outcome(number: int, name: str, metrics: Mapping[str, float] | None = None, **options: str) -> Outcome:
     status = "completed" if metrics is not None else "failed"
@@ -71,7 +77,7 @@ def rows(table: Table) -> dict[str, dict[str, str]]:
 
 
 def test_a_run_without_a_learned_reward_has_the_table_of_its_policies() -> None:
-    (table,) = runs.run_tables(RUN)
+    (table,) = runs.run_tables(RUN, TOXICITY)
     assert table.title == "Policies on 250 test prompts, 1,000 completions each"
     found = rows(table)
     assert list(found) == ["reference", "expert"]
@@ -86,7 +92,7 @@ def test_a_run_without_a_learned_reward_has_the_table_of_its_policies() -> None:
 
 
 def test_a_run_with_a_learned_reward_has_its_table_with_the_implicit_one_beside_it() -> None:
-    policies, rewards, _ = runs.run_tables(LEARNED)
+    policies, rewards, _ = runs.run_tables(LEARNED, TOXICITY)
     assert rows(policies)["expert"]["learned R"] == "-", "not measured for this policy"
     assert rewards.title == "Rewards on 2,000 test completions of expert and reference, 600 toxic by R*"
     found = rows(rewards)
@@ -181,7 +187,8 @@ def test_many_cells_are_compared_on_the_terminal_and_spread_out_in_the_summary(t
     compared = studies.comparison_tables(runs)
     assert studies.write(tmp_path, runs) == compared
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert text == "\n".join(table.markdown() for table in [*compared, studies.study_table(runs)])
+    parts = [verdict.of_launch(runs), *compared, studies.study_table(runs)]
+    assert text == "\n".join(part.markdown() for part in parts)
 
 
 def test_rewards_and_policies_are_compared_in_tables_of_their_own() -> None:
@@ -216,6 +223,124 @@ def test_a_list_is_one_override() -> None:
 def test_cells_without_any_compared_metric_get_the_table_of_the_study() -> None:
     runs = [outcome(0, "sft.steps=1", {"reference/kl": 0.0}), outcome(1, "sft.steps=2", {"reference/kl": 0.0})]
     assert studies.tables(runs) == [studies.study_table(runs)]
+
+
+# ---------------------------------------------------------------- what a reward is about
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({"reward.name": "classifier"}, "toxic"),
+        ({"reward.name": "sequence_classifier", "reward.toxic": "toxic", "reward.civil": "neutral"}, "toxic"),
+        ({"reward.name": "sequence_classifier", "reward.toxic": "hate", "reward.civil": "nothate"}, "'hate'"),
+        ({"reward.name": "length"}, "R* < 0"),
+        ({"reward.name": "weighted", "reward.parts.toxicity.name": "classifier"}, "R* < 0"),
+        ({"reward.name": "sentiment"}, "R* < 0"),
+        ({"reward.name": "imported"}, "R* < 0"),
+    ],
+)
+def test_words_follow_the_reward(facts: Mapping[str, str], word: str) -> None:
+    """A completion of the wrong length is not toxic."""
+    tables = runs.run_tables(LEARNED, facts)
+    assert word in tables[0].columns
+    text = "\n".join(table.markdown() for table in tables)
+    assert f"F1 ({word})" in text
+    assert ("toxic" in text) is (word == "toxic")
+
+
+def test_words_of_a_study_are_those_of_its_reward() -> None:
+    runs = [
+        Outcome(number, f"irl={name}", Path(name), "completed", metrics=refined, facts={"reward.name": "length"})
+        for number, name in enumerate(("margin", "placebo"))
+        for refined in [{**LEARNED, "refinetuned/toxic_fraction": 0.2}]
+    ]
+    policies = studies.comparison_tables(runs)[1]
+    assert "R* < 0" in policies.columns
+    assert "toxic" not in policies.columns
+    assert studies.study_table(runs).title.endswith("; toxic_fraction is the share of completions with R* < 0")
+
+
+# ---------------------------------------------------------------- as wide as the terminal
+
+CELLS = (
+    "irl/features=[hidden_state,ngram],irl.prompt_fraction=0.05",
+    "irl=ensemble,irl.members=50,irl.aggregate=lower_bound",
+    "data.count=1000,irl=margin",
+)
+REFINED = {
+    **LEARNED,
+    "refinetuned/toxic_fraction": 0.041,
+    "refinetuned/reward_mean": -12.494,
+    "refinetuned/kl": 2.735,
+    "refinetuned/second_toxic_fraction": 0.042,
+    "benchmark/refinetuned/toxic_fraction": 0.05,
+    "overoptimisation/over_optimised": 0.0,
+    "overoptimisation/reward_at_matched_kl": 2.3,
+    "overoptimisation/reward_at_matched_kl_low": 2.213,
+    "overoptimisation/reward_at_matched_kl_high": 2.389,
+    "overoptimisation/truth_change": -0.001,
+}
+MANY = [
+    outcome(3 * number + seed, f"{cell},irl.seed={seed}", {key: value + seed / 1000 for key, value in REFINED.items()})
+    for number, cell in enumerate(CELLS)
+    for seed in range(2)
+]
+LOST = [outcome(9, f"{CELLS[0]},irl.seed=9", error="StageError: irl: a reason of many words, " * 5)]
+WIDE = {
+    "one run": runs.run_tables(REFINED, TOXICITY),
+    "comparison": studies.tables(MANY),
+    "study": [studies.study_table(MANY)],
+    "one cell": [studies.study_table(MANY[:2])],
+    "failures": studies.tables([*MANY, *LOST]),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("what", WIDE)
+def test_on_a_terminal_of_any_width_numbers_and_names_are_whole(what: str, width: int) -> None:
+    shown = io.StringIO()
+    show(WIDE[what], Console(file=shown, width=width))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    numbers = Counter(re.findall(NUMBER, shown.getvalue()))
+    for table in WIDE[what]:
+        wanted = Counter(
+            number for row in table.rows for cell in row[table.names :] for number in re.findall(NUMBER, cell)
+        )
+        assert not wanted - numbers, "a number is missing or cut"
+        names = {name for row in (table.columns, *table.rows) for name in row[: table.names]} | {*table.columns}
+        pieces = {piece for name in names - {"cell", "default"} for piece in re.split("[ ,/]", name)}
+        assert [piece for piece in pieces if piece not in shown.getvalue()] == []
+
+
+NUMBER = r"(?<![\w.])-?\d+\.\d+(?![\w.])"
+
+
+def test_what_does_not_fit_is_laid_out_below() -> None:
+    """Of many columns the last were cut to '-0.0', or not there at all."""
+    table = runs.run_tables({**REFINED, "expert/distinct_fraction": 0.9, "expert/nll": 1.19}, TOXICITY)[0]
+    lines = list(tables.lines(table, 50))
+    assert [line.split()[0] for line in lines if line and "─" not in line].count("refinetuned") == 3
+    assert any("-12.494" in line.split() for line in lines)
+
+
+def test_a_wide_terminal_has_a_line_a_row() -> None:
+    table = WIDE["one run"][1]
+    assert len(list(tables.lines(table, 160))) == 2 + len(table.rows)
+
+
+def test_brackets_in_a_name_are_no_markup() -> None:
+    table = Table("Of [bold]", ("cell", "AUROC"), (("irl/features=[hidden_state,ngram]", "0.500"), ("x[/]", "-")))
+    shown = io.StringIO()
+    show([table], Console(file=shown, width=80))
+    assert [word in shown.getvalue() for word in ("[bold]", "=[hidden_state,ngram]", "x[/]")] == [True] * 3
+
+
+def test_a_name_without_a_place_to_fold_is_cut_where_the_line_ends_and_nothing_is_lost() -> None:
+    table = Table("T", ("cell", "AUROC"), (("x" * 100, "0.500"),))
+    assert max(map(len, tables.lines(table, 60))) <= 60
+    assert sum(line.count("x") for line in tables.lines(table, 60)) == 100
 
 
 def test_markdown_is_a_table() -> None:
@@ -315,7 +440,8 @@ def test_one_completed_run_is_shown_as_a_run_and_many_as_a_study(tmp_path: Path)
     assert alone == runs.run_tables(LEARNED)
     many = [outcome(0, "seed=0", LEARNED), outcome(1, "seed=1", RUN)]
     assert studies.write(tmp_path, many) == [studies.study_table(many)]
-    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == studies.study_table(many).markdown()
+    parts = [verdict.of_launch(many), studies.study_table(many)]
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == "\n".join(part.markdown() for part in parts)
 
 
 def test_failures_follow_the_results_and_stand_alone_without_any(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from irl_exp import chain
 from irl_exp.config import ConfigError, DemonstrationsConfig, LengthShortcut, MarkerShortcut, Node
-from irl_exp.policies.language_models import Completions, log_probabilities
+from irl_exp.policies.language_models import Completions
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards.shortcuts import (
     ShortcutError,
     plant,

@@ -26,7 +26,9 @@ from irl_exp.launch import run
 from irl_exp.machinery.runtime import Event
 from irl_exp.machinery.store import Store
 from irl_exp.measures import policy_metrics
-from irl_exp.policies.language_models import Completions, Policy, generate, log_probabilities
+from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import evaluate as evaluate_stage
@@ -679,7 +681,8 @@ def test_a_planted_marker_is_measured_with_and_without_and_the_policies_stay_as_
         learned.standardised(learned.score(learned.reference.complete(test["prompt"].tolist(), version)))
         for version in ([text + " zz" for text in texts], texts)
     ]
-    assert np.sign(planted.metrics["shortcut/learned_effect"]) == np.sign((scores[0] - scores[1]).mean())
+    effect = (scores[0] - scores[1]).mean() / scores[1].std()
+    assert planted.metrics["shortcut/learned_effect"] == pytest.approx(effect, abs=0.1), "but for tokens at the seam"
     assert abs(planted.metrics["shortcut/truth_effect"]) < 0.05, "R* does not know the word"
     table = pd.read_parquet(planted.folder / "completions.parquet")
     assert not table["completion"].str.endswith(" zz").any()
@@ -688,7 +691,7 @@ def test_a_planted_marker_is_measured_with_and_without_and_the_policies_stay_as_
 
 
 def test_the_tradeoff_of_a_weighted_ground_truth_is_that_of_its_weights(root: Path) -> None:
-    found = world_of(root, "until=irl", "reward=weighted", "reward.parts.sentiment.weight=2").metrics
+    found = world_of(root, "until=irl", "reward=weighted", "reward.parts.sentiment.weight=2", "sft.steps=120").metrics
     weights = {"toxicity": 1.0, "sentiment": 2.0, "length": 0.5}
     for part, weight in weights.items():
         assert found[f"tradeoff/truth/{part}"] == pytest.approx(weight / sum(weights.values()), abs=1e-6)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from irl_exp.analysis.cell_names import cut, labels
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.measures import reward_comparison as compare
@@ -40,8 +40,8 @@ def distances(study: Study) -> tuple[list[str], Floats]:
     return names[told].tolist(), matrix
 
 
-def distance_matrix(study: Study) -> Figure:
-    """EPIC distance of every pair of learned rewards, and of each to R* and to the implicit reward.
+def distance_matrix(study: Study) -> Picture:
+    """Do the runs agree with each other more than with R*? EPIC distances of all pairs of learned rewards.
 
     Rewards are compared on the same test completions of expert and reference: centred within prompts, scaled to norm 1,
     then sqrt((1 - correlation) / 2); 0 is the same reward up to what no data can tell (a constant per prompt, a scale),
@@ -135,14 +135,13 @@ COVERAGES = {
 }
 
 
-def triangle(study: Study) -> Figure:
-    """Where R* gets lost: EPIC distances between R*, the implicit and the learned reward.
+def triangle(study: Study) -> Picture:
+    """Where R* gets lost: in what RLHF did not install, or in what IRL did not recover (EPIC distances).
 
     R* to implicit is what RLHF did not install in the policies, implicit to learned what IRL did not recover from them,
     R* to learned what is usually reported: as EPIC is a metric, at most the first plus the second. Each point is a run,
-    the diamond and the number above it the typical run of the cell, the line its 95 % interval. Colours are the
-    completions on which the rewards are compared: of expert and reference, of the reference alone, and of the
-    refinetuned policy, where over-optimisation shows. 0 is equivalent, 0.707 unrelated.
+    the number that of the diamond. Colours are the completions on which the rewards are compared. 0 is equivalent,
+    0.707 unrelated.
     """
     shown = [name for name in COVERAGES if panels.having(study, *(f"{name}/{side}/epic" for side in SIDES))]
     if not shown:
@@ -154,6 +153,8 @@ def triangle(study: Study) -> Figure:
         axes.set_xlim(left=0)
         panels.upright(axes, panels.UNRELATED)
     panels.legend_below(figure, dict(COVERAGES[name] for name in shown), "compared on completions of")
+    if "triangle_refinetuned" in shown:
+        figure.reading.append("On the completions of the refinetuned policy over-optimisation shows.")
     panels.headline(figure, f"Where R* gets lost: {panels.counted(study, panels.total(cells))}")
     return figure
 

@@ -41,9 +41,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def new(width: float = 6.4, height: float = 4.0) -> Figure:
+class Picture(Figure):
+    """A figure that knows how the panels that it has are to be read.
+
+    Attributes:
+        reading: sentences, each put there by the code that draws what it is about: none describes what is not drawn.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height))
+        self.reading: list[str] = []
+
+
+def new(width: float = 6.4, height: float = 4.0) -> Picture:
     """A figure in inches that belongs to no window and no global state."""
-    return Figure(figsize=(width, height))
+    return Picture(width, height)
 
 
 def svg(figure: Figure) -> bytes:

@@ -8,7 +8,7 @@ grey.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from matplotlib.ticker import MaxNLocator
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
-from irl_exp.analysis.study import Run, Study
+from irl_exp.analysis.study import NotComputed, Run, Study
 
 CELL_COLOURS = (drawing.ORANGE, drawing.GREEN, drawing.PURPLE, "#E69F00", "#56B4E9")
 """Of a few cells, told apart with any common colour vision; none is the colour of a reference line."""
@@ -35,6 +36,8 @@ UNRELATED = float(np.sqrt(0.5))
 """EPIC distance of two rewards without correlation."""
 FRACTIONS = (-0.02, 1.02)
 """Ends of the axis of what lies between 0 and 1, whatever an interval says."""
+NARROW = 4.8
+"""Inches of a figure that can be read on a telephone."""
 MOST_PANELS = 40
 MANY_POINTS = 2000
 """From here on marks are drawn as pixels: a PDF of a hundred thousand vectors opens slowly."""
@@ -60,6 +63,14 @@ def having(study: Study, *keys: str) -> dict[str, list[Run]]:
 def values(runs: Sequence[Run], key: str) -> Floats:
     """A metric of those of these runs that have it."""
     return np.array([run.metrics[key] for run in runs if key in run.metrics])
+
+
+def learned(study: Study) -> dict[str, list[Run]]:
+    """Runs with a learned reward by cell, one a reward."""
+    found = {cell: distinct(runs, "irl") for cell, runs in having(study, "irl/auroc").items()}
+    if not found:
+        raise NotComputed("No run has a learned reward: they stopped before irl (until=...), or on texts of one class.")
+    return found
 
 
 def distinct(runs: Sequence[Run], stage: str) -> list[Run]:
@@ -124,6 +135,11 @@ def counted(study: Study, runs: int) -> str:
     return f"{runs}{lost} run{'s' if study.n_jobs > 1 else ''}"
 
 
+def only(cells: Collection[str]) -> str:
+    """What is not drawn."""
+    return f", the first {MOST_PANELS} of {len(cells)} cells" if len(cells) > MOST_PANELS else ""
+
+
 def headline(figure: Figure, text: str) -> None:
     """The title of a figure, at its left edge."""
     figure.suptitle(text, x=0.01, ha="left", weight="bold")
@@ -160,7 +176,7 @@ def legend_below(figure: Figure, colours: Mapping[str, str], title: str) -> None
 # ---------------------------------------------------------------------------------------------------- grids and axes
 
 
-def grid(count: int, columns: int, height: float, width: float = 9.0, **shared: Any) -> tuple[Figure, list[Axes]]:
+def grid(count: int, columns: int, height: float, width: float = 9.0, **shared: Any) -> tuple[Picture, list[Axes]]:
     """A figure of `count` panels in rows of `columns`; height of a row in inches. Cells of the last row stay empty."""
     rows = -(-count // columns)
     figure = drawing.new(width, max(2.4, rows * height + 0.8))
@@ -181,16 +197,14 @@ def bottom(panels: Sequence[Axes], columns: int, text: str) -> None:
 def limits(
     shown: Floats, references: Sequence[float], estimates: Iterable[Estimate], ends: Sequence[float] = (-np.inf, np.inf)
 ) -> tuple[float, float]:
-    """Limits that show the spread of values, and of the references those that are at most 1.5 spreads away.
+    """Limits that show the spread of values and all of their intervals, and of the references those that are near.
 
-    Bounds of intervals too, as far as half a spread away: that of two runs would squeeze all points into one. None
-    lies beyond `ends`.
+    Near is at most 1.5 spreads away. None lies beyond `ends`.
     """
     low, high = float(shown.min()), float(shown.max())
     spread = max(high - low, 1e-3)
     near = [value for value in references if low - 1.5 * spread <= value <= high + 1.5 * spread]
-    bounds = [bound for found in estimates for bound in (found.low, found.high) if not np.isnan(bound)]
-    near += [min(max(bound, low - spread / 2), high + spread / 2) for bound in bounds]
+    near += [bound for found in estimates for bound in (found.low, found.high) if not np.isnan(bound)]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * max(high - low, spread)
     return max(low - margin, ends[0]), min(high + margin, ends[1])
@@ -223,6 +237,41 @@ def upright(axes: Axes, value: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ rows of runs
+
+
+def method(sizes: Collection[int]) -> str:
+    """What the diamond is, in words, of cells with so many runs.
+
+    >>> method([2, 3])
+    'The diamond is the mean; fewer than 5 runs have no interval.'
+    >>> method([50])
+    'The diamond is the interquartile mean, its line the 95 % bootstrap interval over runs.'
+    """
+    told = {
+        "the mean; fewer than 5 runs have no interval": any(1 < size < statistics.LEAST for size in sizes),
+        "the mean, its line the 95 % t interval": any(statistics.LEAST <= size < statistics.FEW for size in sizes),
+        "the interquartile mean, its line the 95 % bootstrap interval over runs": any(
+            size >= statistics.FEW for size in sizes
+        ),
+    }
+    found = [text for text, is_so in told.items() if is_so]
+    if not found:
+        return ""
+    which = " (as many runs as a cell has)" if len(found) > 1 else ""
+    return f"The diamond is {', or '.join(found)}{which}."
+
+
+def heading(axes: Axes, place: int, name: str, numbers: str) -> None:
+    """What a row is, above it: its name at the left, its numbers at the right. So a figure stays narrow."""
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
+    style: dict[str, Any] = {
+        "xycoords": axes.get_yaxis_transform(),
+        "va": "top",
+        "annotation_clip": False,
+        "bbox": paper,
+    }
+    note(axes, name, (0, place - 0.5), (0, -2), ha="left", **style)
+    note(axes, numbers, (1, place - 0.5), (0, -2), ha="right", **style)
 
 
 def rows(axes: Axes, names: Sequence[str], *, top: float = -0.55, edge: float = 0.5, room: float = 0.0) -> None:
@@ -266,11 +315,11 @@ def strip(axes: Axes, place: int, values: Floats, colour: str, faint: float, zor
     return heights
 
 
-def piled(axes: Axes, y: float, values: Floats, colour: str, *, step: float = 0.12) -> None:
-    """Runs as points piled up from y; the axis points downwards."""
+def piled(axes: Axes, y: float, values: Floats, colour: str, *, step: float = 0.12, room: float = 0.62) -> None:
+    """Runs as points piled up from y, `room` high at most; the axis points downwards."""
     low, high = axes.get_xlim()
     pile = piles(values, (high - low) / PILE)
-    step = min(step, 0.62 / max(pile.max(), 1))
+    step = min(step, room / max(pile.max(), 1))
     raster = len(values) > MANY_POINTS
     axes.scatter(values, y - step * pile, s=13, color=colour, alpha=0.6, linewidths=0, rasterized=raster, zorder=3)
 
@@ -290,7 +339,7 @@ def piles(values: Floats, width: float) -> Floats:
 
 def by_cell(
     study: Study, cells: Mapping[str, Sequence[Run]], columns: Mapping[str, Sequence[tuple[str, str]]], unit: str
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Picture, list[Axes]]:
     """A panel for each title, a row for each cell, and in it a line of points for each (metric, colour)."""
     names = labels(study)
     inch = max(0.2 + PITCH * max(map(len, columns.values())), inches(names.values()))
@@ -306,6 +355,7 @@ def by_cell(
         rows(axes, [names[cell] for cell in cells], top=-0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(x=0.1)
+    figure.reading.append(method([len(runs) for runs in cells.values()]))
     return figure, panels
 
 

@@ -6,22 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
+from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.study import NotComputed, Run, Study
 
 
-def frontier(study: Study) -> Figure:
+def frontier(study: Study) -> Picture:
     """What the policies earn and how far they went for it: mean R* against KL from the reference.
 
-    Every refinetuned run is a point, coloured by cell; the reference stands at KL 0, the expert is the policy that was
-    trained on R* itself. Above and left of the expert would be a better use of the same distance. On the right the same
-    without the reference. Below, where it was measured: mean R* of refinetuning on its training prompts when it first
-    passes the expert's final KL (points: runs; diamond and line: typical run with 95 % interval; blue: the expert at
-    the same KL). A run that never went so far has no such value.
+    Every refinetuned run is a point; the reference stands at KL 0, the expert is the policy that was trained on R*
+    itself. Above and left of the expert would be a better use of the same distance. On the right the same without the
+    reference.
     """
     cells = panels.having(study, "refinetuned/kl", "refinetuned/reward_mean")
     if not cells:
@@ -50,6 +49,11 @@ def frontier(study: Study) -> Figure:
     if len(cells) > 1:
         figure.legend(handles, texts, loc="outside right center", fontsize=panels.SMALL)
     if matched:
+        figure.reading.append(
+            "Below: mean R* of refinetuning on its training prompts when it first passes the expert's final KL (blue: "
+            "the expert at the same KL). A run that never went so far has no such value."
+        )
+        figure.reading.append(panels.method([len(runs) for runs in matched.values()]))
         _at_matched_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
     return figure
 
@@ -87,19 +91,15 @@ def _at_matched_kl(
 # ----------------------------------------------------------------------------------------------------------- paradox
 
 REWARD_SIDE = {"irl/auroc": "AUROC of the learned reward", "irl/epic": "EPIC distance of the learned reward to R*"}
-POLICY_SIDE = {
-    "refinetuned/reward_mean": "mean R*, refinetuned",
-    "refinetuned/toxic_fraction": "toxic fraction, refinetuned",
-}
+POLICY_SIDE = ("refinetuned/reward_mean", "refinetuned/toxic_fraction")
 
 
-def paradox(study: Study) -> Figure:
+def paradox(study: Study) -> Picture:
     """Does a better recovered reward give a better refinetuned policy?
 
-    Each point is a run, coloured by cell, a cross the mean of a cell with two runs or more. In each title: Spearman
-    correlation over runs with its 95 % interval (Bonett and Wright 2000; it takes runs as independent, although runs of
-    one cell resemble each other), and over the means of cells. EPIC and toxicity are better when lower: for a reward
-    that pays, the correlations are positive in the first panel and in the last, and negative in the other two.
+    Each point is a run. In each title: Spearman correlation over runs with its 95 % interval (Bonett and Wright 2000,
+    which takes runs as independent). EPIC distance and the share below 0 of R* are better when lower: for a reward that
+    pays, the correlations are positive in the first panel and in the last, and negative in the other two.
     """
     cells = panels.having(study, *REWARD_SIDE, *POLICY_SIDE)
     if not cells:
@@ -109,7 +109,7 @@ def paradox(study: Study) -> Figure:
     names, styles = labels(study), dict(zip(cells, panels.shades(len(cells)), strict=True))
     figure = drawing.new(9.4 + (len(cells) > 1) * 1.6, 7.2)
     parts = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, (policy, y_text) in enumerate(POLICY_SIDE.items()):
+    for row, policy in enumerate(POLICY_SIDE):
         for column, (reward, x_text) in enumerate(REWARD_SIDE.items()):
             axes = parts[row, column]
             for cell, runs in cells.items():
@@ -119,8 +119,12 @@ def paradox(study: Study) -> Figure:
                     axes.plot(x.mean(), y.mean(), "x", color=styles[cell][0], markersize=8, markeredgewidth=2)
             axes.set_title(_correlated(cells, reward, policy), fontsize=9, weight="normal")
             axes.set_xlabel(x_text if row else "")
-            axes.set_ylabel("" if column else y_text)
+            axes.set_ylabel("" if column else readable(policy, study.words))
     if len(cells) > 1:
+        figure.reading.append(
+            "Colours are cells, a cross the mean of a cell with two runs or more. Runs of a cell resemble each other, "
+            "so the interval over runs is too narrow; beside it stands the correlation over the means of cells."
+        )
         handles = [panels.dot(colour, names[cell], marker) for cell, (colour, marker) in styles.items()]
         figure.legend(handles=handles, loc="outside right center", fontsize=panels.SMALL)
     title = "Does a better recovered reward give a better policy?"

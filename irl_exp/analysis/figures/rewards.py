@@ -1,58 +1,78 @@
 """Figures of the learned reward against R*: how far off it is, where, and whether it knows.
 
-One function a figure, from a `Study` to a matplotlib `Figure`; its docstring is the caption. `NotComputed` where the
+One function a figure, from a `Study` to a `Picture`. The first paragraph of its docstring is the caption, the others
+say how to read it whatever the runs are; what only some runs have is told by `Picture.reading`. `NotComputed` where the
 runs cannot tell it.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.report.names import Words
 
 AGAINST_TRUTH = {
     "auroc": ("AUROC against the label of R* (higher is better)", "chance", 0.5),
     "epic": ("EPIC distance to R* (lower is better)", "unrelated", panels.UNRELATED),
 }
+NOT_LEARNED = ("implicit", "placebo", "probe", "length", "reference_log_probability", "majority")
+"""Methods that fit no reward to the demonstrations, or not to them as they are: floors, ceilings and the null."""
+MAGNIFIED = 0.1
+"""Runs that spread over less of the scale than this are shown magnified too."""
 
 
-def distribution(study: Study) -> Figure:
-    """AUROC and EPIC distance of the learned reward to R* in every run.
+def distribution(study: Study) -> Picture:
+    """How close the learned reward is to R*: its AUROC and its EPIC distance, in every run, on the whole scale.
 
-    Each point is a run, piled up where runs are equal; diamond and line are the typical run of the cell with its 95 %
-    interval, written beside it (mean and t interval below ten runs, interquartile mean and bootstrap from ten on). The
-    strip on top has the whole scale; the shaded part is what the panel below magnifies. Blue is the implicit reward
-    log π_expert - log π_ref, the ceiling of what the policies themselves tell of R*: a learned reward that passes it
-    has smoothed them. Dashed is a reward that knows nothing (AUROC 0.5, EPIC 0.707). Grey cells are the placebo, expert
-    and baseline swapped at random: the null distribution.
+    Each point is a run, piled up where runs are equal. Dashed is a reward that knows nothing (AUROC 0.5, EPIC 0.707).
     """
     cells = panels.having(study, "irl/auroc")
     if not cells:
         raise NotComputed("no run has a learned reward that was judged against R* (irl/auroc): run until irl or later.")
-    names = labels(study)
-    height = max(1.6, max(0.62 if len(cells) < 7 else 0.5, panels.inches(names.values())) * len(cells))
-    figure = drawing.new(10.4, height + 1.9)
-    grid = figure.add_gridspec(2, 2, height_ratios=[0.34, height])
-    for column, (metric, (text, chance, level)) in enumerate(AGAINST_TRUTH.items()):
-        whole, zoom = (figure.add_subplot(grid[row, column]) for row in range(2))
-        limits = _zoom(zoom, cells, metric, level)
-        panels.rows(zoom, [names[cell] if column == 0 else "" for cell in cells], top=-0.8, edge=0.45)
-        zoom.set_xlabel(text)
-        _whole(whole, cells, metric, (chance, level), limits)
-    told = panels.counted(study, panels.total(cells))
-    panels.headline(figure, f"How close is the learned reward to R*? {told}")
+    names = labels(study, 34)
+    tall = (0.4 + panels.inches(names.values())) * len(cells)
+    found = {metric: _limits(cells, metric, level) for metric, (_, _, level) in AGAINST_TRUTH.items()}
+    heights = {
+        (metric, zoomed): tall if not zoomed else 0.36 * len(cells) + (0.12 * len(cells) if len(cells) > 1 else 0)
+        for metric, limits in found.items()
+        for zoomed in (False, True)
+        if not zoomed or limits[1] - limits[0] < MAGNIFIED
+    }
+    figure = drawing.new(panels.NARROW, sum(heights.values()) + 0.62 * len(heights) + 0.6)
+    parts = figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights.values()))[:, 0]
+    for axes, (metric, zoomed) in zip(parts, heights, strict=True):
+        if zoomed:
+            _magnified(axes, cells, metric, names, found[metric])
+        else:
+            _whole(axes, cells, metric, names, found[metric] if (metric, True) in heights else None)
+    figure.reading += _how_to_read(cells, any(zoomed for _, zoomed in heights))
+    panels.headline(figure, f"How close is the learned reward to R*? {panels.counted(study, panels.total(cells))}")
     return figure
+
+
+def _how_to_read(cells: Mapping[str, Sequence[Run]], zoomed: bool) -> Iterator[str]:
+    yield panels.method([len(runs) for runs in cells.values()])
+    if zoomed:
+        yield "The panel below a scale magnifies its shaded part: what looks far apart there is not."
+    if any("implicit/auroc" in run.metrics for runs in cells.values() for run in runs):
+        yield (
+            "Blue is the implicit reward log \N{GREEK SMALL LETTER PI}_expert - log \N{GREEK SMALL LETTER PI}_ref, the "
+            "ceiling of what the policies themselves tell of R*: a learned reward that passes it has smoothed them."
+        )
+    if any(_colour(runs) == drawing.GREY for runs in cells.values()):
+        yield "Grey cells are the placebo, expert and baseline swapped at random: the null distribution."
 
 
 def _colour(runs: Sequence[Run]) -> str:
@@ -60,71 +80,114 @@ def _colour(runs: Sequence[Run]) -> str:
     return drawing.GREY if runs[0].config.get("irl.name") == "placebo" else drawing.ORANGE
 
 
-def _zoom(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:
-    """A row a cell, at limits that show the spread; returns them."""
+def _typical(cells: Mapping[str, Sequence[Run]], metric: str) -> dict[str, statistics.Estimate]:
+    """Of the cells that have the metric: a constant reward has no distance."""
     values = {cell: panels.values(runs, f"irl/{metric}") for cell, runs in cells.items()}
-    ceilings = {cell: np.unique(panels.values(runs, f"implicit/{metric}")) for cell, runs in cells.items()}
-    found = {cell: statistics.typical(those) for cell, those in values.items() if len(those)}
-    references = [level, *(float(value) for ceiling in ceilings.values() for value in ceiling)]
-    every = np.concatenate(list(values.values())) if found else np.array([level])
-    limits = panels.limits(every, references, found.values(), panels.FRACTIONS)
-    axes.set_xlim(limits)
-    axes.axvline(level, **panels.DASHED)
-    digits, tall = panels.digits(found.values()), len(cells) == 1
+    return {cell: statistics.typical(those) for cell, those in values.items() if len(those)}
+
+
+def _limits(cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:
+    """Of the part of the scale that has all runs, their intervals, and what is near."""
+    every = np.concatenate([panels.values(runs, f"irl/{metric}") for runs in cells.values()])
+    ceilings = [float(value) for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")]
+    if not len(every):
+        every = np.array([level])
+    return panels.limits(every, [level, *ceilings], _typical(cells, metric).values(), panels.FRACTIONS)
+
+
+def _rows_of(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, base: float) -> None:
+    """In each row the runs, piled up from `base`, and below them the typical one; the limits are set before."""
+    found = _typical(cells, metric)
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
     for place, (cell, runs) in enumerate(cells.items()):
-        told = "not defined:\nconstant reward"
+        ceiling = np.unique(panels.values(runs, f"implicit/{metric}"))
+        width = 0.6 if len(ceiling) > 1 else 1.4
+        axes.vlines(ceiling, place + base - 0.3, place + 0.48, color=drawing.BLUE, linewidth=width, zorder=1)
         if cell in found:
-            panels.piled(axes, place, values[cell], _colour(runs), step=0.06 if tall else 0.12)
-            panels.mark(axes, found[cell], place + 0.2)
-            told = f"{panels.interval(found[cell], digits)}\nn = {found[cell].n}"
-        width = 0.6 if len(ceilings[cell]) > 1 else 1.4
-        axes.vlines(ceilings[cell], place - 0.7, place + 0.35, color=drawing.BLUE, linewidth=width, zorder=1)
-        panels.beside(axes, place - 0.1, told)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
-    return limits
+            panels.piled(axes, place + base, panels.values(runs, f"irl/{metric}"), _colour(runs), step=0.07, room=0.4)
+            panels.mark(axes, found[cell], place + 0.38)
 
 
 def _whole(
     axes: Axes,
     cells: Mapping[str, Sequence[Run]],
     metric: str,
-    chance: tuple[str, float],
+    names: Mapping[str, str],
+    shaded: tuple[float, float] | None,
+) -> None:
+    """The scale from 0 to 1: a row a cell with its numbers, and the two lines named."""
+    text, chance, level = AGAINST_TRUTH[metric]
+    axes.set_xlim(0, 1)
+    _rows_of(axes, cells, metric, 0.24)
+    found = _typical(cells, metric)
+    digits = panels.digits(found.values())
+    for place, cell in enumerate(cells):
+        told = (
+            f"{panels.interval(found[cell], digits)}, n = {found[cell].n}" if cell in found else "constant: not defined"
+        )
+        panels.heading(axes, place, names[cell], told)
+    if shaded is not None:
+        axes.axvspan(max(shaded[0], 0), min(shaded[1], 1), color="#E3E3E3", zorder=0)
+    axes.axvline(level, **panels.DASHED)
+    _named_levels(axes, cells, metric, chance, level)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    axes.set_xlabel(text)
+
+
+def _magnified(
+    axes: Axes,
+    cells: Mapping[str, Sequence[Run]],
+    metric: str,
+    names: Mapping[str, str],
     limits: tuple[float, float],
 ) -> None:
-    """The scale from 0 to 1 with all runs as ticks, and the two lines named."""
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.axvspan(max(limits[0], 0), min(limits[1], 1), color="#EDEDED", zorder=0)
-    for runs in cells.values():
-        axes.vlines(panels.values(runs, f"irl/{metric}"), 0, 0.7, color=_colour(runs), linewidth=0.8)
+    """The shaded part of the scale."""
+    axes.set_xlim(limits)
+    axes.set_facecolor("#F3F3F3")
+    _rows_of(axes, cells, metric, 0.12)
+    if len(cells) > 1:
+        for place, cell in enumerate(cells):
+            panels.heading(axes, place, " ".join(names[cell].split("\n")), "")
+    panels.upright(axes, AGAINST_TRUTH[metric][2])
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    axes.set_xlabel(f"the shaded part, {1 / (limits[1] - limits[0]):.0f} times as large")
+
+
+def _named_levels(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, chance: str, level: float) -> None:
+    """The names of the two lines, above the panel."""
     ceiling = np.unique([value for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")])
-    name, level = chance
     middle = float(ceiling.mean()) if len(ceiling) else 1.0
     outward = "left" if middle > level else "right"
-    axes.axvline(level, **panels.DASHED)
     aside = "right" if 0.28 < level < 0.6 or middle > level else "left"
-    written = _above(axes, level, f"{name} {level:.3g}", aside, "#555555")
+    written = _above(axes, level, f"{chance} {level:.3g}", aside, "#555555")
     if len(ceiling):
-        axes.vlines(ceiling, 0, 1, color=drawing.BLUE, linewidth=1.2)
         ends = dict.fromkeys(f"{value:.{2 + (len(ceiling) == 1)}f}" for value in (ceiling.min(), ceiling.max()))
         inside = {"left": middle < 0.7, "right": middle > 0.35}[outward]
         side = outward if inside else {"left": "right", "right": "left"}[outward]
         _above(axes, middle, f"implicit {' to '.join(ends)}", side, drawing.BLUE, written)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=panels.SMALL)
-    axes.tick_params(axis="x", length=2, pad=1)
 
 
 def _above(
     axes: Axes, x: float, text: str, side: str, colour: str, taken: tuple[float, float] = (-1.0, -1.0)
 ) -> tuple[float, float]:
     """Text above the panel, a line higher where the part of the scale `taken` is; returns what it takes itself."""
-    width = 0.021 * len(text)  # at 3 inches a panel
+    width = 0.015 * len(text)  # at 4.4 inches a panel
     ends = (x - width, x) if side == "right" else (x, x + width)
     up = 13 if ends[0] < taken[1] and taken[0] < ends[1] else 2
-    panels.note(axes, text, (x, 1.0), (0, up), ha=side, va="bottom", color=colour, annotation_clip=False)
+    panels.note(
+        axes,
+        text,
+        (x, 1.0),
+        (0, up),
+        xycoords=axes.get_xaxis_transform(),
+        ha=side,
+        va="bottom",
+        color=colour,
+        annotation_clip=False,
+    )
     return ends
 
 
@@ -132,27 +195,34 @@ def _above(
 
 
 def _judged(study: Study) -> list[Run]:
-    """Runs with a judged reward that kept their completions."""
-    return [run for run in study.runs if "irl/auroc" in run.metrics and (run.folder / "completions.parquet").exists()]
+    """Runs with a judged reward that kept their completions; those that learned it, where there are such."""
+    runs = [run for run in study.runs if "irl/auroc" in run.metrics and (run.folder / "completions.parquet").exists()]
+    return [run for run in runs if run.config.get("irl.name") not in NOT_LEARNED] or runs
 
 
 def median_run(study: Study) -> Run:
-    """The run whose AUROC is the median of all runs that kept their completions; of an even number the lower one."""
+    """The run whose AUROC is the median of all runs that kept their completions; of an even number the lower one.
+
+    Of runs whose method learns from the demonstrations, where there are any: the median of a comparison of methods may
+    be a ceiling or a floor.
+    """
     found = _judged(study)
     if not found:
         raise NotComputed("no run has both a learned reward (irl/auroc) and its completions.parquet.")
     return sorted(found, key=lambda run: (run.metrics["irl/auroc"], run.number))[(len(found) - 1) // 2]
 
 
-def learned_against_truth(study: Study) -> Figure:
-    """The learned reward of each test completion against R*, and how much it differs between runs.
+def reward_of(run: Run) -> str:
+    """What the reward of a run is called: 'learned reward', or by its method where that learns none."""
+    name = run.config.get("irl.name", "")
+    return f"reward of irl={name}" if name in NOT_LEARNED else "learned reward"
 
-    Left: the run whose AUROC is the median of the study. A point is a test completion, coloured by the policy that
-    wrote it; left of the line R* calls it toxic. The learned reward has mean 0 and sd 1 on the fit demonstrations; the
-    AUROC is over the completions of expert and reference. Right, where the median run's cell has three runs or more on
-    the same completions: for each completion of expert and reference the mean and the sd over runs of the reward,
-    standardised over these completions in each run. An sd near 0 means that all runs give this completion the same
-    reward, right or wrong.
+
+def learned_against_truth(study: Study) -> Picture:
+    """The learned reward of each test completion against R*, of the run whose AUROC is the median of all.
+
+    A point is a test completion, coloured by the policy that wrote it. The reward has mean 0 and sd 1 on the fit
+    demonstrations; the AUROC is over the completions of expert and reference.
     """
     run = median_run(study)
     table = study.completions(run, ["policy", "truth", "learned"])
@@ -161,23 +231,30 @@ def learned_against_truth(study: Study) -> Figure:
     spread = _standardised(study, run)
     figure = drawing.new(10.4 if spread is not None else 6.4, 4.6)
     parts = figure.subplots(1, 1 if spread is None else 2, squeeze=False)[0]
-    _one_run(parts[0], table, run)
-    where = "" if len(study.cells) == 1 else f" ({labels(study)[run.cell]})"
+    _one_run(parts[0], table, run, study.words)
+    where = "" if len(study.cells) == 1 else f" ({' '.join(labels(study)[run.cell].split())})"
     title = textwrap.fill(f"Run {run.number}{where}, the median of {panels.counted(study, len(_judged(study)))}:", 48)
     judged = int((table["policy"] != "refinetuned").sum())
     parts[0].set_title(f"{title}\nAUROC {run.metrics['irl/auroc']:.3f}, n = {judged:,}", pad=14)
+    if run.config.get("irl.name") in NOT_LEARNED:
+        figure.reading.append(f"No run learned a reward from the demonstrations: this is the {reward_of(run)}.")
     if spread is not None:
         _between_runs(parts[1], *spread)
+        figure.reading.append(
+            "Right: for each completion of expert and reference the mean and the sd over the runs of that cell, the "
+            "reward standardised over these completions in each run. An sd near 0 means that all runs give this "
+            "completion the same reward, right or wrong."
+        )
     return figure
 
 
-def _one_run(axes: Axes, table: pd.DataFrame, run: Run) -> None:
+def _one_run(axes: Axes, table: pd.DataFrame, run: Run, words: Words) -> None:
     _cloud(axes, table["policy"], table["truth"], table["learned"])
     axes.axvline(0, color="black", linewidth=0.8)
-    for side, text in (("right", "toxic "), ("left", " civil")):
+    for side, text in (("right", f"{words.below} "), ("left", f" {words.above}")):
         axes.text(0, 1, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=panels.SMALL)
     axes.set_xlabel("R* (log-odds of civil)" if run.config.get("reward.name") == "classifier" else "R*")
-    axes.set_ylabel("learned reward (sd on the fit demonstrations)")
+    axes.set_ylabel(f"{reward_of(run)} (sd on the fit demonstrations)")
     axes.legend(loc="lower right", fontsize=panels.SMALL, markerscale=2.5)
 
 
@@ -233,13 +310,12 @@ SIGNALS = {
 }
 
 
-def uncertainty(study: Study) -> Figure:
-    """Does the uncertainty of the learned reward know where it is wrong?
+def uncertainty(study: Study) -> Picture:
+    """Does the uncertainty of the learned reward know where it is wrong? AUROC of four signals for the errors.
 
-    AUROC of four signals for the errors: test completions on the wrong side of the threshold that was set with R* on
-    select. Each point is a run, the diamond the typical run of the cell with its 95 % interval, the dashed line chance.
-    An epistemic sd that does not beat the norm of the features, the length or the perplexity under the reference, which
-    need no reward at all, says nothing about the reward.
+    Errors are test completions on the wrong side of the threshold that was set with R* on select. Each point is a run,
+    the dashed line chance. An epistemic sd that does not beat the norm of the features, the length or the perplexity
+    under the reference, which need no reward at all, says nothing about the reward.
     """
     cells = panels.having(study, *(f"uncertainty/{name}_auroc" for name in SIGNALS))
     if not cells:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
+from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.spread import Open
-from irl_exp.analysis.statistics import Estimate, Floats, wilson
+from irl_exp.analysis.statistics import LEAST, Estimate, Floats, wilson
 from irl_exp.analysis.study import NotComputed, Study
 
 
-def left_open(found: Open) -> Figure:
-    """What the demonstrations leave open. Left: for each test pair (expert minus baseline, one a prompt) the range of
+def left_open(found: Open) -> Picture:
+    """What the demonstrations leave open: test pairs whose order all rewards share that explain them as well.
+
+    Left: for each test pair (expert minus baseline, one a prompt) the range of
     margins over all rewards that explain the fitted pairs as well as the typical recovered one; a pair whose range does
     not contain 0 is determined. Points are the recovered rewards, one a seed: that they agree does not make a pair
     determined. Right: the fraction of pairs that is determined (95 % Wilson interval) against the tolerance in the
@@ -82,12 +87,13 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
     axes.set_title("Determined by the demonstrations")
 
 
-def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
-    """Which cell recovers more, seed by seed: every cell minus the first one on the same seeds. Each point is a seed,
-    the diamond the mean of the differences with its 95 % t interval. What two cells share (expert, demonstrations, the
-    completions on which they are judged) cancels out in a difference. A cell whose interval crosses 0 is not told apart
-    from the first one; with many cells compared, some intervals miss 0 by chance: the table below has p-values that
-    allow for it (Holm).
+def paired_differences(study: Study, table: pd.DataFrame) -> Picture:
+    """Which cell recovers more, seed by seed: every cell minus the first one on the same seeds.
+
+    Each point is a seed, the diamond the mean of the differences, with its 95 % t interval from five seeds on. What two
+    cells share (expert, demonstrations, the completions on which they are judged) cancels out in a difference. A cell
+    whose interval crosses 0 is not told apart from the first one; with many cells compared, some intervals miss 0 by
+    chance: the table below has p-values that allow for it (Holm).
 
     Args:
         table: as `summary` has it: metric, first, second, n, difference, low, high.
@@ -106,10 +112,12 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Figure:
             if other in known.index:
                 mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
                 found = Estimate(mean, low, high, int(known.loc[other, "n"]), "mean, 95 % t interval")
+                if found.n < LEAST:
+                    found = Estimate(mean, np.nan, np.nan, found.n, "mean, no interval")
                 _paired(axes, place, np.subtract(*study.paired(metric, other, first)), found)
         panels.rows(axes, [names[other] if axes is parts[0] else "" for other in others])
         axes.axvline(0, **panels.DASHED)
-        axes.set_xlabel(f"difference in {metric}")
+        axes.set_xlabel(textwrap.fill(f"difference in {readable(metric, study.words)}", 40))
     panels.headline(figure, f"Minus {' '.join(names[first].split())}, on the same seeds")
     return figure
 
@@ -118,13 +126,15 @@ def _paired(axes: Axes, place: int, seeds: Floats, found: Estimate) -> None:
     """One row: all seeds, and below them the mean with its interval, also in numbers."""
     axes.plot(seeds, [place] * len(seeds), "o", color=drawing.ORANGE, alpha=0.6, markersize=4)
     panels.mark(axes, found, place + 0.24)
-    panels.beside(axes, place, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+    bounds = "" if np.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    panels.beside(axes, place, f"{found.value:+.4f}{bounds}")
 
 
-def variance_components(study: Study, table: pd.DataFrame) -> Figure:
-    """Which source moves a result: standard deviation over each nested source of randomness, by metric and cell, with
-    95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is negative,
-    which is small against its error, stands at 0.
+def variance_components(study: Study, table: pd.DataFrame) -> Picture:
+    """Which source moves a result: the standard deviation over each nested source of randomness, by metric and cell.
+
+    Lines are 95 % generalised confidence intervals; the innermost seed is the residual. A component whose estimate is
+    negative, which is small against its error, stands at 0.
 
     Args:
         table: as `summary` has it: cell, metric, source, variance, low, high.
@@ -148,7 +158,7 @@ def variance_components(study: Study, table: pd.DataFrame) -> Figure:
             axes.plot([low, high], [place, place], color=colours[name[1]], linewidth=2)
             axes.plot(variance, place, "o", color=colours[name[1]])
         axes.set_xlim(left=0)
-        axes.set_xlabel(f"sd of {metric}")
+        axes.set_xlabel(textwrap.fill(f"sd of {readable(metric, study.words)}", 34))
         panels.rows(axes, told if axes is parts[0] else [""] * len(places))
     parts[0].set_title("What moves the result")
     return figure

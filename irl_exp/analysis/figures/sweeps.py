@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -15,16 +16,14 @@ from scipy.stats import chi2
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import fold, overrides, short
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
+from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import NotComputed, Study
 
 MOST = 8
 """So many lines in one panel can be told apart."""
-MEASURES = {
-    "irl/auroc": "AUROC against R*",
-    "irl/epic": "EPIC distance to R*",
-    "refinetuned/toxic_fraction": "toxic fraction, refinetuned",
-}
+MEASURES = ("irl/auroc", "irl/epic", "refinetuned/toxic_fraction")
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,11 @@ class Sweep:
     beside: str
 
 
-def against_parameter(study: Study) -> Figure:
-    """What a parameter of the study does: AUROC, EPIC and, where there is one, the refinetuned policy's toxicity.
+def against_parameter(study: Study) -> Picture:
+    """What a parameter of the study does to the learned reward, and to the policy that is trained on it.
 
-    Small points, a little to the left, are runs; large ones, joined by a line, are the typical run of a cell with its
-    95 % interval. Colours are what else varies; cells with one value of the parameter stand side by side. Blue dashed
-    is the implicit reward, the ceiling of what the policies themselves tell; where it varies, each run has a dash.
-    For the members of an ensemble, the last panel has the sd of AUROC over ensembles with its 95 % interval
-    (chi-squared): how many members until another draw of members gives the same.
+    Small points, a little to the left, are runs; large ones, joined by a line, are the typical run of a cell. Blue is
+    the implicit reward, the ceiling of what the policies themselves tell; where it varies, each run has a dash.
     """
     sweep = swept(study)
     series = list(dict.fromkeys(sweep.others.values()))
@@ -59,14 +55,21 @@ def against_parameter(study: Study) -> Figure:
     parts = figure.subplots(1, count, squeeze=False)[0].tolist()
     for axes, key in zip(parts, keys, strict=False):
         _against(axes, study, sweep, key)
+    sizes = sorted({len(runs) for runs in study.cells.values()})
+    figure.reading.append(panels.method(sizes).replace("diamond", "large point"))
+    if len(series) > 1:
+        figure.reading.append("Colours are what else varies; cells with one value of the parameter stand side by side.")
     if ensemble:
         _stability(parts[-1], study, sweep)
+        figure.reading.append(
+            "The last panel has the sd of AUROC over ensembles with its 95 % interval (chi-squared): how many members "
+            "until another draw of members gives the same."
+        )
     for axes in parts:
         _parameter_axis(axes, sweep)
     handles, texts = parts[0].get_legend_handles_labels()
     if len(series) > 1:
         figure.legend(handles, texts, loc="outside right center", fontsize=panels.SMALL, title=sweep.beside)
-    sizes = sorted({len(runs) for runs in study.cells.values()})
     each = f"{sizes[0]} a cell" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} a cell"
     panels.headline(figure, f"Against {sweep.key}: {panels.counted(study, len(study.runs))}, {each}")
     return figure
@@ -155,7 +158,7 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         axes.plot(x, [one.value for one in found], color=colour, marker=marker, markersize=5, label=fold(name))
         bounded = [(at, one) for at, one in zip(x, found, strict=True) if one.low == one.low]
         axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
-    axes.set_title(MEASURES[key], fontsize=10)
+    axes.set_title(textwrap.fill(readable(key, study.words), 34), fontsize=10)
     ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
     axes.set_ylim(panels.limits(np.array(study.values(key)), study.values(ceiling), estimates, panels.FRACTIONS))
     if ceiling:
@@ -217,13 +220,12 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
 REWARDS = {"truth": ("R*", "black"), "implicit": ("implicit", drawing.BLUE), "learned": ("learned", drawing.ORANGE)}
 
 
-def tradeoff(study: Study) -> Figure:
+def tradeoff(study: Study) -> Picture:
     """Which trade-off between objectives is recovered: the share of each part of R* in R* and in the rewards.
 
     A share is the weight of that part in a least-squares fit of the reward on the standardised parts within prompts,
-    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run, the diamond
-    the typical run of the cell with its 95 % interval. Implicit apart from R*: RLHF did not install it. Learned apart
-    from implicit: IRL did not recover it.
+    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run. Implicit
+    apart from R*: RLHF did not install it. Learned apart from implicit: IRL did not recover it.
     """
     found = (key.split("/", 2)[2] for run in study.runs for key in run.metrics if key.startswith("tradeoff/truth/"))
     objectives = [part for part in dict.fromkeys(found) if not part.endswith(("_low", "_high"))]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import special
@@ -23,20 +22,17 @@ from scipy import special
 from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 from irl_exp.measures import reward_comparison as compare
+from irl_exp.report.names import Words
 
 STAGES = {"reference": "sft", "expert": "rlhf", "refinetuned": "refinetune"}
 """Policy -> stage that made it."""
 LOG_ODDS = ("classifier", "sequence_classifier")
 """Ground truths that are log-odds of 'civil': only of these R* gives a probability of 'toxic'."""
-MEASURES = {
-    "fraction": "toxic completions by R*",
-    "second_fraction": "toxic completions by the second judge",
-    "prompt_share": "prompts with a toxic completion",
-    "mean_probability": "mean probability of 'toxic'",
-}
+MEASURES = ("fraction", "second_fraction", "prompt_share", "mean_probability")
 SETS = {"test": "", "benchmark": "benchmark/"}
 """Set of prompts -> prefix of its keys in metrics.json."""
 RESAMPLES = 1000
@@ -329,16 +325,13 @@ def _row(study: Study, cell: str, item: Judged) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def toxicity(study: Study) -> Figure:
-    """How toxic the policies are: the paper's Table 1 with its counts, intervals and all policies.
+def toxicity(study: Study) -> Picture:
+    """How many completions of each policy are below 0 of R*: by R*, by the second judge, and prompt by prompt.
 
-    On the test prompts and, in a second row, on those of a benchmark: two sets of prompts, as in that table.
-
-    By R*, by the second judge that no reward has seen, and as the share of prompts with a toxic completion (by R*)
-    among the first of each prompt, as many as all policies have. A point is a policy, drawn once however many runs
-    share it. One policy has a 95 % interval that resamples prompts (Wilson's for the share of prompts); several have
-    the mean or the interquartile mean with its interval over policies, on the same prompts. Toxicity alone says little
-    of a policy that writes shorter, repeated or broken text.
+    The second judge is one that no reward has seen; the share of prompts is that with such a completion (by R*) among
+    the first of each prompt, as many as all policies have. A point is a policy, drawn once however many runs share it.
+    One policy has a 95 % interval that resamples prompts (Wilson's for the share of prompts). A low share alone says
+    little of a policy that writes shorter, repeated or broken text.
     """
     sets = {name: judged(study, name) for name in sets_of(study)}
     names = labels(study, 44 if max(map(len, sets.values())) > len(panels.CELL_COLOURS) else 30)
@@ -350,11 +343,16 @@ def toxicity(study: Study) -> Figure:
     figure = drawing.new(11.5, sum(heights) + 1.5)
     parts = figure.subplots(len(sets), 3, squeeze=False, height_ratios=heights)
     for line, (name, found) in zip(parts, sets.items(), strict=True):
-        _panels(line, found, rows[name], f"{name} prompts:\n" if len(sets) > 1 else "")
+        _panels(line, found, rows[name], f"{name} prompts:\n" if len(sets) > 1 else "", study.words)
     every = [item for found in sets.values() for item in found]
     figure.legend(handles=_legend(every), loc="outside lower left", ncols=2)
     told = " and ".join(f"{_prompts(found)} {name} prompts" for name, found in sets.items())
-    panels.headline(figure, f"Toxicity of the policies on {told}")
+    figure.reading.append(_of_many(every))
+    if len(sets) > 1:
+        figure.reading.append(
+            "Below the same on the prompts of a benchmark: two sets of prompts, as in the paper's Table 1."
+        )
+    panels.headline(figure, f"{study.words.completions[0].upper()}{study.words.completions[1:]} on {told}")
     return figure
 
 
@@ -364,14 +362,19 @@ def _prompts(found: Sequence[Judged]) -> str:
     return " to ".join(map(str, sorted({prompts[0], prompts[-1]})))
 
 
-def _panels(line: Sequence[Axes], found: Sequence[Judged], rows: list[str], where: str) -> None:
+def _panels(line: Sequence[Axes], found: Sequence[Judged], rows: list[str], where: str, words: Words) -> None:
     """The panels of one set of prompts."""
+    titles = {
+        "fraction": f"{words.completions} by R*",
+        "second_fraction": f"{words.completions} by the second judge",
+        "prompt_share": f"prompts with {'a toxic completion' if words.below == 'toxic' else f'one of {words.below}'}",
+    }
     for axes, key in zip(line, ("fraction", "second_fraction", "prompt_share"), strict=True):
         for place, item in enumerate(found):
             _strip(axes, place, item, key)
         panels.rows(axes, rows if key == "fraction" else [""] * len(rows), room=0.1)
         axes.set_xlim(-0.02 * axes.get_xlim()[1], min(axes.get_xlim()[1], 1.03))
-        axes.set_title(f"{where}{MEASURES[key]}", fontsize=9)
+        axes.set_title(f"{where}{titles[key]}", fontsize=9)
         axes.set_xlabel(f"of the first {found[0].per_prompt} of a prompt" if key == "prompt_share" else "fraction")
 
 
@@ -420,6 +423,70 @@ def _legend(found: Sequence[Judged]) -> list[Line2D]:
     if sizes := {len(item.policies) for item in found} - {1}:
         few, many = min(sizes) < statistics.FEW, max(sizes) >= statistics.FEW
         middle = " or ".join(["mean"] * few + ["interquartile mean"] * many)
-        label = f"{middle} of several policies, 95 % interval over policies"
+        bounds = ", 95 % interval over policies" if max(sizes) >= statistics.LEAST else ""
+        label = f"{middle} of several policies{bounds}"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2, label=label))
     return handles
+
+
+# ------------------------------------------------------------------------------------------------- the short form
+
+
+def outcome(study: Study) -> Picture:
+    """What it makes of a policy: the share of completions below 0 of R* that each policy writes on the test prompts.
+
+    Filled is R*, hollow the second judge, which no reward has seen. Each policy is drawn once, however many runs share
+    it; the line of one policy is its 95 % interval over prompts. The axis begins at 0.
+    """
+    found = judged(study)
+    names = [_name(item, study, labels(study, 34)) for item in found]
+    inch = 0.42 + panels.inches(names)
+    figure = drawing.new(panels.NARROW, inch * len(found) + 1.1)
+    axes = figure.add_subplot()
+    for place, (name, item) in enumerate(zip(names, found, strict=True)):
+        panels.heading(axes, place, name, _outcome_row(axes, place, item))
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlim(0, min(1.02, axes.get_xlim()[1]))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(
+        f"share of {study.words.completions} on {_prompts(found)} test prompts\n"
+        "(filled: by R*; hollow: by the second judge)"
+    )
+    figure.reading.append(_of_many(found))
+    title = f"{study.words.completions[0].upper()}{study.words.completions[1:]}, by policy"
+    panels.headline(figure, title)
+    return figure
+
+
+def _outcome_row(axes: Axes, place: int, item: Judged) -> str:
+    """Both judges of one policy, or of the policies of all runs; returns the numbers of R*."""
+    colour, told = panels.POLICIES[item.policy], ""
+    for key, y, face in (("fraction", place + 0.06, colour), ("second_fraction", place + 0.28, "white")):
+        counts, estimate = _counts_of(item, key), item.measures.get(key)
+        values = np.array([count / total for count, total in counts])
+        faint = 1.0 if len(values) == 1 else max(0.25, panels.alpha(len(values)))
+        axes.scatter(values, [y] * len(values), s=24, facecolors=face, edgecolors=colour, alpha=faint, zorder=3)
+        if estimate is None:
+            continue
+        if len(values) > 1:
+            panels.mark(axes, estimate, y)
+        elif estimate.low == estimate.low:
+            axes.hlines(y, estimate.low, estimate.high, color=colour, linewidth=1.6, zorder=2)
+        if key == "fraction":
+            told = f"{panels.interval(estimate)}, {counts[0][0]:,} of {counts[0][1]:,}"
+            if len(values) > 1:
+                mean = panels.number(float(values.mean()))
+                also = "" if mean == panels.number(estimate.value) else f" (mean {mean})"
+                told = f"{panels.interval(estimate)}{also}, {len(values)} policies"
+    return told
+
+
+def _of_many(found: Sequence[Judged]) -> str:
+    """What stands for several policies."""
+    sizes = {len(item.policies) for item in found} - {1}
+    return panels.method(sizes).replace("runs", "policies")
+
+
+FIGURES = {"outcome": outcome, "toxicity": toxicity}
+"""Name of the file -> figure."""

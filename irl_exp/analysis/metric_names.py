@@ -1,0 +1,43 @@
+"""What a metric is called on the page and in its figures: `refinetuned/kl` is "refinetuned policy: KL (nats)"."""
+
+from __future__ import annotations
+
+from irl_exp.report.names import POLICIES, POLICY_COLUMNS, REWARD_ROWS, SIGNALS, Words
+
+REWARDS = {"irl": "learned reward", "implicit": "implicit reward"}
+OTHERS = {
+    "recovered_fraction": "part of the expert's gain in R* that refinetuning recovers",
+    "triangle/truth_implicit/epic": "EPIC distance, R* to implicit reward",
+    "triangle/implicit_learned/epic": "EPIC distance, implicit to learned reward",
+    "triangle/truth_learned/epic": "EPIC distance, R* to learned reward",
+    "overoptimisation/over_optimised": "part of the runs that over-optimise",
+    "overoptimisation/reward_at_matched_kl": "refinetuned policy: R* at the expert's KL",
+    "overoptimisation/expert_reward_at_matched_kl": "expert: R* at that KL",
+    "shortcut/learned_share": "part of the learned reward that rests on the shortcut",
+    "human/irl/auroc": "learned reward: AUROC against labels of people",
+    "human/truth/auroc": "R*: AUROC against labels of people",
+    **{f"uncertainty/{key}_auroc": f"AUROC for errors: {text}" for key, text in SIGNALS.items()},
+}
+
+
+def readable(metric: str, words: Words) -> str:
+    """The name of a metric in words of the reward; one that has no name stays as it is.
+
+    >>> toxic = Words("toxic", "civil")
+    >>> readable("irl/auroc", toxic), readable("benchmark/expert/toxic_fraction", toxic)
+    ('learned reward: AUROC against the label of R*', 'benchmark, expert: toxic completions')
+    >>> readable("refinetuned/toxic_fraction", Words()), readable("of/no/name", toxic)
+    ('refinetuned policy: completions with R* < 0', 'of/no/name')
+    """
+    if metric.startswith("benchmark/"):
+        return f"benchmark, {readable(metric.removeprefix('benchmark/'), words)}"
+    owner, _, key = metric.partition("/")
+    if owner in REWARDS and key in REWARD_ROWS:
+        return f"{REWARDS[owner]}: {REWARD_ROWS[key].replace('F1 (toxic)', f'F1 ({words.below})')}"
+    if owner in POLICIES and key in POLICY_COLUMNS:
+        judged = {
+            "toxic_fraction": words.completions,
+            "second_toxic_fraction": f"{words.completions} by the second judge",
+        }
+        return f"{'refinetuned policy' if owner == 'refinetuned' else owner}: {judged.get(key, POLICY_COLUMNS[key])}"
+    return OTHERS.get(metric, metric)

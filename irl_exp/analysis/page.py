@@ -1,0 +1,269 @@
+"""The page of a study: the verdict and the two figures that carry it, samples of text, sections, all numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from irl_exp.analysis import samples
+from irl_exp.analysis.metric_names import readable
+from irl_exp.analysis.study import Study
+from irl_exp.analysis.summary import Summary
+from irl_exp.report import verdict
+from irl_exp.report.cells import Outcome
+from irl_exp.report.names import Words
+from irl_exp.report.studies import comparison_tables, study_table
+from irl_exp.report.tables import Table
+
+METHODS = (
+    "Runs of a cell: fewer than five by their mean alone, fewer than ten by mean and t interval, ten or more by the "
+    "interquartile mean and a bootstrap (arXiv 2108.13264). Cells are compared seed by seed. Intervals are 95 %. No "
+    "run is chosen for its result."
+)
+KEY = ("distribution", "outcome")
+"""The two figures that carry the verdict."""
+SECTIONS = {
+    "recovered": (
+        "What was recovered",
+        ("against_parameter", "paired_differences", "tradeoff", "learned_against_truth", "triangle", "uncertainty"),
+    ),
+    "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
+    "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
+    "policies": ("What it makes of a policy", ("toxicity", "frontier", "paradox", "training_curves")),
+}
+VAGUE = 0.5
+"""A share whose interval is wider than this is not told as a finding."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page: its files are <name>.png and <name>.pdf.
+
+    Attributes:
+        caption: one sentence, what is shown.
+        reading: how to read the panels that it has, a paragraph each; behind a fold.
+        image: SVG, base64.
+        narrow: whether a telephone shows it whole.
+    """
+
+    name: str
+    caption: str
+    reading: tuple[str, ...]
+    image: str
+    narrow: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    figures: list[Drawn] = field(default_factory=list)
+
+
+def render(
+    study: Study, summary: Summary, drawn: Mapping[str, Drawn], missing: Mapping[str, str], files: Sequence[str]
+) -> str:
+    """The page as HTML that needs no other file; all texts of users are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=title(study),
+        subtitle=" \N{MIDDLE DOT} ".join([*_heads(study), _counts(study), *study.shared]),
+        command=study.command,
+        verdict=verdict.of_launch(outcomes(study)),
+        notes=notes(study),
+        key=[drawn[name] for name in KEY if name in drawn],
+        samples=samples.first(study),
+        words=study.words,
+        sections=list(_sections(summary, drawn)),
+        tables=[_shown(table, study.words) for table in [*number_tables(study), *_compared(summary.tables)]],
+        files=files,
+        missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
+        methods=METHODS,
+    )
+
+
+def title(study: Study) -> str:
+    """The question of the study, else its name."""
+    found = study.question or study.name.replace("_", " ")
+    return found[:1].upper() + found[1:]
+
+
+def _heads(study: Study) -> list[str]:
+    told = f"launch{'es' if study.launches else ''} {study.folder.name.replace('+', ' and ')}"
+    return [study.name, told]
+
+
+def _counts(study: Study) -> str:
+    """How many runs there are: what a question asks for is not always what has run."""
+    of = f" of {study.n_jobs}" if study.lost else ""
+    cells = f" in {len(study.cells)} cells" if len(study.cells) > 1 else ""
+    return f"{len(study.runs)}{of} run{'s' if study.n_jobs > 1 else ''}{cells}"
+
+
+def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
+    for name, (told, names) in SECTIONS.items():
+        figures = [drawn[figure] for figure in names if figure in drawn]
+        text = list(_spread_text(summary.data)) if name == "spread" else []
+        if figures or text:
+            yield Section(name, told, text, figures)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def outcomes(study: Study) -> list[Outcome]:
+    """The jobs of a study as the end of a launch knows them."""
+    done = [
+        Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
+        for run in study.runs
+    ]
+    return done + [Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost]
+
+
+def number_tables(study: Study) -> list[Table]:
+    """The tables of the terminal, of the same numbers."""
+    found = outcomes(study)
+    return [*(comparison_tables(found) if len(study.cells) > 1 else []), study_table(found)]
+
+
+def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
+    """Every two cells, paired by seed."""
+    if "comparisons" not in tables:
+        return
+    rows = tuple(
+        (
+            row["metric"],
+            row["first"],
+            row["second"],
+            f"{row['difference']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
+            f"{row['p_holm']:.3f}",
+            f"{row['probability_above']:.2f} [{row['probability_low']:.2f}, {row['probability_high']:.2f}]",
+            str(row["n"]),
+        )
+        for row in tables["comparisons"].to_dict("records")
+    )
+    columns = ("metric", "cell", "minus cell", "mean difference [95 %]", "p (sign flips, Holm)", "P(above) [95 %]", "n")
+    yield Table("Cells compared seed by seed", columns, rows)
+
+
+def _shown(table: Table, words: Words) -> dict[str, Any]:
+    """A table for the page: metrics by their names, and what many rows begin with said once above them."""
+    rows = [tuple(readable(cell, words) for cell in row) for row in table.rows]
+    heads = [row[0] for row in rows]
+    grouped = len(table.columns) > 2 and len(set(heads)) < len(heads)
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault(row[0] if grouped else "", []).append(row[1:] if grouped else row)
+    columns = table.columns[1:] if grouped else table.columns
+    kept = [row for group in groups.values() for row in group]
+    text = [all(not _is_number(row[place]) for row in kept) for place in range(len(columns))]
+    named = {name if len(groups) > 1 else "": group for name, group in groups.items()}
+    return {"title": table.title, "columns": columns, "groups": named, "text": text}
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1] in "-+[" or cell[:1].isdigit()
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader has to know before the numbers."""
+    numbers = ", ".join(map(str, study.unreadable))
+    told = f"completions.parquet of run(s) {numbers} is missing, cut or not finite: in no comparison of rewards."
+    return [*study.notes, *_losses(study), *([told] if numbers else [])]
+
+
+def _losses(study: Study) -> Iterator[str]:
+    """Jobs without a result, the first few by name."""
+    if study.lost:
+        told = "; ".join(f"{lost.name}: {lost.reason}" for lost in study.lost[:5])
+        more = f"; and {len(study.lost) - 5} more" if len(study.lost) > 5 else ""
+        yield f"{len(study.lost)} of {study.n_jobs} jobs have no result and are in no number: {told}{more}."
+    if len(study.runs) == 1:
+        yield "One run: there is no spread, no interval over runs and nothing to compare."
+
+
+def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
+    if "spread_shares" in data:
+        yield _shares_text(data["spread_shares"])
+    agreement = data.get("agreement", {}).get("pairwise_spearman")
+    if agreement and len(data["cells"]) == 1:
+        told = f"(b) Optimisation and sampling. The rewards of two runs correlate by {_number(agreement)} in rank."
+        yield told + _noise(data.get("left_open"))
+    if "left_open" in data:
+        yield _open_text(data["left_open"])
+
+
+def _tells(estimate: Mapping[str, Any]) -> bool:
+    """Whether a share has an interval that says something."""
+    return "low" in estimate and estimate["high"] - estimate["low"] <= VAGUE
+
+
+def _shares_text(shares: Mapping[str, Any]) -> str:
+    told = (
+        "(a) Offset and scale. A constant per prompt, which no loss of margins determines, and the scale change no "
+        "order of completions; the direction does."
+    )
+    if not all(map(_tells, shares.values())):
+        runs = shares["direction"]["n"]
+        return f"{told} What part of the variance over runs is which, these {runs} runs are too few to say."
+    parts = {name: _percent(share) for name, share in shares.items()}
+    return (
+        f"{told} Of the variance of a completion's reward over runs they are {parts['offset']}, {parts['scale']} and "
+        f"{parts['direction']}."
+    )
+
+
+def _noise(found: Mapping[str, Any] | None) -> str:
+    """How far runs are from the best reward, and what drawing the prompts anew would change."""
+    if not found or not found["runs_same_sign"]:
+        return ""
+    excess = (
+        f" On the pairs that they were fitted to, the runs lie {_number(found['excess_se'])} standard errors of the "
+        "loss above the best reward of all."
+    )
+    if not all(_tells(found[name]) for name in ("runs_same_sign", "resampled_same_sign")):
+        return f"{excess} {found['n_pairs']} test pairs are too few to say how often two runs order a pair alike."
+    return (
+        f"{excess} Two runs order {_percent(found['runs_same_sign'])} of the test pairs alike; two best rewards on "
+        "prompts that are drawn anew with replacement, which is sampling noise that these runs do not have, "
+        f"{_percent(found['resampled_same_sign'])}."
+    )
+
+
+def _open_text(found: Mapping[str, Any]) -> str:
+    level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
+    told = "(c) What the demonstrations leave open."
+    if not (_tells(found["runs_agree"]) and _tells(level["determined"])):
+        return f"{told} {found['n_pairs']} test pairs are too few to say."
+    close = (
+        "as well as the typical run (within" if level["is_that_of_the_runs"] else "nearly as well as the best (within"
+    )
+    return (
+        f"{told} All runs agree on the sign of {_percent(found['runs_agree'])} of {found['n_pairs']} test pairs. "
+        f"The rewards that explain the demonstrations {close} {level['tolerance_se']:.2g} standard errors of the "
+        f"best loss) all agree on {_percent(level['determined'])}: the order of the other pairs is decided by the "
+        "method (its start, its steps, when it stops), not by the demonstrations."
+    )
+
+
+def _number(estimate: Mapping[str, Any]) -> str:
+    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]" if "low" in estimate else ""
+    return f"{estimate['value']:.3f}{interval}"
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    interval = f" [{estimate['low']:.1%}, {estimate['high']:.1%}]" if "low" in estimate else ""
+    return f"{estimate['value']:.1%}{interval}"
