@@ -6,6 +6,7 @@ defined here; all they do is delegate. Imported at each start and at each TAB: n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -39,6 +40,8 @@ class PlannedSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         sweeps.check_sweep(parser.parse_overrides([*self._parse_config(), *arguments]), self.max_batch_size)
+        assert self.config is not None
+        planner.make(Path(self.config.hydra.sweep.dir))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

@@ -135,7 +135,9 @@ def untrained(policy: Policy, *, seed: int) -> Policy:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(policy.model.config, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(
+            policy.model.config, dtype=torch.float32, trust_remote_code=False
+        )
     return Policy(model.to(policy.device.name).eval(), policy.tokenizer, policy.device)
 
 

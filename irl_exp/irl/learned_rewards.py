@@ -130,7 +130,9 @@ class TrainedScorer:
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any], reference: Policy) -> Self:
-        model = transformers.AutoModel.from_pretrained(folder / "backbone", dtype=torch.float32)
+        model = transformers.AutoModel.from_pretrained(
+            folder / "backbone", dtype=torch.float32, trust_remote_code=False
+        )
         model = model.to(reference.device.name).eval()
         return cls(LinearScorer.load(folder, settings, Policy(model, reference.tokenizer, reference.device)))
 

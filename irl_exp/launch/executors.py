@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.singleton import Singleton
@@ -17,12 +18,16 @@ from hydra.core.utils import run_job as hydra_run_job
 from irl_exp.launch import jobs as room
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob
 from irl_exp.launch.messages import one_line, short
-from irl_exp.launch.stops import terminate_like_interrupt, unless_stopped
+from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop, unless_stopped
+from irl_exp.launch.workers import WorkerDiedError, Workers
+from irl_exp.launch.writing import writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
+    from irl_exp.machinery.runtime import Report
     from irl_exp.machinery.tracking import Mode
     from irl_exp.report.cells import Outcome
+    from irl_exp.stages.step import Step
 
 _context: LaunchContext | None = None
 """In a worker: the launch that it works for."""
@@ -73,22 +78,31 @@ def _run_one(context: LaunchContext, job: PlannedJob) -> Outcome:
     from irl_exp.report.cells import Outcome
 
     start = time.monotonic()
-    result = hydra_run_job(
-        hydra_context=context.hydra_context,
-        task_function=context.task_function,
-        config=job.composed,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
-    seconds = time.monotonic() - start
-    if result.status is JobStatus.COMPLETED:
-        return Outcome(job.number, job.name, job.folder, "completed", seconds, metrics=result.return_value)
-    error: BaseException = result._return_value
-    trace = job.folder / "error.txt"
-    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    reason = f"{one_line(error)} (traceback: {short(trace)})"
-    step = error.digest if isinstance(error, StageError) else ""
-    return Outcome(job.number, job.name, job.folder, "failed", seconds, error=reason, failed_step=step)
+    try:
+        metrics = _in_hydra(context, job)
+    except BaseException as error:
+        if told_to_stop():
+            raise
+        reason, step = _leave_error(job.folder, error), error.digest if isinstance(error, StageError) else ""
+        seconds = time.monotonic() - start
+        return Outcome(job.number, job.name, job.folder, "failed", seconds, error=reason, failed_step=step)
+    return Outcome(job.number, job.name, job.folder, "completed", time.monotonic() - start, metrics=metrics)
+
+
+def _in_hydra(context: LaunchContext, job: PlannedJob) -> dict[str, float]:
+    """The metrics of a job that Hydra runs, in its folder and with its log."""
+    with writing(job.folder):  # what Hydra itself puts there
+        result = hydra_run_job(
+            hydra_context=context.hydra_context,
+            task_function=context.task_function,
+            config=job.composed,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    if result.status is not JobStatus.COMPLETED:
+        raise result._return_value
+    metrics: dict[str, float] = result.return_value
+    return metrics
 
 
 def _in_pool(
@@ -96,34 +110,26 @@ def _in_pool(
 ) -> Iterator[Outcome]:
     """Run all in processes of their own. A worker that dies takes its job with it and nothing else."""
     import cloudpickle
-    import pebble
 
     from irl_exp.machinery.runtime import cores
     from irl_exp.machinery.tracking import resolve_mode
 
-    processes = multiprocessing.get_context("spawn")
-    events = processes.Queue()
-    listener = threading.Thread(target=_show_events, args=(events, console), daemon=True)
-    listener.start()
     # Found out once whether there is a W&B account: each worker would ask, and warn, again.
     tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
     launch = cloudpickle.dumps((context, Singleton.get_state()))  # once: it takes as long as a job takes to plan
-    shared = processes.Semaphore(max(cores(), workers))
-    start = (events, resolve_mode("wandb") if tracked else None, launch, shared)
-    with pebble.ProcessPool(workers, context=processes, initializer=_start_worker, initargs=start) as pool:
+    shared = multiprocessing.get_context("spawn").Semaphore(max(cores(), workers))
+    arguments = (resolve_mode("wandb") if tracked else None, launch, shared)
+    with Workers(workers, start=_start_worker, arguments=arguments, hear=console.show) as pool:
 
         def begin(job: PlannedJob) -> Future[bytes]:
-            future: Future[bytes] = pool.schedule(_work, args=[cloudpickle.dumps(job)])
-            return future
+            return pool.submit(_work, cloudpickle.dumps(job))
 
-        together = {pool.schedule(_work_batch, args=[cloudpickle.dumps(batch)]): batch for batch in batches}
+        together = {pool.submit(_work_batch, cloudpickle.dumps(batch)): batch for batch in batches}
         try:
             yield from _as_they_end(jobs, together, begin, console)
         except BaseException:
             pool.stop()
             raise
-    events.put(None)
-    listener.join(timeout=5)
 
 
 def _as_they_end(
@@ -143,7 +149,7 @@ def _as_they_end(
         done, _ = wait(futures, return_when=FIRST_COMPLETED)
         for future in done & batches.keys():
             batch = batches.pop(future)
-            console.batch_done(batch.number, len(batch.steps), _failure(future))
+            console.batch_done(batch.number, len(batch.steps), _failure(future, batch))
         for job in [job for job in later if batches.keys().isdisjoint(lacking[job.number])]:
             later.remove(job)
             if reason := job.blocked_by(broken):
@@ -159,39 +165,52 @@ def _as_they_end(
             yield outcome
 
 
-def _failure(future: Future[str]) -> str:
+def _failure(future: Future[str], batch: Batch) -> str:
     """Why a batch failed; empty if it did not."""
-    import pebble
-
     try:
         return future.result()
-    except pebble.ProcessExpired as error:
-        return f"its process died (exit code {error.exitcode}); was it out of memory?"
+    except WorkerDiedError as error:
+        _clean_up(batch.store, batch.steps)
+        return str(error)
 
 
 def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> Outcome:
     """What became of one job of the pool."""
     import cloudpickle
-    import pebble
 
+    from irl_exp.machinery.tracking import abandon
     from irl_exp.report.cells import Outcome
 
     try:
         outcome: Outcome = cloudpickle.loads(future.result())
     except CancelledError:
         return _not_run(job, job.blocked_by(broken))
-    except pebble.ProcessExpired as error:
-        reason = f"its process died (exit code {error.exitcode}); was it out of memory?"
-        return Outcome(job.number, job.name, job.folder, "failed", error=reason)
+    except WorkerDiedError as error:
+        _clean_up(job.config.store.dir, job.steps.values())
+        abandon(job.folder)
+        return Outcome(job.number, job.name, job.folder, "failed", error=_leave_error(job.folder, error))
     return outcome
 
 
-def _show_events(events: Any, console: Console) -> None:
-    for event in iter(events.get, None):
-        console.show(event)
+def _clean_up(store: Path, steps: Iterable[Step]) -> None:
+    """Remove what a worker that died was computing: its locks are free, and nobody might need the same again."""
+    from irl_exp.machinery.store import ArtifactError, Store
+
+    with contextlib.suppress(ArtifactError):  # the next that computes will say so
+        Store(store).tidy(step.identity for step in steps)
 
 
-def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes, shared: Any) -> None:
+def _leave_error(folder: Path, error: BaseException) -> str:
+    """Write error.txt of a failed job. Returns the reason on one line, with the file if there is one."""
+    path = folder / "error.txt"
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:  # the folder is what failed
+        return one_line(error)
+    return f"{one_line(error)} (traceback: {short(path)})"
+
+
+def _start_worker(tracking_mode: Mode | None, launch: bytes, shared: Any, tell: Report) -> None:
     """In a new worker: report to the launch, and record runs as it has decided."""
     import cloudpickle
 
@@ -200,7 +219,7 @@ def _start_worker(events: Any, tracking_mode: Mode | None, launch: bytes, shared
 
     global _context
     share_cores(shared)
-    room.reporting = unless_stopped(events.put)
+    room.reporting = unless_stopped(tell)
     if tracking_mode is not None:
         settle(tracking_mode)
     _context, state = cloudpickle.loads(launch)

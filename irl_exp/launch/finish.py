@@ -14,6 +14,7 @@ from irl_exp.launch import log
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
 from irl_exp.launch.resume import group_of, launches_of
+from irl_exp.launch.writing import WriteError, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.report import Written
@@ -22,7 +23,11 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 
 
 def finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
-    """Write and show the result of the launch, and say where everything is."""
+    """Write and show the result of the launch, and say where everything is.
+
+    Raises:
+        WriteError: the summary or the report cannot be written; the tables have been shown.
+    """
     from irl_exp.report.cells import Outcome
 
     broken = [outcome.number for outcome in outcomes.values() if outcome.status == "failed"]
@@ -72,7 +77,12 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
     from irl_exp.report import studies, verdict
 
     console.say("")
-    tables = studies.write(folder, outcomes)
+    try:
+        with writing(folder, "runs.csv", "summary.md"):
+            tables = studies.write(folder, outcomes)
+    except WriteError:
+        console.tables(studies.tables(outcomes))
+        raise
     console.tell(verdict.of_launch(outcomes).text())
     console.say("")
     console.tables(tables)
@@ -95,16 +105,21 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
 def _report(config: Config, folder: Path, console: Console, later: str) -> str:
     """Write the report of the launch, also as a run of its group in W&B; returns what to say of it.
 
-    Whatever goes wrong here costs no result of a run.
+    Whatever goes wrong here costs no result of a run; a disk that takes no report may not have taken others either.
+
+    Raises:
+        WriteError: the report cannot be written.
     """
     try:
         from irl_exp.analysis import report, study
     except ImportError as error:
         return f"not written ({error}); with what is missing installed: {later}"
     try:
-        with console.working() as progress:
+        with console.working() as progress, writing(folder / "report"):
             written = report.write(study.read(folder), progress=progress)
         _track_report(config, written)
+    except WriteError:
+        raise
     except study.StudyError:
         return "not written, as no job has a result"
     except KeyboardInterrupt:  # the runs are complete: whoever does not want to wait for the page loses nothing else

@@ -24,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
 from irl_exp.launch.messages import one_line
+from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop
 from irl_exp.report.cells import Facts, flat
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -85,7 +86,7 @@ def run_job(composed: DictConfig) -> dict[str, float] | float:
     from irl_exp.launch.console import Console
     from irl_exp.report import runs, verdict
 
-    with Console(1) as console, failure_is_written(folder):
+    with Console(1) as console, terminate_like_interrupt(), failure_is_written(folder):
         metrics = run.run(config, job, console.show)
     facts = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     console.tell(verdict.of_run(metrics, facts, job.name).text())
@@ -100,7 +101,8 @@ def failure_is_written(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # the folder may be what failed
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 
@@ -146,6 +148,8 @@ class Batch:
 
         try:
             obtain.run_batch(self.steps, Store(self.store), self.device, report, self.number)
-        except Exception as error:
+        except BaseException as error:
+            if told_to_stop():
+                raise
             return one_line(error)
         return ""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from irl_exp.launch.stops import told_to_stop
+from irl_exp.launch.writing import WriteError
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
 from irl_exp.machinery.shards import lending_the_core
 from irl_exp.machinery.store import Artifact, Identity, Store, read_manifest
@@ -102,10 +104,8 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
         for info in module.run_many(configs, **_folders(steps[0], store), contexts=contexts):
             yield {**info, **_made_by(device)}
 
-    try:
+    with _failing_as(steps[0]):
         return store.make([step.identity for step in steps], compute)
-    except Exception as error:
-        raise StageError(steps[0].stage, steps[0].identity.digest, error) from error
 
 
 def _ancestors(step: Step) -> list[Step]:
@@ -164,17 +164,30 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
         lent.enter_context(lending_the_core())
 
-    try:
-        with lent:
-            artifact = store.get(step.identity, compute, on_wait=waiting)
-    except Exception as error:
-        raise StageError(step.stage, step.identity.digest, error) from error
+    with _failing_as(step), lent:
+        artifact = store.get(step.identity, compute, on_wait=waiting)
     if artifact.reused:
         _replay(artifact, step.stage, reporter)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))
     reporter.report(Event(reporter.job, step.stage, state, seconds=artifact.seconds, note=note))
     return artifact
+
+
+@contextlib.contextmanager
+def _failing_as(step: Step) -> Iterator[None]:
+    """Whatever ends the computation of a step is an error of this step, also what would end the process.
+
+    Two things are not: a stop of the launch, and a run folder that cannot take the curve of the step.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except BaseException as error:
+        if told_to_stop():
+            raise
+        raise StageError(step.stage, step.identity.digest, error) from error
 
 
 def _context(folder: Path, stage: str, reporter: Reporter) -> Context:

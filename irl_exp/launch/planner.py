@@ -28,7 +28,8 @@ from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
 from irl_exp.launch.messages import LaunchError, program, short
-from irl_exp.launch.stops import on_stop, terminate_like_interrupt
+from irl_exp.launch.stops import on_stop, terminate_like_interrupt, told_to_stop
+from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
@@ -122,7 +123,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         finally:
             console.stop()
             if whole:
-                finish(jobs, outcomes, folder, console)
+                _finish(jobs, outcomes, folder, console)
     lost = [outcome for outcome in outcomes.values() if outcome.status != "completed"]
     if lost and whole:
         raise LaunchError(f"{len(lost)} of {len(jobs)} jobs have no result. The first to fail: {lost[0].error}")
@@ -157,8 +158,34 @@ def _write_plan(folder: Path, jobs: Sequence[PlannedJob], study: str, first: int
     command = shlex.join([*shlex.split(program()), *sys.argv[1:]])
     plan = {"command": command, "question": question_of(study), "jobs": planned}
     plan |= resume.place(folder, jobs[0].config, planned)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / resume.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, resume.PLAN):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / resume.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Path, console: Console) -> None:
+    """The end of a launch: one that cannot be written is a failure, one that was stopped says so."""
+    try:
+        with terminate_like_interrupt():
+            finish(jobs, outcomes, folder, console)
+    except WriteError as error:
+        raise LaunchError(str(error)) from error
+    if console.log.trouble:
+        raise LaunchError(console.log.trouble)
+    if told_to_stop():
+        raise SystemExit(130)
+
+
+def make(folder: Path) -> None:
+    """Make the folder of a launch, before Hydra writes into it.
+
+    Raises:
+        LaunchError: nothing can be written there.
+    """
+    try:
+        check_writable(folder)
+    except WriteError as error:
+        raise LaunchError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def check(step: Step) -> None:
     elif step.stage == "sft":
         model = step.inputs["model"]
         assert isinstance(model, ModelConfig)
-        _check_model("model", model.path, model.hub, model.revision)
+        _check_model("model", model.path, model.hub, model.revision, "causal language model")
         _check_sft(model, step.config)
     elif step.stage == "features":
         _check_layers(step.config, step)
@@ -214,7 +214,7 @@ def _check_reward(key: str, config: Node, texts: Step) -> None:
         for name, part in config.parts.items():
             _check_reward(f"{key}.parts.{name}", part, texts)
     elif isinstance(config, SequenceClassifierConfig):
-        _check_model(key, config.path, config.hub, config.revision)
+        _check_model(key, config.path, config.hub, config.revision, "sequence classifier")
     elif isinstance(config, ImportedConfig):
         _check_function(key, config.function)
     elif isinstance(config, ClassifierConfig):
@@ -227,6 +227,8 @@ def _check_function(key: str, function: str) -> None:
         check_function(function)
     except RewardError as error:
         raise PreflightError(f"{key}.function: {error}") from None
+    except BaseException as error:  # no stop, which ends the process while jobs are checked
+        raise PreflightError(f"{key}.function: {function} ended with {type(error).__name__}.") from None
 
 
 @functools.cache
@@ -252,12 +254,39 @@ def _check_labels(reward: str, config: DataConfig) -> None:
 
 
 @functools.cache
-def _check_model(field: str, path: Path | None, hub: str | None, revision: str | None) -> None:
+def _check_model(field: str, path: Path | None, hub: str | None, revision: str | None, kind: str) -> None:
+    """Weights, a configuration and a tokenizer that transformers opens without code of the folder."""
     if path is None:
         if hub is not None:
             _check_hub(field, hub, revision, kind="model")
     elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
+    else:
+        _check_opens(f"{field}.path={path}", path, kind)
+
+
+def _check_opens(named: str, folder: Path, kind: str) -> None:
+    known = {
+        "causal language model": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "sequence classifier": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }
+    try:
+        model = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PreflightError(f"{named} cannot be opened: {reason}{_own_code(folder)}") from None
+    if type(model) not in known[kind]:
+        reason = f"transformers has no {kind} for model_type={model.model_type!r}."
+        raise PreflightError(f"{named} cannot be opened: {reason}{_own_code(folder)}")
+
+
+def _own_code(folder: Path) -> str:
+    """What to do where a folder brings code of its own; empty if it does not."""
+    configs = [path for name in ("config.json", "tokenizer_config.json") if (path := folder / name).is_file()]
+    if not any(b'"auto_map"' in path.read_bytes() for path in configs):
+        return ""
+    return " Code that comes with a model is never run here: choose a model and tokenizer that transformers knows."
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from irl_exp.chain import build
 from irl_exp.config import Config
 from irl_exp.launch import lineage, resume
 from irl_exp.launch.obtain import Reporter, obtain, source_digest, versions
+from irl_exp.launch.writing import writing
 from irl_exp.machinery.runtime import Report, find_device
 from irl_exp.machinery.store import Artifact, Store
 from irl_exp.machinery.tracking import Tracker, track
@@ -23,6 +24,8 @@ from irl_exp.report.cells import cell_of, flat, overrides_of
 from irl_exp.report.verdict import of_run
 
 SAMPLES = 10
+RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", "metrics.json.draft", "metrics.json")
+"""Files of a run that has come to its end: all of them, or none."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         "versions": versions(),
         "code": source_digest(),
     }
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with writing(job.folder, "config.json"):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     with (
+        writing(job.folder),
         resume.once(job.folder, config.tracking.mode) as mode,
         track(
             mode,
@@ -69,9 +74,15 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
             commit=_commit(),
         ) as tracker,
     ):
-        reporter = Reporter(tracker.log, device, report, job.number)
+
+        def log(stage: str, row: Mapping[str, float]) -> None:
+            with writing(job.folder):
+                tracker.log(stage, row)
+
+        reporter = Reporter(log, device, report, job.number)
         artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
-        metrics = _record(artifacts, job, tracker)
+        with writing(job.folder, *RESULTS):
+            metrics = _record(artifacts, job, tracker)
         lineage.show(artifacts, config, job.name, tracker)
         tracker.note(of_run(metrics, flat(record), job.name).markdown())
         return metrics

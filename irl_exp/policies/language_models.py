@@ -96,10 +96,12 @@ class Policy:
         """
         verify(Path(source))
         try:
-            # The trust_remote_code default (off) stays: a checkpoint runs no code of its own here.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), revision=revision)
+            # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source), revision=revision, trust_remote_code=False
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), revision=revision, dtype=torch.float32
+                str(source), revision=revision, dtype=torch.float32, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {_first_line(error)}") from error

@@ -146,12 +146,12 @@ def _moved(runs: _Runs, first: str, second: str) -> bool:
 
 def _recovered(runs: _Runs) -> Iterator[str]:
     """What IRL recovered of R*; before IRL, what there is to recover."""
-    if runs.has("irl/pair_accuracy"):
-        name = runs.fact("irl.name")
+    name = runs.fact("irl.name")
+    if agreement := _agreement(runs, "irl"):
         reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
-        yield f"The {reward} {_agreement(runs, 'irl')}{_authors(runs)}."
-    elif runs.has("implicit/pair_accuracy"):
-        yield f"The log ratio of expert and reference, all that IRL could find, {_agreement(runs, 'implicit')}."
+        yield f"The {reward} {agreement}, {POOLED}{_authors(runs)}."
+    elif agreement := _agreement(runs, "implicit"):
+        yield f"The log ratio of expert and reference, all that IRL could find, {agreement}, {POOLED}."
 
 
 def _in_brackets(text: str) -> str:
@@ -159,14 +159,16 @@ def _in_brackets(text: str) -> str:
 
 
 def _agreement(runs: _Runs, reward: str) -> str:
-    """How far a reward agrees with R*, and on what."""
-    pairs = f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does, {POOLED}"
-    if not runs.has(f"{reward}/auroc"):
-        return pairs
-    classes = f"{runs.words.above} against {runs.words.below}"
-    ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
-    beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
-    return f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside} and {pairs}"
+    """How far a reward agrees with R*; nothing where neither number is there."""
+    parts = []
+    if runs.has(f"{reward}/auroc"):
+        ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+        classes = f"{runs.words.above} against {runs.words.below}"
+        parts.append(f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside}")
+    if runs.has(f"{reward}/pair_accuracy"):
+        parts.append(f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does")
+    return " and ".join(parts)
 
 
 def _authors(runs: _Runs) -> str:
@@ -203,12 +205,14 @@ def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:
         if len(cells) > 1 and (runs.one_truth or key == "irl/auroc"):
             means = {cell: statistics.fmean(values) for cell, values in cells.items()}
             best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-            ends = [f"{number(means[cell])} ({cell}, {_counted(cells[cell])})" for cell in (best, worst)]
-            yield f"Of {len(cells)} cells, the mean {told} is highest at {ends[0]} and lowest at {ends[1]}."
+            ends = [f"{number(means[cell])} in {cell} ({_spread(cells[cell])})" for cell in (best, worst)]
+            yield f"Of {len(cells)} cells, {told} is on average highest at {ends[0]} and lowest at {ends[1]}."
 
 
-def _counted(values: Sequence[float]) -> str:
-    return "1 run" if len(values) == 1 else f"{len(values)} runs"
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return "1 run"
+    return f"{len(values)} runs, {number(min(values))} to {number(max(values))}"
 
 
 def _fixed(runs: _Runs) -> str:

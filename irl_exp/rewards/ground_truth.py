@@ -150,9 +150,15 @@ class SequenceClassifierReward:
             RewardError: it cannot be opened, lacks trained weights of its head, or lacks a label.
         """
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=config.revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=config.revision, trust_remote_code=False
+            )
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-                source, revision=config.revision, dtype=torch.float32, output_loading_info=True
+                source,
+                revision=config.revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
             raise RewardError(f"{source}: no sequence classifier could be opened: {error}") from error
@@ -277,7 +283,7 @@ class ImportedReward:
         """Raises RewardError where the function fails, or gives anything but one finite number a text."""
         try:
             found = np.asarray(self.function(list(completions.prompts), list(completions.texts)), dtype=np.float64)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise RewardError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         if found.shape != (len(completions),):
             raise RewardError(
@@ -308,7 +314,7 @@ def _imported(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise RewardError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise RewardError(f"{name} is a {type(function).__name__}, not a function of (prompts, completions).")

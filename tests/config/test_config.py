@@ -36,7 +36,9 @@ from irl_exp.config import (
     Node,
     SentimentConfig,
     WeightedConfig,
+    keys,
     nearest,
+    overrides,
 )
 from irl_exp.launch import command_line
 from irl_exp.launch.jobs import typed
@@ -360,8 +362,14 @@ def test_an_option_of_what_is_chosen_passes(line: str) -> None:
     command_line.check_command_line(line.split())
 
 
+def _move_conf(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    copied = Path(shutil.copytree(CONF, folder / "conf"))
+    for room in (keys, overrides):
+        monkeypatch.setattr(room, "CONF", copied)
+
+
 def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    _move_conf(monkeypatch, tmp_path)
     margin = tmp_path / "conf" / "irl" / "margin.yaml"
     margin.write_text(margin.read_text().replace("features: hidden_state", "features: [length, ngram] # two"))
     command_line.check_command_line(["irl.features.ngram.longest=3"])
@@ -370,7 +378,7 @@ def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    _move_conf(monkeypatch, tmp_path)
     (tmp_path / "conf" / "local").mkdir(exist_ok=True)
     local = "# @package _global_\ndefaults:\n  - override /data: file\ndata: {path: mine.csv}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(local)
@@ -449,6 +457,8 @@ def test_the_nearest_name_is_near() -> None:
         ("evaluate.bootstrap=1000000", "evaluate.bootstrap=1000000: input should be less than or equal to 100000"),
         ("irl.max_norm=3", "irl.max_norm=3: input should be a list, [3]"),
         ("tracking.mode=online", "tracking.mode=online: input should be 'wandb', 'offline' or 'none'"),
+        ("tracking.artifacts=files", "tracking.artifacts=files: input should be 'reward', 'all' or 'none'"),
+        (f"tracking.tags=[{'x' * 65}]", f"tracking.tags={'x' * 65}: string should have at most 64 characters"),
         ("seed=${not.there}", "Interpolation key 'not.there' not found"),
         ("data=file", "data: set data.path to a .jsonl, .csv or .parquet file"),
         ("irl.loss=hinge", "irl.loss=hinge: this is a config group; write irl/loss=hinge"),

@@ -236,8 +236,12 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
         assert {key: run["summary"][key] for key in three_seeds.metrics(job)} == three_seeds.metrics(job)
         curves = {key for row in run["history"] for key in row}
         assert {"sft/loss", "rlhf/kl", "irl/loss", "refinetune/reward", "samples"} <= curves  # shared stages, too
-        kinds = [artifact["type"] for artifact in run["artifacts"]]
-        assert kinds.count("reward") == 1
+        assert "irl/loss" not in run["summary"]  # a column is a final number
+        lineage = {each["name"]: (each["made"], each["used"]) for each in run["artifacts"]}
+        assert lineage["expert"] == lineage["demonstrations"] == (False, True)
+        assert (lineage["reward"], lineage["refinetuned"]) == ((True, True), (True, False))
+        assert run["run"]["tags"][0] == "seeds"
+        assert "AUROC" in run["run"]["notes"]
     assert "wandb sync" in three_seeds.stdout
 
 
@@ -453,6 +457,10 @@ def test_after_any_end_the_same_command_goes_on(stopped: dict[str, Stopped]) -> 
     again = dict.fromkeys(("sft", "second_judge", "evaluate"), "computed")
     assert done.states() == {"data": "reused", "reward": "reused", **again}
     assert [row["status"] for row in done.runs()] == ["completed"]
+    first = stopped["Ctrl-C"].done.folder.name
+    assert f"goes on with {first}: 0 of 1 runs have finished in W&B" in done.stdout
+    (run,) = offline_runs(done.folder)
+    assert read_run(run)["run"]["group"] == f"chain/{first}"
     store = done.cwd / "multirun" / "store"
     assert counts(store) == dict.fromkeys(("data", "evaluate", "reward", "second_judge", "sft"), 1)
     assert not list(store.glob("*/.*.tmp-*"))  # what the killed one left is gone

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
 import threadpoolctl
 import torch
 from small import DEVICE, compose
 
 from irl_exp import chain
-from irl_exp.launch.obtain import Reporter, obtain
+from irl_exp.launch import stops
+from irl_exp.launch.obtain import Reporter, StageError, obtain
+from irl_exp.launch.writing import WriteError, writing
 from irl_exp.machinery.runtime import THREADS
 from irl_exp.machinery.store import Store
 
@@ -64,3 +71,36 @@ def test_a_whole_chain_gives_the_same_bytes_on_any_number_of_threads(tmp_path: P
     alone, several = found
     assert "refinetune" in alone
     assert [stage for stage in alone if alone[stage].manifest["files"] != several[stage].manifest["files"]] == []
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError()])
+def test_what_would_end_the_process_is_an_error_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr("irl_exp.stages.data.run", Mock(side_effect=error))
+    step, store = chain.build(compose(), DEVICE)["data"], Store(tmp_path)
+    with pytest.raises(StageError, match=f"^data: {type(error).__name__}: ") as caught:
+        obtain(step, store, REPORTER)
+    assert caught.value.digest == step.identity.digest
+    assert list(tmp_path.glob("data/.*.tmp-*")) == []
+
+
+def test_a_stop_is_no_error_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irl_exp.stages.data.run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt), stops.terminate_like_interrupt():
+        obtain(chain.build(compose(), DEVICE)["data"], Store(tmp_path), REPORTER)
+
+
+def test_a_run_folder_that_is_full_is_no_error_of_the_stage_nor_of_the_store(tmp_path: Path) -> None:
+    """Or every other job that needs the stage would not be tried."""
+
+    def log(stage: str, row: Mapping[str, float]) -> None:
+        with writing(tmp_path / "run"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    reporter = Reporter(log, DEVICE, lambda event: None, 0)
+    step = chain.build(compose(), DEVICE)["data"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("irl_exp.stages.data.run", lambda *_, context, **__: context.log({"step": 0}))
+        with pytest.raises(WriteError, match=f"^{tmp_path}/run cannot be written .No space left"):
+            obtain(step, Store(tmp_path / "store"), reporter)

@@ -203,6 +203,13 @@ def test_whatever_is_missing_of_the_numbers_the_rest_is_told(lost: set[str], fac
         assert not re.search(r"None|nan|inf\b|[{}]|  |\(\)", found.text())
 
 
+def test_one_number_of_two_is_told_alone() -> None:
+    lost = {key: value for key, value in IRL.items() if key != "irl/pair_accuracy"}
+    found = verdict.of_run(lost, TOXICITY).sentences[1]
+    assert found.startswith("The learned reward (margin) has AUROC 0.940")
+    assert "pairs" not in found
+
+
 # ---------------------------------------------------------------- many runs
 
 
@@ -246,8 +253,8 @@ def test_cells_are_told_by_their_ends_and_not_thrown_together() -> None:
     ]
     found = verdict.of_launch(runs).sentences
     assert found[1] == (
-        "Of 3 cells, the mean AUROC of the learned reward is highest at 0.965 (irl=implicit, 2 runs) and lowest at "
-        "0.505 (irl=placebo, 2 runs)."
+        "Of 3 cells, AUROC of the learned reward is on average highest at 0.965 in irl=implicit (2 runs, 0.960 to "
+        "0.970) and lowest at 0.505 in irl=placebo (2 runs, 0.500 to 0.510)."
     )
     assert not any("The learned reward" in sentence for sentence in found)
 
