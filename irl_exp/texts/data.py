@@ -14,7 +14,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,18 +214,26 @@ def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
 
 def _check_lines(path: Path, columns: Sequence[str]) -> None:
     """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
-            if len(line) > LONGEST_LINE:
-                raise DataError(f"{path}, line {number}: more than {LONGEST_LINE:,} bytes. Write one object a line.")
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
-            for column in columns:
-                _check_field(row, column, f"{path}, line {number}")
+    for number, line in enumerate(_lines(path), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: more than {LONGEST_LINE:,} bytes. Write one object a line.")
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
+        for column in columns:
+            _check_field(row, column, f"{path}, line {number}")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, none of them much longer than a line may be."""
+    try:
+        with path.open("rb") as lines:
+            yield from iter(lambda: lines.readline(LONGEST_LINE + 1), b"")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Give a file of yours that is readable.") from None
 
 
 def _check_field(row: dict[str, Any], column: str, where: str) -> None:
@@ -279,7 +287,7 @@ def _missing(value: object) -> bool:
 
 def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
     """A column of texts; missing ones are empty."""
-    values = ["" if _missing(value) else value for value in table[column]]
+    values = ["" if value is None else value for value in _values(table, column, source)]
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DataError(f"{_place(source, row)}: column '{column}' holds a {type(value).__name__}, not a text.")
@@ -291,6 +299,14 @@ def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
     return values
 
 
+def _values(table: pd.DataFrame, column: str, source: str) -> list[Any]:
+    """A column as Python has it; what is missing is None. CSV and Parquet are decoded only here."""
+    try:
+        return [None if _missing(value) else value for value in table[column]]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: column '{column}' is not valid UTF-8 ({error}). Save the file as UTF-8.") from None
+
+
 def _place(source: str, row: int) -> str:
     """Where a row is found: of JSONL each is a line."""
     return f"{source}, {'line' if source.endswith(('.jsonl', '.json')) else 'row'} {row + 1}"
@@ -300,7 +316,7 @@ def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
     """Nullable booleans: the label is one of those that `toxic` names, or a number between 0 and 1 of at least 0.5."""
     if config.label is None:
         return pd.array([pd.NA] * len(table), dtype="boolean")
-    labels = [None if _missing(value) else value for value in table[config.label].tolist()]
+    labels = _values(table, config.label, source)
     for row, label in enumerate(labels):
         if wrong := _wrong_label(label, config.toxic):
             there = f"there are {_some(labels)} (data.label={config.label})"

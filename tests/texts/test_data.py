@@ -203,6 +203,41 @@ def test_a_damaged_file_of_any_kind_is_a_data_error(tmp_path: Path, name: str, c
     assert name in error_of(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("x.csv", b"prompt,completion,label\ncaf\xe9 noir,c d,1\n", "not a readable csv file"),
+        ("x.jsonl", b"[" * 10**5, "line 1: not valid JSON: maximum recursion depth"),
+        ("x.csv", b"prompt,\x1b[2J\na b,c\n", r"there are prompt, \x1b[2J."),
+        ("a\x1b[2J\nb.csv", b"prompt\na b\n", r"a\x1b[2J\nb.csv: column"),
+    ],
+    ids=["bytes", "depth", "column", "name"],
+)
+def test_what_is_quoted_of_a_file_is_one_printable_line(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.DataError) as caught:
+        data.read(FileConfig(path=tmp_path / name, seed=0))
+    assert told in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion", "label"])
+def test_bytes_of_a_parquet_file_that_are_no_text_are_told(tmp_path: Path, column: str) -> None:
+    row = {"prompt": "a b", "completion": "c d", "label": "1", column: "noir cafe"}
+    pd.DataFrame([row]).to_parquet(tmp_path / "x.parquet", compression=None, use_dictionary=False)
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content.replace(b"cafe", b"caf\xe9"))
+    with pytest.raises(data.DataError, match=f"column '{column}' is not valid UTF-8"):
+        data.read(FileConfig(path=tmp_path / "x.parquet", seed=0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(data.DataError, match=r"x\.jsonl cannot be read .Input/output error."):
+        data.read(FileConfig(path=tmp_path / "x.jsonl", seed=0))
+
+
 def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     assert len(read(write(tmp_path / "texts[1].jsonl", ROWS))) == len(ROWS)
 
