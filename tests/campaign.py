@@ -6,7 +6,8 @@ A file of tests/faults/ is a subject: `SUBJECT` names it and `HELD` says what "h
         ...
 
 A trial that fails is noted and the next one is tried; the test fails at its end and names all that did not hold. The
-table is in the terminal's summary; `--write-table` puts that of a whole campaign into docs/reliability.md.
+table is in the terminal's summary; `--write-table` puts it into docs/reliability.md, a subject in the place of its
+earlier table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,7 +136,9 @@ class Subject:
         lines = [("tried", "times", "held", "what did not"), ("---", "---:", "---:", "---")]
         lines += [row.cells() for row in self.rows.values()]  # type: ignore[misc]
         table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-        return "\n".join([f"### {name}", "", f"Held: {self.held}", "", *table, ""])
+        times, held = sum(row.times for row in self.rows.values()), sum(row.held for row in self.rows.values())
+        head = f"{times:,} trials, {held:,} held, of {_machine()}."
+        return "\n".join([f"### {name}", "", head, "", f"*Held* means: {self.held}", "", *table])
 
 
 class Campaign:
@@ -144,7 +146,6 @@ class Campaign:
 
     def __init__(self) -> None:
         self.reports: dict[str, pytest.TestReport] = {}
-        self.started = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if SUBJECT in dict(report.user_properties) and (report.when == "call" or not report.passed):
@@ -158,27 +159,18 @@ class Campaign:
             _add(found.setdefault(name, Subject(held)), report)
         return found
 
-    def markdown(self) -> str:
-        """The whole table, with what it was made on."""
-        rows = [row for subject in self.subjects.values() for row in subject.rows.values()]
-        times, held = sum(row.times for row in rows), sum(row.held for row in rows)
-        head = f"{times:,} trials, {held:,} held. Made by {_machine()}, in {self._minutes()} minutes."
-        return "\n".join([head, "", *(subject.markdown(name) for name, subject in self.subjects.items())])
-
-    def _minutes(self) -> int:
-        return max(1, round((time.monotonic() - self.started) / 60))
+    def sections(self) -> dict[str, str]:
+        """The table of each subject."""
+        return {name: subject.markdown(name) for name, subject in self.subjects.items()}
 
     def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
         if not self.reports:
             return
         terminalreporter.section("what was tried and what held")
-        terminalreporter.write_line(self.markdown())
+        terminalreporter.write_line("\n\n".join(self.sections().values()))
         if config.getoption("--write-table"):
-            missing = _files() - {report.location[0] for report in self.reports.values()}
-            told = f"not written: no trial of {', '.join(sorted(missing))}" if missing else f"written: {PAGE}"
-            terminalreporter.write_line(told)
-            if not missing:
-                write(PAGE, self.markdown())
+            write(PAGE, self.sections())
+            terminalreporter.write_line(f"written: {', '.join(self.sections())} in {PAGE}")
 
 
 def _add(subject: Subject, report: pytest.TestReport) -> None:
@@ -198,10 +190,6 @@ def _add(subject: Subject, report: pytest.TestReport) -> None:
         subject.rows.setdefault(name, Row(name)).skipped.append(str(reason[-1]).removeprefix("Skipped: "))
 
 
-def _files() -> set[str]:
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "faults").glob("test_*.py")}
-
-
 def _machine() -> str:
     """State of the code and the machine, as far as a result may depend on them."""
     import torch
@@ -215,18 +203,25 @@ def _machine() -> str:
     return f"the code `{source_digest()}` as {user} on {platform.system()}, {cores} cores, {gpu}, {python}"
 
 
-def write(page: Path, table: str) -> None:
-    """Put the table between the two marks of a page."""
+def write(page: Path, sections: Mapping[str, str]) -> None:
+    """Put these tables between the two marks of a page, each in the place of an earlier one of its subject."""
     text = page.read_text(encoding="utf-8")
-    marked = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    assert len(marked.findall(text)) == 1, f"{page} must have {BEGIN} and {END} once"
-    page.write_text(marked.sub(lambda _: f"{BEGIN}\n\n{table}\n{END}", text), encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    earlier, end, after = rest.partition(END)
+    assert begin, f"{page} has no {BEGIN}"
+    assert end, f"{page} has no {END}"
+    found = {name: f"### {name}\n{body.rstrip()}" for name, body in _SECTION.findall(earlier)}
+    merged = "\n\n".join(section for _, section in sorted({**found, **sections}.items()))
+    page.write_text(f"{before}{BEGIN}\n\n{merged}\n\n{END}{after}", encoding="utf-8")
+
+
+_SECTION = re.compile(r"^### (.*)\n((?:(?!### ).*\n?)*)", re.MULTILINE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--write-table`."""
     group = parser.getgroup("faults")
-    group.addoption("--write-table", action="store_true", help="after a whole fault campaign: docs/reliability.md")
+    group.addoption("--write-table", action="store_true", help="of the fault campaign: docs/reliability.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from irl_exp import config as irl_config
-from irl_exp.launch import planner
+from irl_exp.launch import planner, sweeps
 from irl_exp.launch.jobs import LaunchContext
 
 
@@ -25,18 +26,22 @@ class PlannedLauncher(Launcher):
     """Checks and plans all jobs, then runs them in this process or in a pool."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.launch_context = LaunchContext(hydra_context, task_function, config)
+        self.launch_context = LaunchContext(hydra_context, task_function, config, planner.begin(config))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return planner.launch(self.launch_context, job_overrides, initial_job_idx)
 
 
 class PlannedSweeper(BasicSweeper):
-    """The basic sweeper without its check that every job composes: the planner composes each job anyway, once."""
+    """The basic sweeper, but jobs are counted before they are written down, and the planner checks that they compose:
+    it composes each job anyway, once."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        sweeps.check_sweep(parser.parse_overrides([*self._parse_config(), *arguments]), self.max_batch_size)
         assert self.config is not None
-        planner.begin(Path(self.config.hydra.sweep.dir))
+        planner.make(Path(self.config.hydra.sweep.dir))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

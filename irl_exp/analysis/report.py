@@ -146,7 +146,8 @@ def _files(summary: Path) -> list[str]:
         found = json.loads(summary.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return []
-    return [name for name in found if isinstance(name, str) and Path(name).name == name]
+    names = [name for name in found if isinstance(name, str) and Path(name).name == name]
+    return [name for name in names if (summary.parent / name).is_file()]  # '..' and folders are of no report
 
 
 def _plain(value: Any) -> Any:
@@ -178,12 +179,7 @@ def _distances(study: Study) -> pd.DataFrame:
 def told_by(draw: Draw, words: Words) -> list[str]:
     """The paragraphs of a figure's docstring: its caption, and how to read it whatever the runs are."""
     text = inspect.cleandoc(draw.__doc__ or "").partition("\n\nArgs:")[0]
-    return [" ".join(part.split()).replace("below 0 of R*", _below(words)) for part in text.split("\n\n")]
-
-
-def _below(words: Words) -> str:
-    """As a sentence about completions has it: 'toxic by R*', 'below 0 of R*'."""
-    return "below 0 of R*" if words == Words() else f"{words.below} by R*"
+    return [" ".join(part.split()).replace("below 0 of R*", words.judged) for part in text.split("\n\n")]
 
 
 def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:

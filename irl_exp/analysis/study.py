@@ -253,11 +253,11 @@ def _jobs(folder: Path) -> tuple[list[Run], list[Lost]]:
         try:
             config = _read(run / "config.json")
             metrics = _finite(run / "metrics.json")
+            job = _job(config, number, name)
         except _BrokenError as broken:
             lost.append(Lost(number, name, _reason(run) or str(broken)))
             continue
-        job = config.get("job", {"number": number, "name": name})
-        found.append(Run(int(job["number"]), job["name"], cell_of(job["name"]), run, flat(config), metrics))
+        found.append(Run(*job, cell_of(job[1]), run, flat(config), metrics))
     return sorted(found, key=lambda run: run.number), lost
 
 
@@ -276,6 +276,15 @@ def assemble(
     told = [replace(run, cell=without(run.cell, shared)) for run in runs]
     notes = [*notes, *_mixed(told), *_unequal(told), *_without_curves(told)]
     return Study(folder, tuple(told), tuple(lost), shared, tuple(dict.fromkeys(notes)), command, question, launches)
+
+
+def _job(config: Values, number: int, name: str) -> tuple[int, str]:
+    """Number and name of a job as its config.json says; one of an older version does not say."""
+    job = config.get("job", {"number": number, "name": name})
+    try:
+        return int(job["number"]), str(job["name"])
+    except (LookupError, TypeError, ValueError):
+        raise _BrokenError("config.json names no job") from None
 
 
 def _is_launch(folder: Path) -> bool:
@@ -308,11 +317,19 @@ def _in(folder: Path) -> list[Path]:
 def _planned(folder: Path) -> dict[str, str]:
     """Folder -> name of all jobs of a launch; under other launchers of Hydra, which leave no plan, what is there."""
     try:
-        return {job["folder"]: job["name"] for job in _read(folder / "plan.json")["jobs"]}
-    except _BrokenError:
+        return {str(job["folder"]): str(job["name"]) for job in _read(folder / "plan.json")["jobs"]}
+    except (_BrokenError, LookupError, TypeError):
         places = [path.parent for path in folder.glob("*/.hydra")]
         places = places or [path.parent for path in folder.glob("*/config.json")]
-        return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}
+        return {place.name: _name(place) for place in sorted(places, key=lambda place: (len(place.name), place.name))}
+
+
+def _name(run: Path) -> str:
+    """What a run calls itself; a run that did not get so far is called by its folder."""
+    try:
+        return str(_read(run / "config.json")["job"]["name"])
+    except (_BrokenError, KeyError, TypeError):
+        return run.name
 
 
 def _asked(folder: Path) -> tuple[str, str]:

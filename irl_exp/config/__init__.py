@@ -16,7 +16,7 @@ from irl_exp.config.data import (
     NoBenchmark,
     RealToxicityPromptsConfig,
 )
-from irl_exp.config.experiment import Config
+from irl_exp.config.experiment import Config, check_name
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -42,8 +42,8 @@ from irl_exp.config.irl import (
     SquaredLoss,
 )
 from irl_exp.config.keys import known_groups, known_keys, nearest, option_fields
-from irl_exp.config.models import ModelConfig
-from irl_exp.config.nodes import CONF, ConfigError, Interpolated, Node, node_of
+from irl_exp.config.models import POSITIONS, ModelConfig
+from irl_exp.config.nodes import CONF, ConfigError, Interpolated, Node, check_place, node_of
 from irl_exp.config.overrides import check_choices, check_override, swept_by
 from irl_exp.config.parsing import parse
 from irl_exp.config.policies import (
@@ -73,6 +73,7 @@ __all__ = [
     "BASE_NODES",
     "CHOSEN_BY_GROUP",
     "CONF",
+    "POSITIONS",
     "BackboneConfig",
     "BayesianConfig",
     "BenchmarkConfig",
@@ -131,7 +132,9 @@ __all__ = [
     "WeightedConfig",
     "base_node",
     "check_choices",
+    "check_name",
     "check_override",
+    "check_place",
     "first_page",
     "known_groups",
     "known_keys",

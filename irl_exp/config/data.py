@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from irl_exp.config.nodes import Count, ExistingPath, Fraction, Interpolated, Node, StageSeed
+from irl_exp.config.nodes import Count, ExistingFile, Fraction, Interpolated, Node, PerPrompt, StageSeed
 
 
 class _Data(Node):
@@ -22,7 +22,7 @@ class CommentsConfig(_Data):
     """Embedded corpus: a seeded generator of civil and hostile comments (irl_exp/texts/comments.py)."""
 
     name: Literal["comments"] = "comments"
-    count: Count = Field(24_000, description="comments to write")
+    count: Annotated[int, Field(ge=1, le=10**6)] = Field(24_000, description="comments to write")
 
 
 class Source(Node):
@@ -30,7 +30,7 @@ class Source(Node):
 
     node: ClassVar[str]
     """The config node, for messages."""
-    path: ExistingPath | None = Field(None, description="local JSONL, CSV or Parquet file; wins over hub")
+    path: ExistingFile | None = Field(None, description="local JSONL, CSV or Parquet file; wins over hub")
     hub: str | None = Field(None, description="dataset on the Hugging Face hub")
     split: str = Field("train", description="split on the hub")
     prompt: str | None = Field("prompt", description="column of the prompt; a dot enters a nested object")
@@ -47,11 +47,16 @@ class _Texts(_Data, Source):
     node: ClassVar[str] = "data"
     completion: str | None = Field("completion", description="column of the completion")
     label: str | None = Field(None, description="column of the label: toxic if at least 0.5; null: no labels")
+    toxic: Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)] | None = Field(
+        None, description="values of the label that mean toxic, [hate,offensive]; null: numbers from 0 to 1"
+    )
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
         if self.text is None and (self.prompt is None or self.completion is None):
             raise ValueError("name the columns: data.prompt and data.completion, or data.text")
+        if self.toxic is not None and self.label is None:
+            raise ValueError("data.toxic names values of a label: set data.label to its column")
         return self
 
 
@@ -102,7 +107,7 @@ class _Benchmark(Source):
     max_prompt_words: Annotated[Count, Interpolated("${data.max_prompt_words}")] = Field(
         description="longer prompts are cut"
     )
-    completions_per_prompt: Annotated[Count, Interpolated("${evaluate.completions_per_prompt}")]
+    completions_per_prompt: Annotated[PerPrompt, Interpolated("${evaluate.completions_per_prompt}")]
     max_new_tokens: Annotated[Count, Interpolated("${evaluate.max_new_tokens}")]
     batch_size: Annotated[Count, Interpolated("${evaluate.batch_size}")]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from irl_exp.config.data import BenchmarkConfig, DataConfig, NoBenchmark
 from irl_exp.config.irl import IrlConfig
-from irl_exp.config.models import ModelConfig
-from irl_exp.config.nodes import Count, Interpolated, Node, Seed
+from irl_exp.config.models import POSITIONS, ModelConfig
+from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
 from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
     DemonstrationsConfig,
@@ -33,7 +33,7 @@ class TrackingConfig(Node):
     """Where runs are recorded, beside their own folder."""
 
     mode: Literal["wandb", "offline", "none"] = Field("wandb", description="wandb: online with an account")
-    project: str = Field("irl-exp", description="W&B project")
+    project: str = Field("irl-exp", pattern=r"^[^/\\#?%:]{1,128}$", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team")
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), description="tags of every run")
     artifacts: Literal["reward", "all", "none"] = Field(
@@ -44,15 +44,29 @@ class TrackingConfig(Node):
 class StoreConfig(Node):
     """The content-addressed store of stage results; may be shared by processes and machines."""
 
-    dir: Annotated[Path, Interpolated("${oc.env:IRL_EXP_STORE,multirun/store}")] = Field(
+    dir: Annotated[Place, Interpolated("${oc.env:IRL_EXP_STORE,multirun/store}")] = Field(
         description="folder of the results of stages"
     )
+
+
+def check_name(name: str) -> str:
+    """A name that is a visible folder of its own under multirun/, and with a time a group of W&B (128 characters)."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > 100:
+        raise ValueError(
+            "runs are kept in multirun/NAME: begin with a letter or a digit and go on with these, '_', '-' or '.', "
+            "100 bytes at most"
+        )
+    if name == "store":
+        raise ValueError("multirun/store is where results are kept: choose another name for the runs")
+    return name
 
 
 class Config(Node):
     """One run of the chain."""
 
-    name: str = Field("chain", pattern=r"^[\w.-]+$", description="of the study: folder under multirun/, W&B group")
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        "chain", description="of the study: folder under multirun/, W&B group"
+    )
     seed: Seed = Field(0, description="root seed; every stage follows it unless its own seed is set")
     until: Literal["sft", "rlhf", "demonstrations", "irl", "refinetune", "evaluate"] = Field(
         "evaluate", description="stop after this stage and evaluate what exists"
@@ -93,6 +107,24 @@ class Config(Node):
             found = ", ".join(self.irl.objectives) or "no metric of select: it fits nothing that select chooses"
             raise ValueError(f"objective={self.objective}: irl={self.irl.name} has {found}")
         return self
+
+    @model_validator(mode="after")
+    def _at_once(self) -> Self:
+        """Of a checkpoint the launch looks up what it can read."""
+        if not self.model.pretrained and (key := self._too_long()):
+            raise ValueError(
+                f"{key}: a new model reads {POSITIONS} tokens at once, prompt and completion together: "
+                f"set it below {POSITIONS}"
+            )
+        return self
+
+    def _too_long(self) -> str:
+        """The first option that asks for completions with which no prompt would fit; "" if none does."""
+        lengths = {"max_new_tokens": self.max_new_tokens}
+        for name, node in self:
+            if isinstance(node, Node) and "max_new_tokens" in type(node).model_fields:
+                lengths[f"{name}.max_new_tokens"] = node.max_new_tokens  # type: ignore[attr-defined]
+        return next((f"{key}={value}" for key, value in lengths.items() if value >= POSITIONS), "")
 
     def reaches(self, stage: str) -> bool:
         """Whether `until` lets this stage run. What exists by then is evaluated."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pydantic.fields import FieldInfo
 
 from irl_exp.config.experiment import Config
-from irl_exp.config.nodes import CONF, Node, is_map, node_of
+from irl_exp.config.nodes import CONF, Interpolated, Node, is_map, node_of
 from irl_exp.config.rewards import Part, WeightedConfig
 
 MINE = "NAME"
@@ -39,6 +39,14 @@ def known_keys() -> list[str]:
         keys |= {f"reward.parts.{MINE}.{name}" for name in part.model_fields}
     nodes = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     return sorted(keys | nodes)
+
+
+def leader(key: str) -> str | None:
+    """The option that this one follows unless it is set: `seed` of `irl.seed`."""
+    if re.fullmatch(r"reward\.parts\.\w+\.seed", key):
+        return "reward.seed"
+    metadata = [item for name, field in option_fields() if name == key for item in field.metadata]
+    return next((item[2:-1] for item in metadata if isinstance(item, Interpolated)), None)
 
 
 def is_known(key: str) -> bool:

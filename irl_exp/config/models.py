@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from irl_exp.config.nodes import Count, ModelPath, Node
 
+POSITIONS = 512
+"""Tokens that a new model is made to read at once: a prompt and its completion."""
+
 
 class ModelConfig(Node):
     """The base language model: `path`, else `hub`, else a new GPT-NeoX (Pythia) model of the given size."""
@@ -20,7 +23,9 @@ class ModelConfig(Node):
     hidden_size: Count = Field(128, description="of a new model; a multiple of heads")
     layers: Count = Field(4, description="of a new model")
     heads: Count = Field(4, description="of a new model")
-    vocabulary: Annotated[int, Field(ge=300)] = Field(2048, description="byte-level BPE of a new model: at most")
+    vocabulary: Annotated[int, Field(ge=300, le=10**6)] = Field(
+        2048, description="byte-level BPE of a new model: at most"
+    )
 
     @property
     def pretrained(self) -> bool:

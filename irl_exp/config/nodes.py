@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -32,23 +33,65 @@ class Node(BaseModel):
         return {}
 
 
-def _exists(path: Path | None) -> Path | None:
-    if path is not None and not path.expanduser().exists():
-        raise ValueError("there is no such file or folder")
-    return path and path.expanduser()
+def _expanded(path: Path) -> Path:
+    """The path with a home folder in place of '~' or '~user'."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is nobody's home folder: write the path in full") from None
 
 
-def _is_model(path: Path | None) -> Path | None:
-    if path is not None and not (path / "config.json").is_file():
+def _exists(path: Path) -> Path:
+    path = _expanded(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError("there is no such file or folder") from None
+    except OSError as error:  # no permission, too long, a circle of links
+        raise ValueError(f"it cannot be opened ({error.strerror})") from None
+    return path
+
+
+def _is_file(path: Path) -> Path:
+    """A pipe or a device would be read for ever."""
+    if path.is_dir():
+        raise ValueError("this is a folder: give a file")
+    if not path.is_file():
+        raise ValueError("this is a pipe, a socket or a device: give a file, e.g. a copy of what it holds")
+    return path
+
+
+def _is_model(path: Path) -> Path:
+    if not (path / "config.json").is_file():
         raise ValueError("this is no model folder: it has no config.json. Give a folder that save_pretrained wrote")
     return path
 
 
-ExistingPath = Annotated[Path, AfterValidator(_exists)]
+def check_place(path: Path) -> Path:
+    """A folder that need not be there yet: its path leaves room for the names of what will be written into it."""
+    longest = max(map(len, map(os.fsencode, path.parts)), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(_expanded(path).absolute())) > LONGEST_PLACE:
+        raise ValueError(
+            f"a name in this path has at most {LONGEST_NAME} bytes, the whole path {LONGEST_PLACE}: shorten it"
+        )
+    return path
 
-ModelPath = Annotated[ExistingPath, AfterValidator(_is_model)]
 
-Count = Annotated[int, Field(ge=1)]
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder that file systems take."""
+LONGEST_PLACE = 3500
+"""Bytes of the path of a folder: of the 4,096 that Linux takes some are left for what lies in it."""
+
+ExistingFile = Annotated[Path, AfterValidator(_exists), AfterValidator(_is_file)]
+
+ModelPath = Annotated[Path, AfterValidator(_exists), AfterValidator(_is_model)]
+
+Place = Annotated[Path, AfterValidator(check_place)]
+
+# The upper bound keeps typing errors from numbers that no library takes.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+PerPrompt = Annotated[int, Field(ge=1, le=10_000)]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from irl_exp.config.experiment import Config
-from irl_exp.config.keys import is_known, known_groups, names_near, nearest
+from irl_exp.config.keys import is_known, known_groups, leader, names_near, nearest
 from irl_exp.config.nodes import ConfigError
 
 
@@ -23,17 +23,25 @@ def parse(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         # A list whose items are wrong is also told to be empty, which it is not.
         items = [item for item in error.errors() if item["type"] != "too_short" or not item["input"]]
-        raise ConfigError("\n".join(dict.fromkeys(map(_explain, items)))) from None
+        wrong = {(_key(item), repr(item.get("input"))) for item in items}
+        # What is wrong with an option is wrong with all that follow it: it is told once.
+        causes = [item for item in items if (leader(_key(item)), repr(item.get("input"))) not in wrong]
+        raise ConfigError("\n".join(dict.fromkeys(map(_explain, causes)))) from None
 
 
-def _explain(item: Any) -> str:
-    """One readable line for one error of pydantic."""
+def _key(item: Any) -> str:
+    """The dotted key of one error of pydantic; "" for the config as a whole."""
     # A choice between nodes puts its tag into the path (irl.loss.hinge.target): leave out what is no key.
     parts: list[str] = []
     for part in item["loc"]:
         if (item["type"] == "extra_forbidden" and part == item["loc"][-1]) or is_known(".".join([*parts, str(part)])):
             parts.append(str(part))
-    key = ".".join(parts) or "config"
+    return ".".join(parts)
+
+
+def _explain(item: Any) -> str:
+    """One readable line for one error of pydantic."""
+    key = _key(item)
     if item["type"] == "extra_forbidden":
         return f"{key}: there is no such option here.{nearest(key, names_near(key))}"
     if item["type"] == "union_tag_invalid":
@@ -42,6 +50,9 @@ def _explain(item: Any) -> str:
         return f"{key}.name: this option must be set, e.g. {key}.name=..."
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if not key:
+        return message
+    message = message.replace("a valid tuple", f"a list, [{item.get('input')}]")
     value = item.get("input")
     if key.replace(".", "/") in known_groups() and not isinstance(value, Mapping):
         return f"{key}={value}: this is a config group; write {key.replace('.', '/')}={value}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from irl_exp.config.nodes import Count, Fraction, Interpolated, LearningRate, NewTokens, Node, StageSeed
+from irl_exp.config.nodes import Count, Fraction, Interpolated, LearningRate, NewTokens, Node, PerPrompt, StageSeed
 
 
 class SftConfig(Node):
@@ -50,7 +50,7 @@ class DemonstrationsConfig(Node):
     """Completions of expert and reference on the same prompts, with both log-probabilities of each."""
 
     seed: StageSeed
-    completions_per_prompt: Count = Field(7, description="of each policy")
+    completions_per_prompt: PerPrompt = Field(7, description="of each policy")
     greedy: bool = Field(False, description="one greedy completion on fit and select; test is always sampled")
     max_new_tokens: NewTokens
     batch_size: Count = Field(512, description="completions generated at once")
@@ -77,7 +77,9 @@ class EvaluateConfig(Node):
     """Judge the policies and the learned reward on the test prompts."""
 
     seed: StageSeed
-    completions_per_prompt: Annotated[Count, Interpolated("${demonstrations.completions_per_prompt}")]
+    completions_per_prompt: Annotated[PerPrompt, Interpolated("${demonstrations.completions_per_prompt}")]
     max_new_tokens: NewTokens
     batch_size: Count = Field(512, description="completions generated at once")
-    bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples of prompts for the intervals")
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        1000, description="resamples of prompts for the intervals"
+    )

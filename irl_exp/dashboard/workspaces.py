@@ -169,7 +169,8 @@ def _config(path: Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) and {"name", "tracking"} <= config.keys() else None
+    tracked = config.get("tracking") if isinstance(config, dict) and "name" in config else None
+    return config if isinstance(tracked, dict) and {"entity", "project"} <= tracked.keys() else None
 
 
 def _place(launch: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[str | None, str, str]:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 from irl_exp.policies.language_models import Completions, Policy, Progress
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards.reward import RewardError, Scores, check_probes, save_probes
@@ -210,14 +211,40 @@ class LearnedReward:
         """Read a learned reward; its reference policy lies in the same store unless `reference` says where.
 
         Raises:
+            ArtifactError: a file of it, or of a policy that it needs, is damaged.
             RewardError: a policy that it needs is not there, or the reward does not reproduce its own scores.
         """
-        settings = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
-        policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
+        verify(folder)
+        settings = read_settings(folder)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])
+        policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
         reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
         check_probes(folder, reward, device)
         return reward
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What reward.json says of a learned reward: its kind, reference, offset, scale, and what its kind has more.
+
+    Raises:
+        RewardError: the file is not there, or is not what `save` writes.
+    """
+    path = folder / "reward.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RewardError(f"{path} cannot be read ({error}). Give the folder of a learned reward.") from None
+    kinds = [scorer.kind for scorer in SCORERS]
+    if not isinstance(found, dict) or found.get("kind") not in kinds:
+        kind = found.get("kind") if isinstance(found, dict) else found
+        raise RewardError(f"{path}: kind={kind!r} is none of {', '.join(kinds)}. Compute this reward again.")
+    for key, wanted in _FIELDS.items():
+        if isinstance(found.get(key), bool) or not isinstance(found.get(key), wanted):
+            raise RewardError(f"{path}: {key}={found.get(key)!r} is not what was saved. Compute this reward again.")
+    return found
+
+
+_FIELDS: dict[str, Any] = {"offset": int | float, "scale": int | float, "reference": str}
 
 
 def save(
@@ -254,7 +281,7 @@ def save(
 
 def _sibling(folder: Path, stage: str, digest: str) -> Path:
     """The artifact of another stage in the same store."""
-    found = folder.parent.parent / stage / digest
+    found = folder.parent.parent / stage / Path(str(digest)).name
     if not found.is_dir():
         raise RewardError(
             f"{folder}: the policy that it reads is missing: {found}. Compute it again, or pass its folder."

@@ -1,3 +1,3 @@
 """From a command line to results: all jobs composed, checked, planned, run, recorded and reported."""
 
-__all__ = ["command_line", "jobs", "main", "planner"]
+__all__ = ["command_line", "jobs", "main", "planner", "sweeps"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
 from irl_exp.config import (
@@ -44,6 +45,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
     """Refuse overrides of unknown keys with the nearest right name; Hydra would suggest to add them with '+'."""
     if {"-sc", "--shell-completion", "--shell_completion"} & set(arguments):
         return
+    for argument in arguments:
+        if (home := argument.partition("=")[2]).startswith("~"):
+            sys.exit(f"{argument}: write the path in full, {argument.removesuffix(home)}{os.path.expanduser(home)}")
     overrides = list(_parsed(arguments))
     try:
         overrides = [*_parsed(_swept(overrides)), *overrides]
@@ -84,6 +88,12 @@ def _parsed(arguments: Sequence[str]) -> Iterator[Override]:
 def _options(override: Override) -> list[list[str]]:
     """The values of an override of a group, one a job of the sweep; each is one option or a list of options."""
     value = override.value()
+    if isinstance(value, RangeSweep):
+        raise ConfigError(f"{override.input_line}: {override.key_or_group} is a config group and takes no numbers.")
+    if value is None:
+        raise ConfigError(
+            f"{override.input_line}: {override.key_or_group} is a config group: one of its options is taken."
+        )
     if isinstance(value, Glob):
         return [[name] for name in value.filter([path.stem for path in (CONF / override.key_or_group).glob("*.yaml")])]
     values = override.sweep_iterator() if override.is_sweep_override() else [value]

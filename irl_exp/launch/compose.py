@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
@@ -81,4 +81,18 @@ def check_all(composed: Sequence[DictConfig]) -> list[Config]:
             complaints.append(str(error))
     if complaints:
         raise ConfigError("\n".join(dict.fromkeys(complaints)))
+    _check_shared(configs)
     return configs
+
+
+def _check_shared(configs: Sequence[Config]) -> None:
+    """Refuse a sweep over what all jobs of a launch have in common."""
+    shared: dict[str, Callable[[Config], object]] = {
+        "name": lambda config: config.name,
+        "store.dir": lambda config: config.store.dir,
+        "workers": lambda config: config.workers,
+        "report": lambda config: config.report,
+    }
+    for key, of in shared.items():
+        if len(values := dict.fromkeys(str(of(config)) for config in configs)) > 1:
+            raise ConfigError(f"{key}={','.join(values)}: all jobs of a launch have one {key}: launch them in turn.")

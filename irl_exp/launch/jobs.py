@@ -37,11 +37,12 @@ reporting: Report | None = None
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """What Hydra gives a launcher."""
+    """What Hydra gives a launcher; `new` are folders of the launch that were not there before."""
 
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
+    new: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from hydra.errors import CompactHydraException
+
+
+class LaunchError(CompactHydraException):
+    """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
+
 
 def program() -> str:
     """How this program was called: `irl-exp`, `python -m irl_exp` or `python launch.py`."""

@@ -11,21 +11,23 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from irl_exp.config import Config, question_of
+from irl_exp.config import Config, check_name, check_place, question_of
 from irl_exp.launch import objective, resume
 from irl_exp.launch.compose import Composer, check_all
 from irl_exp.launch.ending import ends_with_its_batch
 from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
-from irl_exp.launch.messages import program
+from irl_exp.launch.messages import LaunchError, program, short
 from irl_exp.launch.stops import on_stop, terminate_like_interrupt, told_to_stop
 from irl_exp.launch.writing import WriteError, check_writable, writing
 
@@ -35,9 +37,48 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
 
+PATIENCE = 2.0
+"""Seconds of planning without a word."""
 
-class LaunchError(CompactHydraException):
-    """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
+
+def begin(config: DictConfig) -> tuple[Path, ...]:
+    """Look at where a launch will write before anything is written, by Hydra or by us.
+
+    Returns:
+        The folders that are not there yet, the deepest first: a launch that is refused removes them.
+
+    Raises:
+        LaunchError: a name that is no folder of its own, or a place inside the store.
+    """
+    try:
+        name, folder, store = str(config.name), Path(config.hydra.sweep.dir).absolute(), Path(str(config.store.dir))
+    except OmegaConfBaseException as error:
+        raise LaunchError(str(error).splitlines()[0]) from None
+    with _named(f"name={name}"):
+        check_name(name)
+    with _named(f"store.dir={store}"):
+        check_place(store)
+    try:
+        store = store.expanduser().resolve()
+        new = tuple(path for path in (folder, *folder.parents) if not path.exists())
+        inside = folder.resolve().is_relative_to(store)
+    except (OSError, RuntimeError) as error:  # no permission, too long a name, a circle of links
+        raise LaunchError(f"hydra.sweep.dir={folder}, store.dir={store}: {error}") from error
+    if inside:
+        raise LaunchError(
+            f"name={name}: the runs would lie in {short(folder)}, inside the store {short(store)}. Take another name, "
+            "or another place for the store with store.dir=... or IRL_EXP_STORE."
+        )
+    return new
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Say with which option an error came."""
+    try:
+        yield
+    except ValueError as error:
+        raise LaunchError(f"{option}: {error}") from error
 
 
 def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -47,15 +88,18 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         LaunchError: the jobs cannot run (nothing was started), or some of them failed.
     """
     folder = Path(context.config.hydra.sweep.dir).absolute()
-    with _refused_leaves_nothing(folder):
+    with _refused_leaves_nothing(folder, context.new):
         setup_globals()
         configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
         jobs, device = _plan(context, job_overrides, first)
+        warnings = _preflight(jobs)
         from irl_exp.launch.console import Console
         from irl_exp.report.cells import shared_overrides
 
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         missing, batches = _announce(jobs, device, console)
+        for warning in warnings:
+            console.say(f"warning: {warning}")
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")), first)
         if earlier := resume.told(folder):
             console.say(earlier)
@@ -132,7 +176,7 @@ def _finish(jobs: Sequence[PlannedJob], outcomes: dict[int, Outcome], folder: Pa
         raise SystemExit(130)
 
 
-def begin(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Make the folder of a launch, before Hydra writes into it.
 
     Raises:
@@ -145,15 +189,15 @@ def begin(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
-    """Turn what is wrong with a launch into one clear message, and remove the folder that Hydra has begun.
+def _refused_leaves_nothing(folder: Path, new: Sequence[Path]) -> Iterator[None]:
+    """Turn what is wrong with a launch into one clear message, and remove what Hydra has begun.
 
     A stop ends the process at once: libraries load here, some swallow a KeyboardInterrupt and go on half loaded.
     """
 
     def stop(number: int, frame: object) -> None:
         try:
-            _remove_begun(folder)
+            _remove_begun(folder, new)
             sys.stdout.flush()
         finally:
             os._exit(130)
@@ -162,26 +206,26 @@ def _refused_leaves_nothing(folder: Path) -> Iterator[None]:
         with on_stop(stop):
             yield
     except BaseException as error:
-        _remove_begun(folder)
+        _remove_begun(folder, new)
         if isinstance(error, Exception) and type(error).__module__.startswith("irl_exp."):
             raise LaunchError(str(error)) from error
         raise
 
 
-def _remove_begun(folder: Path) -> None:
-    """Remove the folder of a launch that has no job yet."""
+def _remove_begun(folder: Path, new: Sequence[Path]) -> None:
+    """Remove the folder of a launch that has no job yet, and what was made to hold it."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", resume.PLAN}:
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+    for path in new:
+        with contextlib.suppress(OSError):  # it is gone, or another launch has begun in it
+            path.rmdir()
 
 
 def _plan(
     context: LaunchContext, job_overrides: Sequence[Sequence[str]], first: int
 ) -> tuple[list[PlannedJob], Device]:
     """Compose and check every job before the first one starts."""
-    composer = Composer(context)
-    composed = [composer.compose(overrides, first + index) for index, overrides in enumerate(job_overrides)]
+    composed = _composed(Composer(context), job_overrides, first)
     configs = check_all(composed)
     # Everything below imports torch: only now that the configs are known to be right.
     from irl_exp import chain
@@ -194,29 +238,63 @@ def _plan(
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)
         jobs.append(PlannedJob(first + index, name, folder, composition, config, chain.build(config, device)))
-    _preflight(jobs)
+    _check_folders(jobs, Path(context.config.hydra.sweep.dir).absolute())
     return jobs, device
 
 
-def _preflight(jobs: Sequence[PlannedJob]) -> None:
-    """Look at what the missing stages will need; every distinct complaint is in the one error."""
+def _composed(composer: Composer, job_overrides: Sequence[Sequence[str]], first: int) -> list[DictConfig]:
+    """Every job composed; where that takes long, it is said how long."""
+    composed: list[DictConfig] = []
+    start, told = time.monotonic(), False
+    for number, overrides in enumerate(job_overrides, start=first):
+        composed.append(composer.compose(overrides, number))
+        if not told and (passed := time.monotonic() - start) > PATIENCE:
+            # To check a job and to find out what it needs takes as long as to compose it.
+            left = 2 * passed * len(job_overrides) / len(composed) - passed
+            print(f"planning {len(job_overrides):,} jobs: about {left:.0f} s more", flush=True)
+            told = True
+    return composed
+
+
+def _check_folders(jobs: Sequence[PlannedJob], folder: Path) -> None:
+    """Refuse jobs that would write outside the folder of the launch, or two into one."""
+    places = {Path(os.path.normpath(job.folder)) for job in jobs}
+    if any(folder not in place.parents for place in places):
+        raise LaunchError(
+            f"a job would write outside {short(folder)}, the folder of this launch: leave hydra.sweep.subdir as it is, "
+            "and give name and hydra.sweep.dir one value for all jobs."
+        )
+    if len(places) < len(jobs):
+        raise LaunchError(f"hydra.sweep.subdir={jobs[0].folder.name}: {len(jobs)} jobs would write into one folder.")
+
+
+def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
+    """Look at what the missing stages will need; every distinct complaint is in the one error.
+
+    Returns:
+        What a reader of the results should know before.
+    """
     from irl_exp.irl.features import FeatureError
     from irl_exp.launch import preflight
     from irl_exp.machinery.store import Store
     from irl_exp.texts.data import DataError
 
     complaints: dict[str, None] = {}
-    for job in jobs:
-        store = Store(job.config.store.dir)
-        store.prepare()
-        for step in job.steps.values():
-            try:
-                if step.identity not in store:
-                    preflight.check(step)
-            except (preflight.PreflightError, DataError, FeatureError) as error:
-                complaints[str(error)] = None
+    warnings: dict[str, None] = {}
+    stores = {job.config.store.dir: Store(job.config.store.dir) for job in jobs}
+    steps = {step.identity.digest: (step, stores[job.config.store.dir]) for job in jobs for step in job.steps.values()}
+    for step, store in steps.values():
+        try:
+            if step.identity not in store:
+                preflight.check(step)
+                warnings[preflight.warning(step)] = None
+        except (preflight.PreflightError, DataError, FeatureError) as error:
+            complaints[str(error)] = None
     if complaints:
         raise preflight.PreflightError("\n".join(complaints))
+    for store in stores.values():
+        store.prepare()
+    return [warning for warning in warnings if warning]
 
 
 def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> tuple[set[int], list[Batch]]:

@@ -6,11 +6,15 @@ Only stages that will be computed are looked at: what the store already has need
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
+from typing import cast
 
+import pandas as pd
 import transformers
 
 from irl_exp.config import (
+    POSITIONS,
     BenchmarkConfig,
     ClassifierConfig,
     CommentsConfig,
@@ -20,7 +24,9 @@ from irl_exp.config import (
     MarginConfig,
     ModelConfig,
     Node,
+    PolicyOptimizationConfig,
     SequenceClassifierConfig,
+    SftConfig,
     WeightedConfig,
 )
 from irl_exp.irl.features import check_layers
@@ -28,6 +34,9 @@ from irl_exp.rewards.ground_truth import check_function
 from irl_exp.rewards.reward import RewardError
 from irl_exp.stages.step import Step
 from irl_exp.texts import data
+
+BYTES = 256
+"""Tokens that every byte-level vocabulary has."""
 
 
 class PreflightError(Exception):
@@ -40,8 +49,12 @@ def check(step: Step) -> None:
     Raises:
         PreflightError, data.DataError, features.FeatureError: one clear message.
     """
+    if "max_new_tokens" in type(step.config).model_fields:
+        _check_length(step)
+    if isinstance(step.config, PolicyOptimizationConfig):
+        _check_batch(step.config)
     if step.stage == "data":
-        _check_data(step.config)
+        _check_data(_data(step))
     elif step.stage == "benchmark":
         source = step.inputs["data"]
         assert isinstance(source, Step)
@@ -54,6 +67,7 @@ def check(step: Step) -> None:
         model = step.inputs["model"]
         assert isinstance(model, ModelConfig)
         _check_model("model", model.path, model.hub, model.revision, "causal language model")
+        _check_sft(model, step.config)
     elif step.stage == "features":
         _check_layers(step.config, step)
     elif step.stage == "irl" and isinstance(step.config, MarginConfig):
@@ -62,23 +76,125 @@ def check(step: Step) -> None:
 
 def _check_layers(config: Node, step: Step) -> None:
     """The number of layers is known of a new model and of a local one; a model of the hub is opened by sft first."""
-    reference = step.inputs["reference"]
-    assert isinstance(reference, Step)
-    model = reference.inputs["model"]
-    assert isinstance(model, ModelConfig)
+    model = _model_of(step)
     assert isinstance(config, FeaturesConfig)
     if model.path is not None:
-        check_layers(
-            config, transformers.AutoConfig.from_pretrained(model.path, trust_remote_code=False).num_hidden_layers
-        )
+        check_layers(config, _architecture(model.path).num_hidden_layers)
     elif model.hub is None:
         check_layers(config, model.layers)
 
 
+def _model_of(step: Step) -> ModelConfig:
+    """The base model of a step that reads the reference policy."""
+    reference = step.inputs["reference"]
+    assert isinstance(reference, Step)
+    model = reference.inputs["model"]
+    assert isinstance(model, ModelConfig)
+    return model
+
+
 @functools.cache
+def _architecture(path: Path) -> transformers.PretrainedConfig:
+    """What a local checkpoint says of itself; it may run no code of its own."""
+    try:
+        return transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PreflightError(f"model.path={path}: its config.json cannot be used: {reason}") from None
+
+
+def _positions(model: ModelConfig) -> int | None:
+    """How many tokens a model reads at once; None where that is not known before it is opened."""
+    if not model.pretrained:
+        return POSITIONS
+    return getattr(_architecture(model.path), "max_position_embeddings", None) if model.path else None
+
+
+def _check_sft(model: ModelConfig, config: Node) -> None:
+    """A new model has to fit into memory; a text, into what the model reads at once."""
+    assert isinstance(config, SftConfig)
+    positions = _positions(model)
+    if not model.tuned and positions and config.max_tokens > positions:
+        raise PreflightError(
+            f"sft.max_tokens={config.max_tokens}: model={model.name} reads {positions} tokens at once. Lower it."
+        )
+    if not model.pretrained:
+        weights = 12 * model.layers * model.hidden_size**2
+        _check_memory(f"model.hidden_size={model.hidden_size} and model.layers={model.layers}", weights, "smaller ones")
+
+
+def _check_batch(config: PolicyOptimizationConfig) -> None:
+    """At least the logits of one forward pass have to fit into memory, of the smallest vocabulary that there is."""
+    size = config.micro_batch_size or config.batch_size
+    field = "micro_batch_size" if config.micro_batch_size else "batch_size"
+    remedy = "a smaller one, or a micro_batch_size"
+    _check_memory(f"{field}={size} of rlhf or refinetune", size * config.max_new_tokens * BYTES, remedy)
+
+
+def _check_memory(what: str, numbers: int, remedy: str) -> None:
+    """Refuse what needs more memory for its numbers of 4 bytes than the machine has; not every machine says that."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if 4 * numbers > memory:
+        raise PreflightError(
+            f"{what}: at least {4 * numbers / 1e9:,.0f} GB of memory, and this machine has {memory / 1e9:,.0f} GB. "
+            f"Choose {remedy}."
+        )
+
+
+def _check_length(step: Step) -> None:
+    """Prompt and completion fit into what the model reads at once: a word has at least one token."""
+    positions, length = _positions(_model_of(step)), step.config.max_new_tokens  # type: ignore[attr-defined]
+    source = step.inputs.get("data")
+    words = _longest_prompt(_data(source)) if isinstance(source, Step) else 1
+    if positions and words + length > positions:
+        raise PreflightError(
+            f"max_new_tokens={length}: the model reads {positions} tokens at "
+            f"once, and the longest prompt has {words} words. Lower max_new_tokens or data.max_prompt_words."
+        )
+
+
+@functools.cache
+def _longest_prompt(config: DataConfig) -> int:
+    """Words of the longest prompt; of texts on the hub, which are not read yet, at least one."""
+    return max(len(prompt.split()) for prompt in _texts(config)["prompt"]) if _is_here(config) else 1
+
+
+def _data(step: Step) -> DataConfig:
+    return cast(DataConfig, step.config)
+
+
+def _is_here(config: DataConfig) -> bool:
+    """Whether texts can be read without the hub."""
+    return isinstance(config, CommentsConfig) or config.path is not None
+
+
+def _texts(config: DataConfig) -> pd.DataFrame:
+    """All texts, split; read once, whatever comes of it."""
+    found = _read(config)
+    if isinstance(found, data.DataError):
+        raise found
+    return found
+
+
+@functools.cache
+def _read(config: DataConfig) -> pd.DataFrame | data.DataError:
+    try:
+        return data.split(data.read(config), config)
+    except data.DataError as error:
+        return error
+
+
+def warning(step: Step) -> str:
+    """What a reader should know of a step that can succeed; "" if there is nothing."""
+    return data.too_few(_texts(_data(step))) if step.stage == "data" and _is_here(_data(step)) else ""
+
+
 def _check_data(config: DataConfig) -> None:
     if isinstance(config, CommentsConfig) or config.path is not None:
-        data.split(data.read(config), config)
+        _texts(config)
     else:
         _check_hub("data", str(config.hub), None, kind="dataset")
 
@@ -89,8 +205,7 @@ def _check_benchmark(config: BenchmarkConfig, source: DataConfig) -> None:
     if config.path is None:
         _check_hub("benchmark", str(config.hub), None, kind="dataset")
         return
-    local = isinstance(source, CommentsConfig) or source.path is not None
-    data.unseen(data.read_benchmark(config), data.read(source)["prompt"] if local else [], config)
+    data.unseen(data.read_benchmark(config), _texts(source)["prompt"] if _is_here(source) else [], config)
 
 
 def _check_reward(key: str, config: Node, texts: Step) -> None:
@@ -128,12 +243,13 @@ def _check_labels(reward: str, config: DataConfig) -> None:
         )
     if config.path is None:
         return
-    texts = data.split(data.read(config), config)
+    texts = _texts(config)
     labels = texts.loc[texts["part"] == "reward", "toxic"].dropna()
     if labels.nunique() < 2:
         raise PreflightError(
             f"{reward} needs texts of both labels; the reward part of {config.path} has {len(labels)} "
-            f"labelled texts, {int(labels.sum())} of them toxic (data.label={config.label}, toxic if at least 0.5)."
+            f"labelled texts, {int(labels.sum())} of them toxic (data.label={config.label}; data.toxic=[...] names the "
+            "values that mean toxic, else it is a number of at least 0.5)."
         )
 
 

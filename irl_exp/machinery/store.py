@@ -135,6 +135,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
+def verify(folder: Path) -> None:
+    """Raise ArtifactError unless an artifact that is opened by its folder is whole.
+
+    A folder without a manifest of ours is somebody's own, about which nothing is known.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError:
+        return
+    _check_files(folder, manifest, checksums=True)
+
+
 class Store:
     """Artifacts below one root, shared by all processes (and machines) that see the folder and its locks."""
 
@@ -397,6 +409,12 @@ def _verified(folder: Path, identity: Identity, *, checksums: bool) -> dict[str,
     manifest = read_manifest(folder)
     if (manifest["digest"], _canonical(manifest["identity"])) != (identity.digest, identity._canonical):
         raise ArtifactError(f"{folder / MANIFEST} states another identity: {_ARTIFACT_REMEDY}")
+    _check_files(folder, manifest, checksums=checksums)
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any], *, checksums: bool) -> None:
+    """Raise ArtifactError at the first file that is not as the manifest says."""
     for name, listed in manifest["files"].items():
         try:
             problem = _damage(folder / name, listed, checksums=checksums)
@@ -404,7 +422,6 @@ def _verified(folder: Path, identity: Identity, *, checksums: bool) -> dict[str,
             raise _not_opened(folder / name, error) from error
         if problem:
             raise ArtifactError(f"{folder / name} is damaged ({problem}): {_ARTIFACT_REMEDY}")
-    return manifest
 
 
 def _damage(path: Path, listed: Mapping[str, Any], *, checksums: bool) -> str:

@@ -552,6 +552,7 @@ def log_report(
     images: Mapping[str, Path],
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
     summary: Mapping[str, float],
+    notes: str = "",
     init_timeout: float = 30.0,
     finish_timeout: float = 120.0,
 ) -> View:
@@ -574,6 +575,7 @@ def log_report(
     init |= {"job_type": "report", "config": dict(config), "settings": _settings(init_timeout, finish_timeout)}
     with _data_dir(folder / "wandb"), _ended(View(folder, _start(resolved, init))) as view:
         view._view(lambda run: run.summary.update(numbers))
+        view.note(notes)
         view.log_page("page", page)
         for name, path in images.items():
             view.log_image(name, path, caption=name)

@@ -18,8 +18,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import ModelConfig
+from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import verify
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -90,8 +91,10 @@ class Policy:
         """Open a folder or a name on the hub with AutoModelForCausalLM, in float32.
 
         Raises:
+            ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
+        verify(Path(source))
         try:
             # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -176,7 +179,7 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=512,
+                max_position_embeddings=POSITIONS,
                 rotary_pct=0.25,
                 bos_token_id=tokenizer.eos_token_id,
                 eos_token_id=tokenizer.eos_token_id,

@@ -75,10 +75,13 @@ class _Runs:
         """A number with its interval over prompts, in brackets; where runs differ, their mean with their extremes."""
         having = [run for run in self.metrics if key in run]
         values, run = [run[key] for run in having], having[0]
+        of = "" if len(having) == len(self.metrics) else f"{len(having)} of {len(self.metrics)} runs"
         if len(set(map(form, values))) > 1:
-            return f"{form(statistics.fmean(values))} ({form(min(values))} to {form(max(values))})"
+            ends = f"{form(min(values))} to {form(max(values))}"
+            return f"{form(statistics.fmean(values))} ({ends}{f'; {of}' if of else ''})"
         low, high = run.get(f"{key}_low"), run.get(f"{key}_high")
-        return form(run[key]) if low is None or high is None else f"{form(run[key])} [{form(low)}, {form(high)}]"
+        interval = "" if low is None or high is None else f" [{form(low)}, {form(high)}]"
+        return f"{form(run[key])}{interval}{_in_brackets(of)}"
 
     def fact(self, key: str) -> str:
         """A fact that all runs have in common, or nothing."""
@@ -86,9 +89,9 @@ class _Runs:
         return found.pop() if len(found) == 1 else ""
 
     def count(self, stage: str) -> int:
-        """How many results of a stage these runs have between them; 0 where that is not known."""
-        key = f"artifacts.{stage}"
-        return len({facts[key] for facts in self.facts if key in facts})
+        """How many results of a stage these runs have between them; 0 where not all are known to have one."""
+        found = [facts.get(f"artifacts.{stage}") for facts in self.facts]
+        return 0 if None in found else len(set(found))
 
     @property
     def words(self) -> Words:
@@ -116,7 +119,8 @@ def _rlhf(runs: _Runs) -> Iterator[str]:
     if not runs.has(f"expert/{key}"):
         yield f"The reference policy writes {runs.tell(f'reference/{key}', share)} {words.completions}."
         return
-    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else ", which is no clear change"
+    unclear = ", which is no clear change" if len(runs.metrics) == 1 else ", though not clearly in every run"
+    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else unclear
     beside = _change(runs, "reward_mean", "expert") if words == Words() and runs.one_truth else ""
     second = _change(runs, "second_toxic_fraction", "expert", share) if words != Words() else ""
     told = f"RLHF on {_truth(runs)} took {words.completions} {_change(runs, key, 'expert', share)}{overlap}"
@@ -146,12 +150,12 @@ def _moved(runs: _Runs, first: str, second: str) -> bool:
 
 def _recovered(runs: _Runs) -> Iterator[str]:
     """What IRL recovered of R*; before IRL, what there is to recover."""
-    if runs.has("irl/pair_accuracy"):
-        name = runs.fact("irl.name")
+    name = runs.fact("irl.name")
+    if agreement := _agreement(runs, "irl"):
         reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
-        yield f"The {reward} {_agreement(runs, 'irl')}{_authors(runs)}."
-    elif runs.has("implicit/pair_accuracy"):
-        yield f"The log ratio of expert and reference, all that IRL could find, {_agreement(runs, 'implicit')}."
+        yield f"The {reward} {agreement}, {POOLED}{_authors(runs)}."
+    elif agreement := _agreement(runs, "implicit"):
+        yield f"The log ratio of expert and reference, all that IRL could find, {agreement}, {POOLED}."
 
 
 def _in_brackets(text: str) -> str:
@@ -159,14 +163,16 @@ def _in_brackets(text: str) -> str:
 
 
 def _agreement(runs: _Runs, reward: str) -> str:
-    """How far a reward agrees with R*, and on what."""
-    pairs = f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does, {POOLED}"
-    if not runs.has(f"{reward}/auroc"):
-        return pairs
-    classes = f"{runs.words.above} against {runs.words.below}"
-    ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
-    beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
-    return f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside} and {pairs}"
+    """How far a reward agrees with R*; nothing where neither number is there."""
+    parts = []
+    if runs.has(f"{reward}/auroc"):
+        ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+        classes = f"{runs.words.above} against {runs.words.below}"
+        parts.append(f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside}")
+    if runs.has(f"{reward}/pair_accuracy"):
+        parts.append(f"orders {runs.tell(f'{reward}/pair_accuracy', share)} of the pairs of a prompt as R* does")
+    return " and ".join(parts)
 
 
 def _authors(runs: _Runs) -> str:
@@ -203,12 +209,14 @@ def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:
         if len(cells) > 1 and (runs.one_truth or key == "irl/auroc"):
             means = {cell: statistics.fmean(values) for cell, values in cells.items()}
             best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-            ends = [f"{number(means[cell])} ({cell}, {_counted(cells[cell])})" for cell in (best, worst)]
-            yield f"Of {len(cells)} cells, the mean {told} is highest at {ends[0]} and lowest at {ends[1]}."
+            ends = [f"{number(means[cell])} in {cell} ({_spread(cells[cell])})" for cell in (best, worst)]
+            yield f"Of {len(cells)} cells, {told} is on average highest at {ends[0]} and lowest at {ends[1]}."
 
 
-def _counted(values: Sequence[float]) -> str:
-    return "1 run" if len(values) == 1 else f"{len(values)} runs"
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return "1 run"
+    return f"{len(values)} runs, {number(min(values))} to {number(max(values))}"
 
 
 def _fixed(runs: _Runs) -> str:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device
-from irl_exp.machinery.store import fingerprint
+from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.policies.language_models import Completions, Progress
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, save_probes
 from irl_exp.texts.sentiment import polarity
@@ -452,8 +452,10 @@ def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
     """Read R*, or the second judge, back.
 
     Raises:
+        ArtifactError: a file of it is damaged.
         RewardError: it does not reproduce its own scores, or there is none.
     """
+    verify(folder)
     reward = _load(folder, device)
     check_probes(folder, reward, device)
     return reward

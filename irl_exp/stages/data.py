@@ -17,8 +17,9 @@ def run(config: DataConfig, *, context: Context) -> dict[str, Any]:
     texts.to_parquet(context.folder / "texts.parquet")
     counts = texts["part"].value_counts()
     prompts = {part: data.prompts_of(texts, part) for part in data.PARTS}
+    told = [f"{len(texts):,} texts", f"{texts['prompt'].nunique():,} prompts", data.share_of_toxic(texts)]
     return {
-        "note": f"{len(texts):,} texts, {texts['prompt'].nunique():,} prompts",
+        "note": ", ".join([*told, *filter(None, [data.too_few(texts)])]),
         "texts": {part: int(counts.get(part, 0)) for part in data.PARTS},
         "prompts": {part: len(prompts[part]) for part in data.PARTS},
         "prompts_sha256": {part: hashlib.sha256("\n".join(prompts[part]).encode()).hexdigest() for part in data.PARTS},

@@ -9,11 +9,12 @@ A text belongs to the part of its prompt, so no prompt is ever in two parts:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,27 @@ from irl_exp.config import (
 )
 
 PARTS = ("fit", "select", "test", "reward", "sft")
+LONGEST_LINE = 10_000_000
+"""Bytes of a line of a JSONL file."""
+LONGEST_TEXT = 100_000
+"""Characters of a text: a longer one is no comment, but a file that is not read as it was meant."""
+PROMPT_BYTES = 1024
+"""A word may have any length: `max_prompt_words` alone bounds no prompt. No token has less than a byte."""
+COMPLETION_WORDS, COMPLETION_BYTES = 256, 2048
+"""Of a longer completion the beginning is kept; the comments of the default have 16 words at most."""
+FEW = 50
+"""Texts of a class below which what is learned of it is mostly chance."""
 TextsConfig = JigsawConfig | RealToxicityPromptsConfig | FileConfig
 
 
 class DataError(Exception):
-    """Texts that cannot be read: names the file, the line, the field and the remedy."""
+    """Texts that cannot be read: names the file, the line, the field and the remedy.
+
+    What it quotes of a file somebody else has written: control characters, which a terminal would obey, are spelt out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message))
 
 
 def read(config: DataConfig) -> pd.DataFrame:
@@ -126,9 +143,16 @@ def unseen(benchmark: Sequence[str], known: Iterable[str], config: BenchmarkConf
 
 def cut(text: str, words: int) -> tuple[str, str]:
     """The first so many words, and the rest with the white space that separates it: joined they are the text."""
-    ends = [match.end() for match in re.finditer(r"\S+", text)][:words]
-    end = ends[-1] if ends else 0
-    return text[:end], text[end:]
+    head = _beginning(text, words, PROMPT_BYTES)
+    return head, text[len(head) :]
+
+
+def _beginning(text: str, words: int, size: int) -> str:
+    """The first words of a text, and of their UTF-8 the first bytes."""
+    end = 0
+    for match in itertools.islice(re.finditer(r"\S+", text), words):
+        end = match.end()
+    return text[:end].encode()[:size].decode(errors="ignore").rstrip()
 
 
 def _table(config: TextsConfig | BenchmarkConfig) -> pd.DataFrame:
@@ -173,7 +197,7 @@ def _pandas(dataset: Any) -> pd.DataFrame:
 def _builder(node: str, path: Path) -> str:
     """The reader of `datasets` for a file, by its ending."""
     if not path.is_file():
-        raise DataError(f"{node}.path={path}: no such file.")
+        raise DataError(f"{node}.path={path}: there is no such file.")
     readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
     if path.suffix not in readers:
         raise DataError(f"{node}.path={path}: the ending must be one of {', '.join(readers)}.")
@@ -190,16 +214,26 @@ def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
 
 def _check_lines(path: Path, columns: Sequence[str]) -> None:
     """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
-            for column in columns:
-                _check_field(row, column, f"{path}, line {number}")
+    for number, line in enumerate(_lines(path), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: more than {LONGEST_LINE:,} bytes. Write one object a line.")
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
+        for column in columns:
+            _check_field(row, column, f"{path}, line {number}")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, none of them much longer than a line may be."""
+    try:
+        with path.open("rb") as lines:
+            yield from iter(lambda: lines.readline(LONGEST_LINE + 1), b"")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Give a file of yours that is readable.") from None
 
 
 def _check_field(row: dict[str, Any], column: str, where: str) -> None:
@@ -222,8 +256,17 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
         cuts = [cut(prompt, limit) for prompt in prompts]
         pairs = [(head, tail + text) for (head, tail), text in zip(cuts, completions, strict=True)]
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
+    frame["completion"] = [_shortened(text) for text in frame["completion"]]
     frame["toxic"] = _labels(table, config, str(source))
     return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
+
+
+def _shortened(completion: str) -> str:
+    """A completion of bounded length: a model that reads all of a long one would need memory for all of it."""
+    if len(completion) <= COMPLETION_WORDS:  # no more words than characters, and no more bytes than four times that
+        return completion
+    within = len(completion.encode()) <= COMPLETION_BYTES and len(completion.split()) <= COMPLETION_WORDS
+    return completion if within else _beginning(completion, COMPLETION_WORDS, COMPLETION_BYTES)
 
 
 def _check_columns(table: pd.DataFrame, config: TextsConfig | BenchmarkConfig) -> None:
@@ -244,24 +287,85 @@ def _missing(value: object) -> bool:
 
 def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
     """A column of texts; missing ones are empty."""
-    values = table[column]
-    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not _missing(value)]
-    if wrong:
-        kind = type(values.iloc[wrong[0]]).__name__
-        raise DataError(f"{source}, row {wrong[0] + 1}: column '{column}' holds a {kind}, not a text.")
-    return [value if isinstance(value, str) else "" for value in values]
+    values = ["" if value is None else value for value in _values(table, column, source)]
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(f"{_place(source, row)}: column '{column}' holds a {type(value).__name__}, not a text.")
+        if len(value) > LONGEST_TEXT:
+            raise DataError(
+                f"{_place(source, row)}: column '{column}' holds {len(value):,} characters; a text may have "
+                f"{LONGEST_TEXT:,}. Cut it, or look for a quote that is not closed."
+            )
+    return values
+
+
+def _values(table: pd.DataFrame, column: str, source: str) -> list[Any]:
+    """A column as Python has it; what is missing is None. CSV and Parquet are decoded only here."""
+    try:
+        return [None if _missing(value) else value for value in table[column]]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: column '{column}' is not valid UTF-8 ({error}). Save the file as UTF-8.") from None
+
+
+def _place(source: str, row: int) -> str:
+    """Where a row is found: of JSONL each is a line."""
+    return f"{source}, {'line' if source.endswith(('.jsonl', '.json')) else 'row'} {row + 1}"
 
 
 def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
-    """Nullable booleans: the label is at least 0.5."""
+    """Nullable booleans: the label is one of those that `toxic` names, or a number between 0 and 1 of at least 0.5."""
     if config.label is None:
         return pd.array([pd.NA] * len(table), dtype="boolean")
-    values = pd.to_numeric(table[config.label], errors="coerce")
-    wrong = values.isna() & table[config.label].notna()
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"{source}, row {row + 1}: label '{table[config.label].iloc[row]}' is not a number.")
-    return (values >= 0.5).astype("boolean").mask(values.isna())
+    labels = _values(table, config.label, source)
+    for row, label in enumerate(labels):
+        if wrong := _wrong_label(label, config.toxic):
+            there = f"there are {_some(labels)} (data.label={config.label})"
+            raise DataError(
+                f"{_place(source, row)}: label {label!r} {wrong}; {there}. Name the toxic ones: data.toxic=[...]."
+            )
+    if config.toxic is None:
+        return pd.array([pd.NA if label is None else float(label) >= 0.5 for label in labels], dtype="boolean")
+    for name in config.toxic:
+        if name not in labels:
+            raise DataError(
+                f"data.toxic={list(config.toxic)}: no label of {source} is {name!r}; there are {_some(labels)} "
+                f"(data.label={config.label})."
+            )
+    return pd.array([pd.NA if label is None else label in config.toxic for label in labels], dtype="boolean")
+
+
+def _wrong_label(label: Any, toxic: Sequence[object] | None) -> str:
+    """What keeps a label from being read; "" if nothing does."""
+    if label is None:
+        return ""
+    if toxic is not None:
+        return "" if isinstance(label, bool | int | float | str) else "is neither a number nor a text"
+    try:
+        return "" if 0 <= float(label) <= 1 else "lies outside [0, 1]"
+    except (TypeError, ValueError, OverflowError):
+        return "is not a number"
+
+
+def _some(labels: Sequence[object]) -> str:
+    """The distinct labels, the first ten of them."""
+    found = sorted({repr(label) for label in labels if label is not None})
+    return ", ".join(found[:10]) + (f" and {len(found) - 10:,} more" if len(found) > 10 else "")
+
+
+def share_of_toxic(texts: pd.DataFrame) -> str:
+    """How many labels there are and which part of them is toxic, in words."""
+    labels = texts["toxic"].dropna()
+    return f"{100 * labels.mean():.1f} % of {len(labels):,} labels toxic" if len(labels) else "no labels"
+
+
+def too_few(texts: pd.DataFrame) -> str:
+    """A warning where one of two classes is rare; "" where there are enough of both, or no labels at all."""
+    labels = texts["toxic"].dropna()
+    toxic = int(labels.sum())
+    rare, name = min((toxic, "toxic"), (len(labels) - toxic, "civil"))
+    if not len(labels) or rare >= FEW:
+        return ""
+    return f"only {rare} of {len(labels):,} labelled texts are {name}: what is learned of so few is mostly chance"
 
 
 def test_texts(texts: pd.DataFrame) -> pd.DataFrame:

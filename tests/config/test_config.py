@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging.config
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,7 +36,9 @@ from irl_exp.config import (
     Node,
     SentimentConfig,
     WeightedConfig,
+    keys,
     nearest,
+    overrides,
 )
 from irl_exp.launch import command_line
 from irl_exp.launch.jobs import typed
@@ -80,6 +84,7 @@ def test_the_default_run_is_what_the_schema_declares() -> None:
     composed = configured()
     for name, model in (("data", CommentsConfig), ("irl", MarginConfig), ("sft", type(composed.sft))):
         declared = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+        declared |= {key: "whiten" for key in declared if key == "scaling"}  # `auto`, of hidden states
         assert {key: value for key, value in getattr(composed, name) if key in declared} == declared
     assert isinstance(composed.irl, MarginConfig)
     assert composed.irl.loss == MaxMarginLoss()
@@ -134,6 +139,25 @@ def test_every_part_may_be_joined_with_every_other() -> None:
     names = [path.stem for path in (CONF / "irl" / "features").glob("*.yaml")]
     assert set(features(f"irl/features=[{','.join(names)}]").parts) == set(names)
     assert set(names) == set(FeaturesConfig.model_fields) - {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scaling"),
+    [
+        ([], "whiten"),
+        (["irl/features=length"], "whiten"),
+        (["irl/features=ngram"], "standardise"),
+        (["irl/features=[ngram,sentiment]"], "standardise"),
+        (["irl/features=[hidden_state,ngram]"], "whiten"),
+        (["irl/features=[ngram,last_token]"], "whiten"),
+        (["irl/features=ngram", "irl=bayesian"], "standardise"),
+        (["irl/features=ngram", "irl.scaling=whiten"], "whiten"),
+        (["irl.scaling=standardise"], "standardise"),
+        (["irl/backbone=full"], "standardise"),
+    ],
+)
+def test_the_scaling_goes_by_the_features_unless_set(overrides: list[str], scaling: str) -> None:
+    assert configured(*overrides).irl.scaling == scaling  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +221,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
     optional = {key for key, field in model.model_fields.items() if field.default is None and schema.node_of(field)}
     assert set(model.model_fields) - set(node) - optional <= schema.CHOSEN_BY_GROUP
     needed: dict[str, dict[str, Any]] = {  # what only the user can say
-        "file": {"path": str(tmp_path)},
-        "file_benchmark": {"path": str(tmp_path)},
+        "file": {"path": __file__},
+        "file_benchmark": {"path": __file__},
         "imported": {"function": "json:dumps"},
         "imported_part": {"function": "json:dumps"},
         "weighted": {"parts": {"short": {"name": "length"}}},
@@ -217,7 +241,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         values["features"] |= {"length": {}}
     found = model.model_validate(values)
     for key, field in model.model_fields.items():
-        if not field.is_required() and key not in needed.get(name, {}):
+        if not field.is_required() and key not in needed.get(name, {}) and key != "scaling":
             assert getattr(found, key) == field.default
 
 
@@ -254,6 +278,10 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl.features.ngrams.longest=2", "irl.features.ngrams.longest: there is no such option. Did you mean "),
         ("irl.features.length.layers=[1]", "irl.features.length.layers: there is no such option."),
         ("seeds=10", "seeds=10: seeds is a config group; choose one of fifty, one, ten."),
+        ("irl=range(3)", "irl=range(3): irl is a config group and takes no numbers."),
+        ("irl/loss=range(1000000000000)", "irl/loss=range(1000000000000): irl/loss is a config group and takes no"),
+        ("data=null", "data=null: data is a config group: one of its options is taken."),
+        ("store.dir=~/x", "store.dir=~/x: write the path in full, store.dir=/"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_hydra_sees_it(override: str, told: str) -> None:
@@ -354,8 +382,14 @@ def test_an_option_of_what_is_chosen_passes(line: str) -> None:
     command_line.check_command_line(line.split())
 
 
+def _move_conf(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    copied = Path(shutil.copytree(CONF, folder / "conf"))
+    for room in (keys, overrides):
+        monkeypatch.setattr(room, "CONF", copied)
+
+
 def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    _move_conf(monkeypatch, tmp_path)
     margin = tmp_path / "conf" / "irl" / "margin.yaml"
     margin.write_text(margin.read_text().replace("features: hidden_state", "features: [length, ngram] # two"))
     command_line.check_command_line(["irl.features.ngram.longest=3"])
@@ -364,7 +398,7 @@ def test_a_default_that_is_a_list_counts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_choice_of_the_local_settings_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    _move_conf(monkeypatch, tmp_path)
     (tmp_path / "conf" / "local").mkdir(exist_ok=True)
     local = "# @package _global_\ndefaults:\n  - override /data: file\ndata: {path: mine.csv}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(local)
@@ -411,15 +445,40 @@ def test_the_nearest_name_is_near() -> None:
         ("irl.features.batch_size=0", "irl.features.batch_size=0: input should be greater than or equal to 1"),
         ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
-        ("irl.scaling=none", "irl.scaling=none: input should be 'whiten' or 'standardise'"),
+        ("irl.scaling=none", "irl.scaling=none: input should be 'auto', 'whiten' or 'standardise'"),
         ("irl.loss.wrong_penalty=null", "irl.loss.wrong_penalty=None: input should be a valid number"),
         ("until=reward", "until=reward: input should be 'sft', 'rlhf', 'demonstrations', 'irl', "),
         ("evaluate.bootstrap=99", "evaluate.bootstrap=99: input should be greater than or equal to 100"),
         ("device=gpu", "device=gpu: "),
         ("precision=fp16", "precision=fp16: input should be 'auto', 'fp32' or 'bf16'"),
         ("workers=-1", "workers=-1: input should be greater than or equal to 0"),
-        ("name=../elsewhere", "name=../elsewhere: "),
+        ("name=../elsewhere", "name=../elsewhere: runs are kept in multirun/NAME: begin with a letter or a digit"),
+        *((f"name={name}", f"name={name}: runs are kept in multirun/NAME") for name in ("..", ".", ".x", "-x", "/abs")),
+        (
+            "name=" + 400 * "x",
+            f"name={400 * 'x'}: runs are kept in multirun/NAME: begin with a letter or a digit and go on",
+        ),
+        ("name=store", "name=store: multirun/store is where results are kept: choose another name"),
+        ("store.dir=" + 400 * "x", f"store.dir={400 * 'x'}: a name in this path has at most 255 bytes"),
+        ("store.dir=" + 400 * "x0123456/", f"store.dir={400 * 'x0123456/'}"[:-1] + ": a name in this path has at most"),
+        ("store.dir='~nope/x'", "store.dir=~nope/x: ~nope is nobody's home folder: write the path in full"),
+        ("model.path='~nope'", "model.path=~nope: ~nope is nobody's home folder"),
+        ("model.path=" + 400 * "x", f"model.path={400 * 'x'}: it cannot be opened (File name too long)"),
+        ("tracking.project=a/b", "tracking.project=a/b: string should match pattern"),
+        ("tracking.tags=['']", "tracking.tags=: string should have at least 1 character"),
+        ("max_new_tokens=0", "max_new_tokens=0: input should be greater than or equal to 1"),
+        (
+            "max_new_tokens=512",
+            "max_new_tokens=512: a new model reads 512 tokens at once, prompt and completion together",
+        ),
+        ("rlhf.max_new_tokens=5000", "rlhf.max_new_tokens=5000: a new model reads 512 tokens at once"),
+        ("data.count=1000001", "data.count=1000001: input should be less than or equal to 1000000"),
+        ("sft.steps=1000000001", "sft.steps=1000000001: input should be less than or equal to 1000000000"),
+        ("evaluate.bootstrap=1000000", "evaluate.bootstrap=1000000: input should be less than or equal to 100000"),
+        ("irl.max_norm=3", "irl.max_norm=3: input should be a list, [3]"),
         ("tracking.mode=online", "tracking.mode=online: input should be 'wandb', 'offline' or 'none'"),
+        ("tracking.artifacts=files", "tracking.artifacts=files: input should be 'reward', 'all' or 'none'"),
+        (f"tracking.tags=[{'x' * 65}]", f"tracking.tags={'x' * 65}: string should have at most 64 characters"),
         ("seed=${not.there}", "Interpolation key 'not.there' not found"),
         ("data=file", "data: set data.path to a .jsonl, .csv or .parquet file"),
         ("irl.loss=hinge", "irl.loss=hinge: this is a config group; write irl/loss=hinge"),
@@ -429,9 +488,58 @@ def test_the_nearest_name_is_near() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_bound(override: str, told: str) -> None:
-    lines = refusal(override).splitlines()
-    assert lines[0].startswith(told)
-    assert len(lines) == 1 or override == "seed=-1"  # every stage's seed follows that one
+    (line,) = refusal(override).splitlines()  # one cause, one line, whatever follows it
+    assert line.startswith(told)
+
+
+def test_what_follows_a_wrong_option_and_is_wrong_of_its_own_is_told_too() -> None:
+    assert refusal("seed=-1", "irl.seed=-2").splitlines() == [
+        "seed=-1: input should be greater than or equal to 0",
+        "irl.seed=-2: input should be greater than or equal to 0",
+    ]
+    parts = refusal("reward=weighted", "reward.seed=-1").splitlines()
+    assert parts == ["reward.seed=-1: input should be greater than or equal to 0"]
+
+
+def test_a_checkpoint_may_read_more_than_a_new_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert configured(f"model.path={tmp_path}", "max_new_tokens=1000").evaluate.max_new_tokens == 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("group", ["data", "benchmark"])
+def test_a_pipe_a_device_or_a_folder_is_no_file_of_texts(group: str, tmp_path: Path) -> None:
+    """Nobody would ever write into the pipe, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path, told in (
+        (tmp_path / "pipe.jsonl", "this is a pipe, a socket or a device: give a file"),
+        (Path(os.devnull), "this is a pipe, a socket or a device: give a file"),
+        (tmp_path, "this is a folder: give a file"),
+    ):
+        assert refusal(f"{group}=file", f"{group}.path={path}").startswith(f"{group}.path={path}: {told}")
+
+
+def test_a_label_that_is_not_read_has_no_toxic_values(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.touch()
+    told = refusal("data=file", f"data.path={path}", "data.label=null", "data.toxic=[1]")
+    assert told.startswith("data: data.toxic names values of a label: set data.label")
+    found = configured("data=file", f"data.path={path}", "data.toxic=[1,hate,0.5,true]").data
+    assert [type(value) for value in found.toxic] == [int, str, float, bool]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("option", ["default", "disabled", "none", "stdout"])
+def test_every_choice_of_logging_can_be_configured(option: str, tmp_path: Path) -> None:
+    schema.register()
+    with hydra.initialize_config_dir(str(CONF), **command_line.VERSION_BASE):
+        composed = hydra.compose("config", [f"hydra/job_logging={option}"], return_hydra_config=True)
+    composed.hydra.runtime.output_dir = str(tmp_path)
+    settings: Any = OmegaConf.to_container(composed.hydra.job_logging, resolve=True)
+    configurator: Any = logging.config.DictConfigurator(settings)
+    for name, formatter in settings.get("formatters", {}).items():
+        configurator.config["formatters"][name] = configurator.configure_formatter(formatter)
+    for handler in settings["handlers"].values():
+        configurator.configure_handler(handler).close()
 
 
 def test_a_class_of_another_choice_names_the_option() -> None:

@@ -86,7 +86,7 @@ def test_a_study_tells_its_question(study: str) -> None:
 
 
 def test_a_page_of_a_node_and_of_an_option() -> None:
-    assert "sft.steps=400" in page_of("sft")
+    assert "sft.steps=350" in page_of("sft")
     assert OPTION.findall(page_of("irl.ridge")) == ["irl.ridge"]
     assert "of several the best on select is taken" in " ".join(page_of("irl.ridge").split())
     assert "workers" in OPTION.findall(page_of("run"))

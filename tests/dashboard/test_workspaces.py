@@ -147,7 +147,7 @@ def test_cells_of_several_keys_are_told_apart_by_the_job(tmp_path: Path) -> None
 def test_jobs_without_anything_to_show_are_named(tmp_path: Path) -> None:
     folder = launch(tmp_path / "losses" / TIME)
     job(folder / "2", SEEDS[0], mode="none")
-    for name, content in (("3", ""), ("4", '{"name": "los')):
+    for name, content in (("3", ""), ("4", '{"name": "los'), ("6", '{"name": "losses", "tracking": 3}')):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(content)
     (folder / "5").mkdir()
@@ -159,8 +159,8 @@ def test_jobs_without_anything_to_show_are_named(tmp_path: Path) -> None:
     study = read(folder)
     assert len(study.runs) == 2
     assert study.notes == (
-        "3 of 6 jobs were stopped before they wrote config.json: 3, 4, 5",
-        "1 of 6 jobs were not recorded for W&B: 2",
+        "4 of 7 jobs were stopped before they wrote config.json: 3, 4, 5, 6",
+        "1 of 7 jobs were not recorded for W&B: 2",
     )
     assert study.curves == {"irl/step", "irl/loss"}
 
@@ -399,7 +399,8 @@ def test_a_dry_run_sends_nothing(tmp_path: Path, server: StandIn) -> None:
 
 def test_it_loads_no_machine_learning(tmp_path: Path) -> None:
     launch(tmp_path / "losses" / TIME)
-    program = "import sys; from irl_exp.dashboard import main; main(['losses', '--dry-run']); print(*sys.modules)"
+    program = "import sys; from irl_exp.dashboard import workspaces; workspaces.main(['losses', '--dry-run'])"
+    program += "; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -172,7 +172,11 @@ def launched(question: tuple[str, list[str]]) -> Answer:
         except BaseException:
             code = 1
             traceback.print_exc(file=output)
-    return Answer(code, output.getvalue(), [path.as_posix() for path in Path().glob("*/*")] + _outside(Path(folder)))
+    os.chdir("/")
+    if not Path(folder).exists():
+        return Answer(code, output.getvalue(), ["nothing: the folder where it was started is gone"])
+    inside = [path.relative_to(folder).as_posix() for path in Path(folder).glob("*/*")]
+    return Answer(code, output.getvalue(), inside + _outside(Path(folder)))
 
 
 def _planned(*_: object) -> Iterator[object]:
@@ -186,6 +190,7 @@ def _outside(folder: Path) -> list[str]:
 
 
 def check(answer: Answer, arguments: list[str]) -> None:
+    assert not any("is gone" in name for name in answer.left), answer.left[0]
     if answer.code is None:
         return
     assert answer.code != 0, "it ended with 0 and ran no job"
@@ -213,6 +218,6 @@ def test_command_lines(trials: Trials, tmp_path: Path) -> None:
                 answer = process.ask((str(folder), arguments))
                 planned += answer.code is None
                 check(answer, arguments)
-            shutil.rmtree(folder.parent)
+            shutil.rmtree(folder.parent, ignore_errors=True)
     with trials("both ends were met: some were refused, some planned"):
         assert 10 < planned < COUNT - 50

@@ -80,7 +80,7 @@ def test_of_a_sweep(trials: Trials, launcher: Launcher, sweep: Undisturbed, tmp_
 def test_at_random(trials: Trials, launcher: Launcher, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Without looking at what it does: also while libraries load, the plan is made and results are written."""
     generator = random.Random(SEED)
-    for number in range(6):
+    for number in range(4):
         with trials("at a random moment of the first 8 s", number):
             process = launcher.start(tmp_path, *COMMAND)
             with_patience(process, generator.uniform(0, 8))

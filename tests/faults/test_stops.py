@@ -32,14 +32,14 @@ pytestmark = pytest.mark.faults
 
 SUBJECT = "Stops"
 HELD = """
-the launch ends within 10 s of the signal with the exit code 130 and without a traceback; its summary names the jobs
+the launch ends within 20 s of the signal with the exit code 130 and without a traceback; its summary names the jobs
 without a result; the store is whole and has no temporary folder; the run of the job that was stopped is closed as
 failed in W&B (recorded offline here); no process is left; and the same command afterwards ends with 0 and the bytes of
-an undisturbed launch.
+an undisturbed launch. In the last moments a launch may also end with 0, with everything there.
 """
 
 OFFLINE = (*COMMAND, "tracking=offline")
-LIMIT = 10.0
+LIMIT = 20.0
 
 
 def ctrl_c(process: subprocess.Popen[str]) -> None:
@@ -137,9 +137,9 @@ def check_end(done: Launched, launch: Path) -> None:
 
 def test_before_the_first_job(trials: Trials, launcher: Launcher, tmp_path: Path) -> None:
     """While libraries load and jobs are checked: nothing has begun, so nothing may be left but the empty store."""
-    for number, seconds in enumerate((1.0, 1.5, 2.0, 2.5, 3.0, 3.5)):
+    for number, seconds in enumerate((1.0, 1.8, 2.6, 3.4)):
         how = list(STOPS)[number % 2]
-        with trials("Ctrl-C or SIGTERM 1 to 3.5 s after the start, before the first job", f"{how} after {seconds} s"):
+        with trials("Ctrl-C or SIGTERM 1 to 3.4 s after the start, before the first job", f"{how} after {seconds} s"):
             process = launcher.start(tmp_path, *COMMAND)
             time.sleep(seconds)
             STOPS[how](process)

@@ -151,7 +151,8 @@ from irl_exp.config import SequenceClassifierConfig
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.machinery.runtime import Device, prepare_process
 from irl_exp.machinery.store import ArtifactError
-from irl_exp.policies.language_models import Policy, PolicyError, generate
+from irl_exp.policies.language_models import Policy, PolicyError
+from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import SequenceClassifierReward, load_ground_truth
 from irl_exp.rewards.reward import RewardError
 

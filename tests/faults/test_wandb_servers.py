@@ -94,10 +94,8 @@ SERVERS: dict[str, Callable[[socket.socket], object]] = {
     "begins to answer and hangs": begins_and_hangs,
     "hangs up on every request": hangs_up,
     "answers 500": answers("500 Internal Server Error", b'{"error": "no"}'),
-    "answers 503": answers("503 Service Unavailable", b""),
     "answers 401": answers("401 Unauthorized", b'{"error": "api key invalid"}'),
     "answers 403": answers("403 Forbidden", b'{"error": "no"}'),
-    "answers 429": answers("429 Too Many Requests", b"{}"),
     "answers a page in place of JSON": answers("200 OK", b"<html>please log in</html>", "text/html"),
     "answers JSON of another kind": answers("200 OK", b'{"data": {"viewer": 3}}'),
     "answers what is no HTTP": lambda connection: connection.sendall(b"\x00" * 1000),
@@ -153,11 +151,11 @@ def test_a_server_that_is_not_there(
         check(launcher.end(begin(launcher, tmp_path, store, url), tmp_path, check=False), undisturbed)
 
 
-@pytest.mark.parametrize("requests", [1, 4, 8, 14])
+@pytest.mark.parametrize("requests", [1, 6, 12])
 def test_a_server_that_dies(
     trials: Trials, launcher: Launcher, undisturbed: Undisturbed, store: Path, tmp_path: Path, requests: int
 ) -> None:
-    with trials("a server that works and dies after 1 to 14 requests", requests):
+    with trials("a server that works and dies after 1 to 12 requests", requests):
         with wandb_server() as working:
             process = begin(launcher, tmp_path, store, working.url)
             deadline = time.monotonic() + 100

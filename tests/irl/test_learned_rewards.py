@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,6 +21,7 @@ from irl_exp.config import FeaturesConfig, HiddenStateConfig, ModelConfig
 from irl_exp.irl import learned_rewards
 from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LearnedReward, LinearScorer, Scorer, aggregated
+from irl_exp.machinery.store import ArtifactError, Identity, Store
 from irl_exp.policies.language_models import Policy, new_policy
 from irl_exp.rewards.reward import RewardError
 
@@ -79,6 +81,23 @@ def saved(store: Path, scorer: Scorer, name: str = "d1") -> Path:
         folder, scorer, scores, reference="r1", probes=probes, probe_scores=scores, featurizer=features
     )
     return folder
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "reward.json", "featurizer/config.json"])
+def test_a_damaged_file_is_named(store: Path, name: str) -> None:
+    """Also where the damage is too small for the probes, or what is left is no reward at all."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    source = saved(store, linear())
+    artifact = Store(store).get(Identity("irl", 1, {}, {}), copy)
+    LearnedReward.load(artifact.folder, small.DEVICE)
+    content = bytearray((artifact.folder / name).read_bytes())
+    content[-8] ^= 1  # of the head: the last bits of a weight
+    (artifact.folder / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} is damaged .it was altered"):
+        LearnedReward.load(artifact.folder, small.DEVICE)
 
 
 COVARIANCE = np.random.default_rng(1).normal(size=(2 * WIDTH, 2 * WIDTH))
@@ -276,6 +295,36 @@ def test_tampered_settings_are_refused(name: str, key: str, value: Any, store: P
     folder = saved(store, SCORERS[name]())
     tamper(folder / "reward.json", key, value)
     with pytest.raises(RewardError, match=WRONG):
+        LearnedReward.load(folder, small.DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("kind", "nope", r"reward\.json: kind='nope' is none of linear, trained, implicit, constant"),
+        ("kind", None, r"reward\.json: kind=None is none of"),
+        ("kind", ["linear"], r"reward\.json: kind=\['linear'\] is none of"),
+        ("scale", "1", r"reward\.json: scale='1' is not what was saved"),
+        ("offset", None, r"reward\.json: offset=None is not what was saved"),
+        ("reference", 3, r"reward\.json: reference=3 is not what was saved"),
+        ("reference", "../sft/r2", r"the policy that it reads is missing"),
+    ],
+)
+def test_settings_that_nobody_saved_are_refused_in_one_message(key: str, value: Any, told: str, store: Path) -> None:
+    folder = saved(store, linear())
+    tamper(folder / "reward.json", key, value)
+    with pytest.raises(RewardError, match=told):
+        LearnedReward.load(folder, small.DEVICE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[]"])
+def test_a_torn_reward_is_refused_in_one_message(content: str, store: Path) -> None:
+    folder = saved(store, linear())
+    (folder / "reward.json").write_text(content)
+    with pytest.raises(RewardError, match=r"reward\.json"):
+        LearnedReward.load(folder, small.DEVICE)
+    (folder / "reward.json").unlink()
+    with pytest.raises(RewardError, match=r"reward\.json cannot be read"):
         LearnedReward.load(folder, small.DEVICE)
 
 

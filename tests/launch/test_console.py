@@ -8,11 +8,14 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import small_study
 from rich.console import Console as RichConsole
 
 from irl_exp.launch import console as console_module
+from irl_exp.launch import finish
 from irl_exp.launch import forecast as forecast_module
 from irl_exp.launch.console import Console
 from irl_exp.launch.forecast import Forecast, Running, Work, about, recorded
@@ -268,3 +271,20 @@ def test_a_thread_watches_and_ends_with_the_launch() -> None:
         time.sleep(0.01)
         assert not console.stopped.is_set()
     assert console.stopped.is_set()
+
+
+# ---------------------------------------------------------------- the end of a launch of another launcher
+
+
+def test_the_end_under_any_launcher_has_verdict_words_and_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [small_study.Made(seed=seed, config={"reward": {"name": "length"}}) for seed in range(2)]
+    folder = small_study.write(tmp_path / "launch", made)
+    config = SimpleNamespace(report=False, store=SimpleNamespace(dir=tmp_path))
+    monkeypatch.setattr(finish, "_recorded", lambda run: config)
+    finish.finish_folder(folder)
+    first = "RLHF on R* (length) took completions with R* < 0 from 50.0 %"
+    for text in (capsys.readouterr().out, (folder / "launch.log").read_text(), (folder / "summary.md").read_text()):
+        assert first in text
+        assert "toxic completions" not in text

@@ -28,6 +28,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 from wandb_files import read_run
 
+import irl_exp
 from irl_exp import config
 from irl_exp.config import known_groups
 from irl_exp.launch import command_line, compose, stops
@@ -171,9 +172,37 @@ def test_under_the_launcher_of_hydra_the_numbers_are_the_same(
     """A job knows nothing of the planner: what it computes from the reference policy on is computed here again."""
     for stage in set(STAGES) - {"data", "reward", "sft", "second_judge"}:
         shutil.rmtree(store / stage)
-    launch(*WARM, "hydra/launcher=basic", "hydra/sweeper=basic")
-    (found,) = Path("multirun").glob("chain/*/0/metrics.json")
-    assert found.read_bytes() == first_launch.text()
+    done = launch(*WARM, "hydra/launcher=basic", "hydra/sweeper=basic")
+    assert done.text() == first_launch.text()
+    assert [(row["overrides"], row["status"]) for row in done.runs()] == [("scale=tiny", "completed")]
+    assert (done.folder / "summary.md").read_text() == (first_launch.folder / "summary.md").read_text()
+
+
+def test_under_the_launcher_of_hydra_the_summary_and_the_page_name_what_failed(store: Path, launch: Launch) -> None:
+    """Hydra's own word at the end of a sweep, on_multirun_end, is left out when a job failed."""
+    sweep = ("irl/features=ngram", "irl.features.ngram.min_count=1,99999", "until=irl", "report=true")
+    done = launch(*WARM, *sweep, "hydra/launcher=basic", "hydra/sweeper=basic", check=False)
+    assert done.returncode == 1
+    assert [row["status"] for row in done.runs()] == ["completed", "failed"]
+    assert "min_count=99999" in done.runs()[1]["overrides"]
+    assert "no n-gram is in that many" in (done.folder / "summary.md").read_text()
+    assert (done.folder / "report" / "index.html").exists()
+    assert "FeatureError" in (done.folder / "1" / "error.txt").read_text()
+
+
+def test_a_sweep_in_batches_has_one_summary(store: Path, launch: Launch) -> None:
+    done = launch(*WARM, "evaluate.bootstrap=100,101", "until=sft", "hydra.sweeper.max_batch_size=1")
+    assert [(row["job"], row["status"]) for row in done.runs()] == [("0", "completed"), ("1", "completed")]
+    assert [job["number"] for job in json.loads((done.folder / "plan.json").read_text())["jobs"]] == [0, 1]
+
+
+def test_a_run_is_opened_again_with_its_reward(first_launch: Launched) -> None:
+    run = irl_exp.load(first_launch.folder)
+    assert set(run.artifacts) == set(STAGES)
+    texts = run.completions[run.completions["policy"] == "expert"].head(3)
+    reward = run.reward
+    scores = reward.score(reward.reference.complete(texts["prompt"].tolist(), texts["completion"].tolist()))
+    assert reward.standardised(scores) == pytest.approx(texts["learned"].to_numpy(), abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ many jobs
@@ -236,8 +265,12 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
         assert {key: run["summary"][key] for key in three_seeds.metrics(job)} == three_seeds.metrics(job)
         curves = {key for row in run["history"] for key in row}
         assert {"sft/loss", "rlhf/kl", "irl/loss", "refinetune/reward", "samples"} <= curves  # shared stages, too
-        kinds = [artifact["type"] for artifact in run["artifacts"]]
-        assert kinds.count("reward") == 1
+        assert "irl/loss" not in run["summary"]  # a column is a final number
+        lineage = {each["name"]: (each["made"], each["used"]) for each in run["artifacts"]}
+        assert lineage["expert"] == lineage["demonstrations"] == (False, True)
+        assert (lineage["reward"], lineage["refinetuned"]) == ((True, True), (True, False))
+        assert run["run"]["tags"][0] == "seeds"
+        assert "AUROC" in run["run"]["notes"]
     assert "wandb sync" in three_seeds.stdout
 
 
@@ -453,6 +486,10 @@ def test_after_any_end_the_same_command_goes_on(stopped: dict[str, Stopped]) -> 
     again = dict.fromkeys(("sft", "second_judge", "evaluate"), "computed")
     assert done.states() == {"data": "reused", "reward": "reused", **again}
     assert [row["status"] for row in done.runs()] == ["completed"]
+    first = stopped["Ctrl-C"].done.folder.name
+    assert f"goes on with {first}: 0 of 1 runs have finished in W&B" in done.stdout
+    (run,) = offline_runs(done.folder)
+    assert read_run(run)["run"]["group"] == f"chain/{first}"
     store = done.cwd / "multirun" / "store"
     assert counts(store) == dict.fromkeys(("data", "evaluate", "reward", "second_judge", "sft"), 1)
     assert not list(store.glob("*/.*.tmp-*"))  # what the killed one left is gone
@@ -526,9 +563,7 @@ def refused(done: Launched) -> str:
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stdout + done.stderr
     assert "computed" not in done.stdout
-    left = [path for path in done.cwd.glob("multirun/*") if path.name != "store"]
-    assert left == []
-    assert not list(done.cwd.glob("multirun/store/*/*"))
+    assert not (done.cwd / "multirun").exists()
     return done.stderr
 
 
@@ -543,6 +578,9 @@ def refused(done: Launched) -> str:
         (["data=file", "data.path=nowhere.csv"], "data.path=nowhere.csv: there is no such file"),
         (["store.dir=/dev/null"], "the artifact store /dev/null cannot be written"),
         (["device=cuda"], "device=cuda: this machine has"),
+        (["name=/abs"], "name=/abs: runs are kept in multirun/NAME"),
+        (["irl.seed=range(1000000)"], "1,000,000 jobs, and a launch takes 10,000"),
+        (["hydra.sweep.subdir=x", "irl.seed=1,2"], "hydra.sweep.subdir=x: 2 jobs would write into one folder"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )

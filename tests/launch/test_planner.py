@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from irl_exp import config
+from irl_exp import chain, config
 from irl_exp.launch import command_line, planner
 from irl_exp.launch.jobs import LaunchContext, PlannedJob
 from irl_exp.report.cells import Outcome
@@ -48,6 +48,7 @@ def launched(
 ) -> list[JobReturn]:
     """Launch jobs of these names, all with the config of the overrides."""
     typed = small.compose("name=made", *overrides)
+    steps = chain.build(typed, small.DEVICE)
     config.register()
     with hydra.initialize_config_dir(str(config.CONF), **command_line.VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
@@ -55,7 +56,7 @@ def launched(
         context = LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master)
         jobs = [
             PlannedJob(
-                first + index, name, Path("launch", str(first + index)).absolute(), OmegaConf.create(), typed, {}
+                first + index, name, Path("launch", str(first + index)).absolute(), OmegaConf.create(), typed, steps
             )
             for index, name in enumerate(names)
         ]

@@ -839,7 +839,7 @@ def test_what_was_complete_before_an_error_stays(store: Store) -> None:
 
 def test_the_time_until_the_first_is_shared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(store.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(room.time, "perf_counter", lambda: now[0])
 
     def compute(folders: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
         now[0] += 40

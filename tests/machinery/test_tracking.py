@@ -380,7 +380,7 @@ def page_of(launch: Path) -> Path:
 
 def report(folder: Path, mode: str = "offline", **more: Any) -> View:
     about: dict[str, Any] = {"project": "p", "entity": None, "group": "study/1", "tags": ["a"]}
-    about |= {"config": {"study": "losses"}, "page": folder / "index.html"}
+    about |= {"config": {"study": "losses"}, "page": folder / "index.html", "notes": "hinge is best"}
     about |= {"images": {"figures/curves": folder / "curves.png"}, "summary": {"cells": 2, "best/irl/auroc": 0.9}}
     about["tables"] = {"runs": (["cell", "irl/auroc"], [["hinge", 0.9], ["max_margin", None]])}
     return log_report(folder, mode=mode, **about | more)
@@ -397,7 +397,7 @@ def test_a_report_can_be_read_back(tmp_path: Path) -> None:
     seen = read_run(run)
     about = {key: seen["run"][key] for key in ("name", "project", "group", "tags", "job_type")}
     assert about == {"name": "report", "project": "p", "group": "study/1", "tags": ["a"], "job_type": "report"}
-    assert seen["config"]["study"] == "losses"
+    assert (seen["config"]["study"], seen["run"]["notes"]) == ("losses", "hinge is best")
     assert (seen["summary"]["cells"], seen["summary"]["best/irl/auroc"], seen["exit_code"]) == (2, 0.9, 0)
     shown = {key: value for row in own(seen["history"]) for key, value in row.items()}
     kinds = {"page": "html-file", "figures/curves": "image-file", "runs": "table-file"}
@@ -610,6 +610,23 @@ def test_a_server_that_cannot_be_reached_costs_one_timeout(tmp_path: Path) -> No
     assert done.stderr.count("\n") == 1
     for job in ("0", "1"):
         assert len(read_run(offline_run(tmp_path, job))["history"]) == 3
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_costs_one_timeout_too(tmp_path: Path, server: StandIn) -> None:
+    server.hangs = True
+    program = """
+        start = time.perf_counter()
+        for job in ("0", "1"):
+            with run(job, init_timeout=1.0) as tracker:
+                rows(tracker)
+        print(tracker.url, time.perf_counter() - start < 10)
+    """
+    done = child(program, tmp_path, **online(server))
+    assert done.stdout == "None True\n"
+    assert done.stderr.startswith("LOG W&B takes no runs online (CommError")
+    assert done.stderr.count("\n") == 1
+    assert len(read_run(offline_run(tmp_path, "1"))["history"]) == 3
 
 
 # ------------------------------------------------------------------------------------------------- the server
@@ -859,6 +876,16 @@ def test_the_last_attempt_of_a_run_is_its_record(tmp_path: Path, server: StandIn
     last = recorded(tmp_path / "launch" / "0")
     assert last is not None
     assert last.name.startswith("run-")
+
+
+def test_of_a_job_that_was_not_logged_again_the_record_is_where_it_was(tmp_path: Path) -> None:
+    with record(tmp_path / "1" / "0") as tracker:
+        pass
+    found = read_record(tmp_path / "1" / "0")
+    assert found is not None
+    (tmp_path / "2" / "0").mkdir(parents=True)
+    tracking.write_record(tmp_path / "2" / "0", found)
+    assert recorded(tmp_path / "2" / "0") == tracker.offline_folder
 
 
 def test_what_sync_has_taken_is_no_longer_waiting(tmp_path: Path, server: StandIn) -> None:

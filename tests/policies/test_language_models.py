@@ -18,6 +18,7 @@ from scipy import stats
 
 from irl_exp.config import ModelConfig, SftConfig
 from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.store import ArtifactError, Identity, Store
 from irl_exp.policies.language_models import Completions, Policy, PolicyError, new_policy, pad, until_eos
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.sampling import generate
@@ -42,6 +43,20 @@ def sample(model: Policy, *, seed: int = 0, batch_size: int = 7, copies: int = 6
 
 
 # ---------------------------------------------------------------- building, saving, loading
+
+
+def test_a_damaged_artifact_is_no_policy(tmp_path: Path) -> None:
+    """One bit of one weight would go unseen."""
+    artifact = Store(tmp_path).get(Identity("sft", 1, {}, {}), lambda folder: small.policy("neox").save(folder))
+    Policy.load(artifact.folder, small.DEVICE)
+    path = artifact.folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model.safetensors is damaged .it was altered"):
+        Policy.load(artifact.folder, small.DEVICE)
+    (artifact.folder / "manifest.json").write_text('{"name": "of another program"}')
+    Policy.load(artifact.folder, small.DEVICE)
 
 
 @patient

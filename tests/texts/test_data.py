@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,11 @@ def test_an_unknown_ending_lists_those_that_are_known(tmp_path: Path) -> None:
     assert "must be one of .jsonl, .json, .csv, .parquet" in error_of(tmp_path / "texts.xlsx")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "texts.csv").mkdir()
-    assert "no such file" in error_of(tmp_path / "texts.csv")
+def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
+    config = FileConfig(seed=0, path=write(tmp_path / "texts.csv", ROWS))
+    (tmp_path / "texts.csv").unlink()
+    with pytest.raises(data.DataError, match=r"texts\.csv: there is no such file"):
+        data.read(config)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +203,41 @@ def test_a_damaged_file_of_any_kind_is_a_data_error(tmp_path: Path, name: str, c
     assert name in error_of(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("x.csv", b"prompt,completion,label\ncaf\xe9 noir,c d,1\n", "not a readable csv file"),
+        ("x.jsonl", b"[" * 10**5, "line 1: not valid JSON: maximum recursion depth"),
+        ("x.csv", b"prompt,\x1b[2J\na b,c\n", r"there are prompt, \x1b[2J."),
+        ("a\x1b[2J\nb.csv", b"prompt\na b\n", r"a\x1b[2J\nb.csv: column"),
+    ],
+    ids=["bytes", "depth", "column", "name"],
+)
+def test_what_is_quoted_of_a_file_is_one_printable_line(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.DataError) as caught:
+        data.read(FileConfig(path=tmp_path / name, seed=0))
+    assert told in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion", "label"])
+def test_bytes_of_a_parquet_file_that_are_no_text_are_told(tmp_path: Path, column: str) -> None:
+    row = {"prompt": "a b", "completion": "c d", "label": "1", column: "noir cafe"}
+    pd.DataFrame([row]).to_parquet(tmp_path / "x.parquet", compression=None, use_dictionary=False)
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content.replace(b"cafe", b"caf\xe9"))
+    with pytest.raises(data.DataError, match=f"column '{column}' is not valid UTF-8"):
+        data.read(FileConfig(path=tmp_path / "x.parquet", seed=0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(data.DataError, match=r"x\.jsonl cannot be read .Input/output error."):
+        data.read(FileConfig(path=tmp_path / "x.jsonl", seed=0))
+
+
 def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     assert len(read(write(tmp_path / "texts[1].jsonl", ROWS))) == len(ROWS)
 
@@ -207,6 +245,103 @@ def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
 def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "Hello"}], "completion": " b", "label": 0}]
     assert "prompt" in error_of(write(tmp_path / "texts.jsonl", rows))
+
+
+# ------------------------------------------------------------------------------------------------- labels
+
+
+def labels_of(path: Path, labels: Sequence[Any], **options: Any) -> list[Any]:
+    rows = [{"prompt": f"p{number}", "completion": " c", "label": label} for number, label in enumerate(labels)]
+    return list(read(write(path, rows), **options)["toxic"])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_classes_are_no_toxicities(tmp_path: Path, ending: str) -> None:
+    """0 hate, 1 offensive, 2 neither: what is at least 0.5 would make hate civil, and the civil toxic."""
+    path = tmp_path / f"texts.{ending}"
+    with pytest.raises(
+        data.DataError, match=r"(row|line) 3: label 2 lies outside \[0, 1\]; there are 0, 1, 2 .*data\.toxic="
+    ):
+        labels_of(path, [0, 1, 2])
+    assert labels_of(path, [0, 1, 2], toxic=[0, 1]) == [True, True, False]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_words_may_be_labels(tmp_path: Path, ending: str) -> None:
+    path, words = tmp_path / f"texts.{ending}", ["hate", "none", None, "Hate"]
+    assert labels_of(path, words, toxic=["hate"]) == [True, False, pd.NA, False], "exact"
+    with pytest.raises(
+        data.DataError, match=r"data\.toxic=\['hat'\]: no label of .* is 'hat'; there are 'Hate', 'hate', "
+    ):
+        labels_of(path, words, toxic=["hat"])
+    with pytest.raises(data.DataError, match=r"1: label 'hate' is not a number; there are 'Hate', .*data\.toxic="):
+        labels_of(path, words)
+
+
+def test_numbers_and_words_are_not_the_same_label(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    assert labels_of(path, [1, 0, None], toxic=[1.0]) == [True, False, pd.NA]
+    assert labels_of(path, [True, False], toxic=[True]) == [True, False]
+    assert labels_of(path, ["1", "0"], toxic=["1"]) == [True, False]
+    with pytest.raises(data.DataError, match=r"no label of .* is 1; there are '0', '1'"):
+        labels_of(path, ["1", "0"], toxic=[1])
+
+
+@pytest.mark.parametrize("label", [-0.1, 1.5, "inf", "nan", [1], "1e999"])
+def test_a_label_that_is_no_toxicity_is_refused(tmp_path: Path, label: Any) -> None:
+    with pytest.raises(data.DataError, match=r"line 1: label .* (lies outside|is not a number)"):
+        labels_of(tmp_path / "texts.jsonl", [label])
+
+
+def test_the_share_of_toxic_labels_is_told_and_a_rare_class_warned_of() -> None:
+    def texts(toxic: int, civil: int) -> pd.DataFrame:
+        labels = [True] * toxic + [False] * civil + [pd.NA]
+        return pd.DataFrame({"toxic": pd.array(labels, dtype="boolean")})
+
+    assert data.share_of_toxic(texts(1, 7)) == "12.5 % of 8 labels toxic"
+    assert data.share_of_toxic(texts(0, 0)) == "no labels"
+    assert data.too_few(texts(data.FEW, data.FEW)) == data.too_few(texts(0, 0)) == ""
+    assert data.too_few(texts(data.FEW - 1, 100)).startswith("only 49 of 149 labelled texts are toxic")
+    assert data.too_few(texts(100, 0)).startswith("only 0 of 100 labelled texts are civil")
+
+
+# ------------------------------------------------------------------------------------------- texts without end
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_text_of_a_megabyte_is_refused_with_its_place(tmp_path: Path, ending: str, column: str) -> None:
+    """As an unclosed quote makes one: no model reads it, and what tries asks for all memory."""
+    path = write(tmp_path / f"texts.{ending}", [*ROWS, {**ROWS[0], column: 250_000 * "word "}])
+    assert f"5: column '{column}' holds 1,250,000 characters; a text may have 100,000" in error_of(path)
+
+
+def test_a_line_of_many_megabytes_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", [*ROWS, {**ROWS[0], "other": data.LONGEST_LINE * "x"}, *ROWS])
+    assert f"{path}, line 5: more than 10,000,000 bytes" in error_of(path)
+
+
+def test_the_beginning_of_a_long_completion_is_kept(tmp_path: Path) -> None:
+    long = [" " + 400 * "a ", " " + 4000 * "b", " " + 2000 * "é", "\n" + 256 * " a"]
+    found = read(write(tmp_path / "texts.parquet", [{**ROWS[0], "completion": text} for text in long]))["completion"]
+    assert found.tolist() == [" " + " ".join(256 * "a"), " " + 2047 * "b", " " + 1023 * "é", long[3]]
+
+
+def test_a_word_without_end_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "prompt": 3000 * "é"}, {**ROWS[0], "prompt": 3000 * " " + "word"}]
+    found = read(write(tmp_path / "texts.parquet", rows))
+    assert found["prompt"].tolist() == [512 * "é"], "of white space nothing is left"
+    assert found["completion"].tolist() == [1024 * "é"]
+
+
+def test_the_embedded_comments_are_far_from_every_bound() -> None:
+    texts = data.read(comments())
+    assert texts["completion"].str.split().str.len().max() < data.COMPLETION_WORDS / 8
+    assert texts["completion"].str.len().max() < data.COMPLETION_BYTES / 8
+    assert texts["prompt"].str.len().max() < data.PROMPT_BYTES / 8
+
+
+# -------------------------------------------------------------------------------------------------- the split
 
 
 def comments(seed: int = 0, **sizes: int) -> CommentsConfig:
@@ -299,6 +434,53 @@ def test_a_classifier_with_labels_of_one_class_is_refused_before_anything_runs(
     path = labelled_file(tmp_path / "texts.jsonl", labels)
     with pytest.raises(preflight.PreflightError, match="needs texts of both labels"):
         check("data=file", f"data.path={path}")
+
+
+@pytest.mark.parametrize("new_tokens", [500, 508])
+def test_the_longest_prompt_and_its_completion_fit_into_what_a_model_reads(tmp_path: Path, new_tokens: int) -> None:
+    """512 tokens of a new model; a word has at least one."""
+    rows = [{"prompt": f"prompt number {n} of four", "completion": " text", "label": n % 2} for n in range(100)]
+    mine = ("data=file", f"data.path={write(tmp_path / 'texts.jsonl', rows)}", f"max_new_tokens={new_tokens}")
+    if new_tokens + 5 <= 512:
+        check(*mine)
+        return
+    with pytest.raises(
+        preflight.PreflightError, match=r"max_new_tokens=508: the model reads 512 .* prompt has 5 words"
+    ):
+        check(*mine)
+
+
+def test_a_checkpoint_says_itself_what_it_reads(small_policy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_policy, tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 64}))
+    mine = ("model.tuned=true", f"model.path={folder}")
+    check(*mine)
+    with pytest.raises(preflight.PreflightError, match=r"max_new_tokens=64: the model reads 64 tokens at once"):
+        check(*mine, "max_new_tokens=64")
+    with pytest.raises(preflight.PreflightError, match=r"sft\.max_tokens=65: model=tiny reads 64 tokens at once"):
+        check(f"model.path={folder}", "sft.max_tokens=65")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"model_type": "nope"}', '{"model_type": "gpt2", "n_layer": '])
+def test_a_config_that_is_of_no_model_is_refused(content: str, small_policy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_policy, tmp_path / "model"))
+    (folder / "config.json").write_text(content)
+    with pytest.raises(preflight.PreflightError, match=r"model\.path=.*: its config\.json cannot be used"):
+        check(f"model.path={folder}")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.hidden_size=1000000", r"model\.hidden_size=1000000 and model\.layers=\d+: at least .* GB of memory"),
+        ("model.layers=1000000000", r"model\.hidden_size=\d+ and model\.layers=1000000000: at least .* GB of memory"),
+        ("rlhf.batch_size=1000000000", r"batch_size=1000000000 of rlhf or refinetune: at least .* GB of memory"),
+    ],
+)
+def test_what_no_machine_holds_is_refused(override: str, told: str) -> None:
+    with pytest.raises(preflight.PreflightError, match=told):
+        check(override)
 
 
 def test_unreadable_data_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""How many jobs a command line asks for: counted before they are written down one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Override, RangeSweep
+
+from irl_exp.launch.messages import LaunchError
+
+MOST_JOBS = 10_000
+"""Of one launch: planning takes some 20 ms and 0.2 MB of memory a job."""
+
+
+def check_sweep(overrides: Sequence[Override], batch: int | None = None) -> None:
+    """Refuse a sweep without a job, one of more jobs than a launch can hold, and batches of no jobs.
+
+    Raises:
+        LaunchError: names the sweeps and how many values each has.
+    """
+    if batch is not None and batch < 1:
+        raise LaunchError(f"hydra.sweeper.max_batch_size={batch}: at least one job is launched at once.")
+    # Of two overrides of one key the last one counts.
+    swept = {override.get_key_element(): override for override in overrides if override.is_sweep_override()}
+    counts = {override.input_line or key: _count(override) for key, override in swept.items()}
+    for line, count in counts.items():
+        if not count:
+            raise LaunchError(f"{line}: there is no value in it, so there would be no job; range(5) is 0, 1, 2, 3, 4.")
+    if (jobs := math.prod(counts.values())) > MOST_JOBS:
+        told = ", ".join(f"{line} ({count:,})" for line, count in counts.items() if count > 1)
+        raise LaunchError(
+            f"{told}: {jobs:,} jobs, and a launch takes {MOST_JOBS:,}. Make several launches of it, e.g. "
+            f"'irl.seed=range(0,{MOST_JOBS})', then 'irl.seed=range({MOST_JOBS},{2 * MOST_JOBS})'."
+        )
+
+
+def _count(override: Override) -> int:
+    """How many values a sweep has; those of a range are not written down for it."""
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return sum(1 for _ in override.sweep_iterator()) if override.is_discrete_sweep() else 1
+    assert value.start is not None
+    assert value.stop is not None
+    if not value.step:
+        raise LaunchError(f"{override.input_line}: a range with steps of 0 has no end.")
+    span = (value.stop - value.start) / value.step
+    return max(0, math.ceil(span)) if math.isfinite(span) else MOST_JOBS + 1
