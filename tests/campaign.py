@@ -183,11 +183,12 @@ def _add(subject: Subject, report: pytest.TestReport) -> None:
         else:
             (row.lost if end == "lost" else row.skipped).append(why)
     name = report.location[2].removeprefix("test_").replace("_", " ")
-    if report.failed and not any(end == "lost" for _, end, _ in found):
-        subject.rows.setdefault(name, Row(name)).lost.append(_told(Exception(report.longreprtext.splitlines()[-1])))
-    elif report.skipped:
+    if report.skipped:
         reason: Any = report.longrepr
         subject.rows.setdefault(name, Row(name)).skipped.append(str(reason[-1]).removeprefix("Skipped: "))
+    elif report.failed and not any(end == "lost" for _, end, _ in found):
+        row, why = subject.rows.setdefault(name, Row(name)), report.longreprtext.splitlines()[-1]
+        (row.lost if report.when == "call" else row.skipped).append(_told(Exception(why)))
 
 
 def _machine() -> str:

@@ -62,7 +62,8 @@ def test_a_test_whose_trials_did_not_all_hold_fails(tried: Trials) -> None:
 
 def test_a_test_that_fails_or_is_skipped_as_a_whole_is_in_the_table() -> None:
     found = table(
-        report(line=1, outcome="failed", when="setup"),
+        report(line=1, outcome="failed"),
+        report(line=1, outcome="failed", when="setup", location=_at(1, "test_d")),
         report(
             line=2,
             outcome="skipped",
@@ -73,6 +74,7 @@ def test_a_test_that_fails_or_is_skipped_as_a_whole_is_in_the_table() -> None:
     )
     assert "| a b | 1 | 0 | E  AssertionError: why |" in found
     assert "| c | 0 | 0 | not tried: not here |" in found
+    assert "| d | 0 | 0 | not tried: E  AssertionError: why |" in found
 
 
 def _at(line: int, name: str) -> tuple[str, int, str]:

@@ -213,8 +213,8 @@ def _refused_leaves_nothing(folder: Path, new: Sequence[Path]) -> Iterator[None]
 
 
 def _remove_begun(folder: Path, new: Sequence[Path]) -> None:
-    """Remove the folder of a launch that has no job yet, and what was made to hold it."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", resume.PLAN}:
+    """Remove the folder of a launch that has no job yet, and what was made to hold it; what was there before stays."""
+    if folder in new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml", resume.PLAN}:
         shutil.rmtree(folder)
     for path in new:
         with contextlib.suppress(OSError):  # it is gone, or another launch has begun in it

@@ -129,3 +129,17 @@ def fitted(run: str, curve: list[dict[str, float]], **info: float) -> Path:
     Path(run).mkdir(parents=True, exist_ok=True)
     (Path(run) / "config.json").write_text(json.dumps({"artifacts": {"irl": "abc"}}))
     return Path(run)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_refused_launch_removes_the_folder_that_it_made_and_no_other(tmp_path: Path, there: bool) -> None:
+    """hydra.sweep.dir= is the folder where the user is; if only this launch has written there, it was removed."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "multirun.yaml").write_text("")
+    with (
+        pytest.raises(planner.LaunchError, match="no such option"),
+        planner._refused_leaves_nothing(folder, () if there else (folder,)),
+    ):
+        raise config.ConfigError("no such option")
+    assert folder.exists() == there
