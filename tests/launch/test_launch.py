@@ -249,6 +249,8 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
     *runs, report = [read_run(folder) for folder in offline_runs(three_seeds.folder)]
     assert len({run["run"]["id"] for run in [*runs, report]}) == 4
     assert report["run"]["job_type"] == report["run"]["name"] == "report"
+    assert report["run"]["tags"] == ["seeds"]
+    assert "AUROC" in report["run"]["notes"]
     assert {run["run"]["group"] for run in [*runs, report]} == {f"seeds/{three_seeds.folder.name}"}
     assert [run["exit_code"] for run in runs] == [0, 0, 0]
     for job, run in enumerate(runs):
