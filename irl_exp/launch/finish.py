@@ -46,6 +46,7 @@ def finish_folder(folder: Path) -> None:
     from irl_exp.report.cells import Outcome
 
     console = Console(2, folder=folder)
+    console.log.open()
     try:
         found = study.read(folder)
         config = _recorded(found.runs[0].folder)
@@ -53,12 +54,14 @@ def finish_folder(folder: Path) -> None:
         console.say(f"no summary: {error}")
         return
     ended = {
-        run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics) for run in found.runs
+        run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
+        for run in found.runs
     }
     for lost in found.lost:
         status = "failed" if lost.reason.startswith("failed") else "not run"
         ended[lost.number] = Outcome(lost.number, lost.name, folder / str(lost.number), status, error=lost.reason)
     _tell(config, [ended[number] for number in sorted(ended)], folder, console)
+    console.log.close()
 
 
 def _recorded(run: Path) -> Config:
