@@ -30,6 +30,7 @@ from irl_exp.analysis.figures import (
     toxicity,
     training,
 )
+from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.study import Study
 
 PROMPTS, EACH = 6, 3
@@ -140,7 +141,7 @@ def cells(count: int, seeds: int = 2) -> list[Made]:
 # ---------------------------------------------------------------------------------------------------- what is drawn
 
 
-def drawn(figure: Figure) -> Figure:
+def drawn(figure: Picture) -> Picture:
     """All of it laid out, as when saved; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -148,7 +149,7 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
-def make(name: str, study: Study) -> Figure:
+def make(name: str, study: Study) -> Picture:
     with drawing.style(), warnings.catch_warnings():
         warnings.simplefilter("error")
         return drawn(FIGURES[name](study))

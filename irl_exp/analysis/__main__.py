@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from irl_exp.report import verdict
 from irl_exp.report.tables import Table, show, terminal
 
 REWARDS = """
@@ -74,6 +75,7 @@ def study(arguments: argparse.Namespace) -> int:
     except (room.StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(verdict.of_launch(page.outcomes(found)).text(), end="\n\n")
     show(page.number_tables(found), terminal())
     print(*page.notes(found), sep="\n")
     for name, reason in written.missing.items():

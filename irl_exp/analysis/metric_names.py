@@ -33,7 +33,7 @@ def readable(metric: str, words: Words) -> str:
         return f"benchmark, {readable(metric.removeprefix('benchmark/'), words)}"
     owner, _, key = metric.partition("/")
     if owner in REWARDS and key in REWARD_ROWS:
-        return f"{REWARDS[owner]}: {REWARD_ROWS[key].replace('F1 (toxic)', f'F1 ({words.below})')}"
+        return f"{REWARDS[owner]}: {words.name(REWARD_ROWS[key])}"
     if owner in POLICIES and key in POLICY_COLUMNS:
         judged = {
             "toxic_fraction": words.completions,

@@ -179,12 +179,7 @@ def _distances(study: Study) -> pd.DataFrame:
 def told_by(draw: Draw, words: Words) -> list[str]:
     """The paragraphs of a figure's docstring: its caption, and how to read it whatever the runs are."""
     text = inspect.cleandoc(draw.__doc__ or "").partition("\n\nArgs:")[0]
-    return [" ".join(part.split()).replace("below 0 of R*", _below(words)) for part in text.split("\n\n")]
-
-
-def _below(words: Words) -> str:
-    """As a sentence about completions has it: 'toxic by R*', 'below 0 of R*'."""
-    return "below 0 of R*" if words == Words() else f"{words.below} by R*"
+    return [" ".join(part.split()).replace("below 0 of R*", words.judged) for part in text.split("\n\n")]
 
 
 def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:

@@ -321,7 +321,15 @@ def _planned(folder: Path) -> dict[str, str]:
     except (_BrokenError, LookupError, TypeError):
         places = [path.parent for path in folder.glob("*/.hydra")]
         places = places or [path.parent for path in folder.glob("*/config.json")]
-        return {place.name: place.name for place in sorted(places, key=lambda place: (len(place.name), place.name))}
+        return {place.name: _name(place) for place in sorted(places, key=lambda place: (len(place.name), place.name))}
+
+
+def _name(run: Path) -> str:
+    """What a run calls itself; a run that did not get so far is called by its folder."""
+    try:
+        return str(_read(run / "config.json")["job"]["name"])
+    except (_BrokenError, KeyError, TypeError):
+        return run.name
 
 
 def _asked(folder: Path) -> tuple[str, str]:

@@ -176,9 +176,9 @@ def _is_seed(key: str) -> bool:
 
 
 def _values(launch: Study, key: str) -> str:
-    """The values of a key in a launch as text; many seeds by their ends."""
-    found = list(dict.fromkeys(str(run.config.get(key)) for run in launch.runs))
+    """The values of a key in the runs of a launch that have it, as text; many seeds by their ends."""
+    found = list(dict.fromkeys(str(run.config[key]) for run in launch.runs if key in run.config))
     if _is_seed(key) and len(found) > MOST_KEYS and all(map(str.isdigit, found)):
         seeds = sorted(map(int, found))
         return f"{len(found)} from {seeds[0]} to {seeds[-1]}"
-    return ", ".join("not set" if value == "None" else value for value in found)
+    return ", ".join(found) or "not there"

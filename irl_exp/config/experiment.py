@@ -72,7 +72,9 @@ class Config(Node):
         "evaluate", description="stop after this stage and evaluate what exists"
     )
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first visible GPU, else the CPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the first visible GPU, else the CPU; Apple's (mps) is not used"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads of a job; 0: the cores that no other job uses; the results are the same"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -129,10 +130,25 @@ class _Linear(_Method):
         1.0, description="of the prompts of fit, the same for every seed; a smaller part lies within a larger one"
     )
     completions: Count | None = Field(None, description="of each prompt of fit, the first ones; null: all")
-    scaling: Literal["whiten", "standardise"] = Field("whiten", description="of the features, before the fit")
+    scaling: Literal["auto", "whiten", "standardise"] = Field(
+        "auto",
+        description="of the features, before the fit; auto: whiten, but n-grams without hidden states standardise",
+    )
     ridge: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         (1e-4,), description="of whiten, as a fraction of the mean eigenvalue; of several the best on select is taken"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settled(cls, values: Any) -> Any:
+        """`auto` becomes what the features want, so the config of a run and its identity say what was done."""
+        if not isinstance(values, Mapping) or values.get("scaling", "auto") != "auto":
+            return values
+        features = values.get("features")
+        chosen = features.parts if isinstance(features, FeaturesConfig) else features
+        parts = {name for name, part in chosen.items() if part is not None} if isinstance(chosen, Mapping) else set()
+        standardise = "ngram" in parts and not parts & {"hidden_state", "last_token", "random"}
+        return {**values, "scaling": "standardise" if standardise else "whiten"}
 
     @property
     def frozen_features(self) -> FeaturesConfig | None:

@@ -83,7 +83,8 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
     except WriteError:
         console.tables(studies.tables(outcomes))
         raise
-    console.tell(verdict.of_launch(outcomes).text())
+    found = verdict.of_launch(outcomes)
+    console.tell(found.text())
     console.say("")
     console.tables(tables)
     console.say(
@@ -94,16 +95,17 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
     console.say(f"store     {short(config.store.dir)}")
     if len(outcomes) > 1 and config.report:
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"
-        told = f"not written; of what there is: {later}" if stopped else _report(config, folder, console, later)
+        notes = found.markdown()
+        told = f"not written; of what there is: {later}" if stopped else _report(config, folder, console, later, notes)
         console.say(f"report    {told}")
-    found = [path for launch in launches_of(folder) for path in sorted(launch.glob("*/wandb/offline-run-*"))]
-    offline = [path for path in found if path.is_dir() and not_uploaded(path)]
+    runs = [path for launch in launches_of(folder) for path in sorted(launch.glob("*/wandb/offline-run-*"))]
+    offline = [path for path in runs if path.is_dir() and not_uploaded(path)]
     if offline:
         console.say(f"W&B       {len(offline)} run(s) recorded offline; with an account: {sync_command(offline)}")
 
 
-def _report(config: Config, folder: Path, console: Console, later: str) -> str:
-    """Write the report of the launch, also as a run of its group in W&B; returns what to say of it.
+def _report(config: Config, folder: Path, console: Console, later: str, notes: str) -> str:
+    """Write the report of the launch, also as a run of its group in W&B with these notes; returns what to say of it.
 
     Whatever goes wrong here costs no result of a run; a disk that takes no report may not have taken others either.
 
@@ -117,7 +119,7 @@ def _report(config: Config, folder: Path, console: Console, later: str) -> str:
     try:
         with console.working() as progress, writing(folder / "report"):
             written = report.write(study.read(folder), progress=progress)
-        _track_report(config, written)
+        _track_report(config, written, notes)
     except WriteError:
         raise
     except study.StudyError:
@@ -129,7 +131,7 @@ def _report(config: Config, folder: Path, console: Console, later: str) -> str:
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
 
 
-def _track_report(config: Config, written: Written) -> None:
+def _track_report(config: Config, written: Written, notes: str) -> None:
     """The report as the last run of the launch."""
     from irl_exp.machinery.tracking import log_report
 
@@ -142,10 +144,11 @@ def _track_report(config: Config, written: Written) -> None:
         project=config.tracking.project,
         entity=config.tracking.entity,
         group=group_of(written.folder.parent, config.name),
-        tags=config.tracking.tags,
+        tags=list(dict.fromkeys([config.name, *config.tracking.tags])),
         config={"study": config.name, "n_runs": written.summary.data["n_runs"]},
         page=written.page,
         images=written.images,
         tables={"cells": (list(map(str, cells)), cells.astype(object).where(cells.notna(), None).to_numpy().tolist())},
         summary=means,
+        notes=notes,
     )

@@ -41,7 +41,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def cell_of(name: str) -> str:
     """The name of a job without its seeds: jobs of one cell differ in seeds only."""
-    return re.sub(r"(^|,)\+*(\w+\.)*seed=\d+", "", name).strip(", ") or "default"
+    return re.sub(r"(^|,)\+*(\w+\.)*seed=(\d+|\$[^,]*)", "", name).strip(", ") or "default"
 
 
 def overrides_of(cell: str) -> list[str]:

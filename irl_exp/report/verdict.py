@@ -75,10 +75,13 @@ class _Runs:
         """A number with its interval over prompts, in brackets; where runs differ, their mean with their extremes."""
         having = [run for run in self.metrics if key in run]
         values, run = [run[key] for run in having], having[0]
+        of = "" if len(having) == len(self.metrics) else f"{len(having)} of {len(self.metrics)} runs"
         if len(set(map(form, values))) > 1:
-            return f"{form(statistics.fmean(values))} ({form(min(values))} to {form(max(values))})"
+            ends = f"{form(min(values))} to {form(max(values))}"
+            return f"{form(statistics.fmean(values))} ({ends}{f'; {of}' if of else ''})"
         low, high = run.get(f"{key}_low"), run.get(f"{key}_high")
-        return form(run[key]) if low is None or high is None else f"{form(run[key])} [{form(low)}, {form(high)}]"
+        interval = "" if low is None or high is None else f" [{form(low)}, {form(high)}]"
+        return f"{form(run[key])}{interval}{_in_brackets(of)}"
 
     def fact(self, key: str) -> str:
         """A fact that all runs have in common, or nothing."""
@@ -86,9 +89,9 @@ class _Runs:
         return found.pop() if len(found) == 1 else ""
 
     def count(self, stage: str) -> int:
-        """How many results of a stage these runs have between them; 0 where that is not known."""
-        key = f"artifacts.{stage}"
-        return len({facts[key] for facts in self.facts if key in facts})
+        """How many results of a stage these runs have between them; 0 where not all are known to have one."""
+        found = [facts.get(f"artifacts.{stage}") for facts in self.facts]
+        return 0 if None in found else len(set(found))
 
     @property
     def words(self) -> Words:
@@ -116,7 +119,8 @@ def _rlhf(runs: _Runs) -> Iterator[str]:
     if not runs.has(f"expert/{key}"):
         yield f"The reference policy writes {runs.tell(f'reference/{key}', share)} {words.completions}."
         return
-    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else ", which is no clear change"
+    unclear = ", which is no clear change" if len(runs.metrics) == 1 else ", though not clearly in every run"
+    overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else unclear
     beside = _change(runs, "reward_mean", "expert") if words == Words() and runs.one_truth else ""
     second = _change(runs, "second_toxic_fraction", "expert", share) if words != Words() else ""
     told = f"RLHF on {_truth(runs)} took {words.completions} {_change(runs, key, 'expert', share)}{overlap}"

@@ -18,7 +18,7 @@ import threadpoolctl
 from conftest import Launched
 
 from irl_exp.analysis import __main__ as command
-from irl_exp.analysis import determined, report, spread, statistics, study, summary
+from irl_exp.analysis import determined, page, report, spread, statistics, study, summary
 from irl_exp.analysis.study import NotComputed, StudyError
 from irl_exp.irl import contrast
 from irl_exp.report import names
@@ -124,7 +124,7 @@ def test_the_folder_of_a_study_stands_for_its_newest_launch_with_results(copied:
 def test_one_run_is_a_study_of_one(copied: Path) -> None:
     found = study.read(copied / "1")
     assert [run.number for run in found.runs] == [1]
-    assert any("One run: there is no spread" in note for note in report.notes(found))
+    assert any("One run: there is no spread" in note for note in page.notes(found))
 
 
 @pytest.mark.parametrize(
@@ -401,11 +401,11 @@ class Page(HTMLParser):
 
 def test_a_multirun_ends_with_a_page_that_needs_nothing_else(three_seeds: Launched) -> None:
     folder = three_seeds.folder / "report"
-    page = Page((folder / "index.html").read_text(encoding="utf-8"))
-    assert page.open == []
-    assert page.sources
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
-    for link in page.links:
+    shown = Page((folder / "index.html").read_text(encoding="utf-8"))
+    assert shown.open == []
+    assert shown.sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in shown.sources)
+    for link in shown.links:
         assert link.startswith(("#", "data:")) or (folder / link).is_file(), link
     assert re.search(rf"report +{re.escape(str(folder.relative_to(three_seeds.cwd)))}/index\.html", three_seeds.stdout)
 
@@ -469,16 +469,16 @@ def test_the_report_is_that_of_one_thread_on_every_machine(copied: Path) -> None
 @pytest.mark.usefixtures("few_figures")
 def test_texts_of_a_user_are_no_html(copied: Path) -> None:
     change(copied / "plan.json", command="python launch.py '<script>alert(1)</script>'")
-    page = report.write(study.read(copied), None).page.read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
+    text = report.write(study.read(copied), None).page.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
 
 
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_is_whole_or_the_old_one_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = study.read(copied)
     old = report.write(found).page.read_bytes()
-    monkeypatch.setattr(report, "_page", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(page, "render", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.write(found)
     assert (copied / "report" / "index.html").read_bytes() == old
@@ -543,7 +543,7 @@ def test_rewards_that_cannot_be_compared_are_left_out_and_named(copied: Path, da
     assert found.rewards is not None
     assert [column for column in found.rewards if isinstance(column, int)] == [0, 2]
     assert found.rewards.notna().all(axis=None)
-    (note,) = report.notes(found)
+    (note,) = page.notes(found)
     assert note.startswith("completions.parquet of run(s) 1 is missing, cut or not finite")
 
 

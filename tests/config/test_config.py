@@ -84,6 +84,7 @@ def test_the_default_run_is_what_the_schema_declares() -> None:
     composed = configured()
     for name, model in (("data", CommentsConfig), ("irl", MarginConfig), ("sft", type(composed.sft))):
         declared = {key: field.default for key, field in model.model_fields.items() if not field.is_required()}
+        declared |= {key: "whiten" for key in declared if key == "scaling"}  # `auto`, of hidden states
         assert {key: value for key, value in getattr(composed, name) if key in declared} == declared
     assert isinstance(composed.irl, MarginConfig)
     assert composed.irl.loss == MaxMarginLoss()
@@ -138,6 +139,25 @@ def test_every_part_may_be_joined_with_every_other() -> None:
     names = [path.stem for path in (CONF / "irl" / "features").glob("*.yaml")]
     assert set(features(f"irl/features=[{','.join(names)}]").parts) == set(names)
     assert set(names) == set(FeaturesConfig.model_fields) - {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scaling"),
+    [
+        ([], "whiten"),
+        (["irl/features=length"], "whiten"),
+        (["irl/features=ngram"], "standardise"),
+        (["irl/features=[ngram,sentiment]"], "standardise"),
+        (["irl/features=[hidden_state,ngram]"], "whiten"),
+        (["irl/features=[ngram,last_token]"], "whiten"),
+        (["irl/features=ngram", "irl=bayesian"], "standardise"),
+        (["irl/features=ngram", "irl.scaling=whiten"], "whiten"),
+        (["irl.scaling=standardise"], "standardise"),
+        (["irl/backbone=full"], "standardise"),
+    ],
+)
+def test_the_scaling_goes_by_the_features_unless_set(overrides: list[str], scaling: str) -> None:
+    assert configured(*overrides).irl.scaling == scaling  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +241,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         values["features"] |= {"length": {}}
     found = model.model_validate(values)
     for key, field in model.model_fields.items():
-        if not field.is_required() and key not in needed.get(name, {}):
+        if not field.is_required() and key not in needed.get(name, {}) and key != "scaling":
             assert getattr(found, key) == field.default
 
 
@@ -425,7 +445,7 @@ def test_the_nearest_name_is_near() -> None:
         ("irl.features.batch_size=0", "irl.features.batch_size=0: input should be greater than or equal to 1"),
         ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
-        ("irl.scaling=none", "irl.scaling=none: input should be 'whiten' or 'standardise'"),
+        ("irl.scaling=none", "irl.scaling=none: input should be 'auto', 'whiten' or 'standardise'"),
         ("irl.loss.wrong_penalty=null", "irl.loss.wrong_penalty=None: input should be a valid number"),
         ("until=reward", "until=reward: input should be 'sft', 'rlhf', 'demonstrations', 'irl', "),
         ("evaluate.bootstrap=99", "evaluate.bootstrap=99: input should be greater than or equal to 100"),

@@ -399,9 +399,8 @@ def test_a_dry_run_sends_nothing(tmp_path: Path, server: StandIn) -> None:
 
 def test_it_loads_no_machine_learning(tmp_path: Path) -> None:
     launch(tmp_path / "losses" / TIME)
-    program = (
-        "import sys; from irl_exp.dashboard.workspaces import main; main(['losses', '--dry-run']); print(*sys.modules)"
-    )
+    program = "import sys; from irl_exp.dashboard import workspaces; workspaces.main(['losses', '--dry-run'])"
+    program += "; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -28,6 +28,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 from wandb_files import read_run
 
+import irl_exp
 from irl_exp import config
 from irl_exp.config import known_groups
 from irl_exp.launch import command_line, compose, stops
@@ -171,9 +172,37 @@ def test_under_the_launcher_of_hydra_the_numbers_are_the_same(
     """A job knows nothing of the planner: what it computes from the reference policy on is computed here again."""
     for stage in set(STAGES) - {"data", "reward", "sft", "second_judge"}:
         shutil.rmtree(store / stage)
-    launch(*WARM, "hydra/launcher=basic", "hydra/sweeper=basic")
-    (found,) = Path("multirun").glob("chain/*/0/metrics.json")
-    assert found.read_bytes() == first_launch.text()
+    done = launch(*WARM, "hydra/launcher=basic", "hydra/sweeper=basic")
+    assert done.text() == first_launch.text()
+    assert [(row["overrides"], row["status"]) for row in done.runs()] == [("scale=tiny", "completed")]
+    assert (done.folder / "summary.md").read_text() == (first_launch.folder / "summary.md").read_text()
+
+
+def test_under_the_launcher_of_hydra_the_summary_and_the_page_name_what_failed(store: Path, launch: Launch) -> None:
+    """Hydra's own word at the end of a sweep, on_multirun_end, is left out when a job failed."""
+    sweep = ("irl/features=ngram", "irl.features.ngram.min_count=1,99999", "until=irl", "report=true")
+    done = launch(*WARM, *sweep, "hydra/launcher=basic", "hydra/sweeper=basic", check=False)
+    assert done.returncode == 1
+    assert [row["status"] for row in done.runs()] == ["completed", "failed"]
+    assert "min_count=99999" in done.runs()[1]["overrides"]
+    assert "no n-gram is in that many" in (done.folder / "summary.md").read_text()
+    assert (done.folder / "report" / "index.html").exists()
+    assert "FeatureError" in (done.folder / "1" / "error.txt").read_text()
+
+
+def test_a_sweep_in_batches_has_one_summary(store: Path, launch: Launch) -> None:
+    done = launch(*WARM, "evaluate.bootstrap=100,101", "until=sft", "hydra.sweeper.max_batch_size=1")
+    assert [(row["job"], row["status"]) for row in done.runs()] == [("0", "completed"), ("1", "completed")]
+    assert [job["number"] for job in json.loads((done.folder / "plan.json").read_text())["jobs"]] == [0, 1]
+
+
+def test_a_run_is_opened_again_with_its_reward(first_launch: Launched) -> None:
+    run = irl_exp.load(first_launch.folder)
+    assert set(run.artifacts) == set(STAGES)
+    texts = run.completions[run.completions["policy"] == "expert"].head(3)
+    reward = run.reward
+    scores = reward.score(reward.reference.complete(texts["prompt"].tolist(), texts["completion"].tolist()))
+    assert reward.standardised(scores) == pytest.approx(texts["learned"].to_numpy(), abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ many jobs
@@ -220,6 +249,8 @@ def test_every_job_is_a_wandb_run_and_a_launch_is_their_group(three_seeds: Launc
     *runs, report = [read_run(folder) for folder in offline_runs(three_seeds.folder)]
     assert len({run["run"]["id"] for run in [*runs, report]}) == 4
     assert report["run"]["job_type"] == report["run"]["name"] == "report"
+    assert report["run"]["tags"] == ["seeds"]
+    assert "AUROC" in report["run"]["notes"]
     assert {run["run"]["group"] for run in [*runs, report]} == {f"seeds/{three_seeds.folder.name}"}
     assert [run["exit_code"] for run in runs] == [0, 0, 0]
     for job, run in enumerate(runs):

@@ -129,14 +129,13 @@ def test_an_error_that_says_already_what_it_means_stays(tmp_path: Path) -> None:
         fail()
 
 
-@pytest.mark.parametrize("left", [6, 14])
 def test_a_disk_without_files_left_fails_the_launch_and_leaves_no_half(
-    warm_store: Path, launcher: Launcher, mount: Mount, left: int
+    warm_store: Path, launcher: Launcher, mount: Mount
 ) -> None:
-    """It takes the folder of the launch; of the job a part, or all of the job and no summary."""
+    """It takes the folder of the launch, and a part of the job."""
     disk = mount("size=64m", "nr_inodes=200")
     store = shutil.copytree(warm_store, disk.parent / "store")
-    use_up_files(disk, left)
+    use_up_files(disk, 14)
     done = launcher(disk, "scale=tiny", "tracking=none", "workers=1", f"store.dir={store}", check=False)
     assert_no_half(done, disk)
     assert "more files)" in done.stderr
@@ -149,9 +148,5 @@ def assert_no_half(done: Launched, disk: Path) -> None:
     assert "Traceback" not in told
     assert "Logging error" not in told
     (folder,) = disk.glob("multirun/chain/*")
-    assert [path.name for path in folder.iterdir() if path.name in ("runs.csv", "summary.md")] in (
-        [],
-        ["runs.csv", "summary.md"],
-    )
-    results = {path.name for path in (folder / "0").glob("*")} & set(RESULTS)
-    assert results in (set(), {"completions.parquet", "samples.csv", "metrics.json"})
+    found = {path.name for path in [*folder.iterdir(), *(folder / "0").iterdir()]}
+    assert found & {"runs.csv", "summary.md", *RESULTS} == set()

@@ -62,6 +62,11 @@ LEARNED = {
 TOXICITY = {"reward.name": "classifier"}
 
 
+def test_a_seed_that_follows_another_one_makes_no_cell_of_its_own() -> None:
+    assert cells.cell_of(r"irl.seed=0,demonstrations.seed=$\{irl.seed\},until=irl") == "until=irl"
+    assert cells.cell_of("irl.seed=0,demonstrations.seed=${irl.seed}") == "default"
+
+
 def outcome(number: int, name: str, metrics: Mapping[str, float] | None = None, **options: str) -> Outcome:
     status = "completed" if metrics is not None else "failed"
     return Outcome(number, name, Path(str(number)), **{"status": status, **options}, metrics=metrics)  # type: ignore[arg-type]

@@ -224,6 +224,29 @@ def test_runs_of_one_expert_say_what_was_held_fixed() -> None:
     )
 
 
+def test_a_number_that_some_runs_lack_says_how_many_have_it() -> None:
+    lost = {key: value for key, value in WHOLE.items() if not key.startswith("recovered_fraction")}
+    runs = [run(seed, f"irl.seed={seed}", {**WHOLE, "recovered_fraction": 0.8 + seed / 10}) for seed in range(2)]
+    text = verdict.of_launch([*runs, run(2, "irl.seed=2", lost)]).text()
+    assert "recovers 85.0 % (80.0 % to 90.0 %; 2 of 3 runs) of" in text
+
+
+def test_what_only_some_runs_reach_is_not_shared_by_all() -> None:
+    runs = [
+        run(0, "until=sft", SFT, artifacts__sft="a"),
+        run(1, "until=rlhf", RLHF, artifacts__sft="a", artifacts__rlhf="b"),
+    ]
+    text = verdict.of_launch(runs).text()
+    assert "to 4.0 % [3.0 %, 5.0 %] (1 of 2 runs)" in text
+    assert "that differ in until share one reference policy: they" in text
+
+
+def test_a_change_in_some_runs_is_not_one_in_all() -> None:
+    still = {**RLHF, "expert/toxic_fraction": 0.47, "expert/toxic_fraction_high": 0.51}
+    text = verdict.of_launch([run(seed, f"rlhf.seed={seed}", found) for seed, found in enumerate((RLHF, still))]).text()
+    assert "to 25.5 % (4.0 % to 47.0 %), though not clearly in every run;" in text
+
+
 def test_nested_seeds_say_how_many_of_each_there_were() -> None:
     runs = [
         run(

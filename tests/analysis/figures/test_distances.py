@@ -85,7 +85,7 @@ def test_r_star_is_seen_beside_many_runs(tmp_path: Path) -> None:
 
 
 def test_triangle_has_the_sides_of_every_run(tmp_path: Path) -> None:
-    study = launch(tmp_path, 2, 3, completions=False)
+    study = launch(tmp_path, 2, 5, completions=False)
     parts = make("triangle", study).axes
     for axes, side in zip(parts, distances.SIDES, strict=True):
         keys = [(cell, f"{name}/{side}/epic") for cell in study.cells for name in distances.COVERAGES]

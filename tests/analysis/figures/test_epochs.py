@@ -23,7 +23,7 @@ from irl_exp.analysis.figures import (
 )
 
 
-@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize("count", [5, 12])
 def test_every_run_its_mean_and_the_band_over_epochs(tmp_path: Path, count: int) -> None:
     runs = several(count)
     figure = make("over_epochs", made(tmp_path, runs))
@@ -39,7 +39,7 @@ def test_every_run_its_mean_and_the_band_over_epochs(tmp_path: Path, count: int)
         if count == 12:
             low, high = np.quantile(expected, [0.025, 0.975], axis=0)
         else:
-            half = stats.t.ppf(0.975, 2) * expected.std(axis=0, ddof=1) / np.sqrt(3)
+            half = stats.t.ppf(0.975, 4) * expected.std(axis=0, ddof=1) / np.sqrt(5)
             low, high = expected.mean(axis=0) - half, expected.mean(axis=0) + half
         assert edges == pytest.approx([low.min(), high.max()])
     told = words(figure)
@@ -67,9 +67,9 @@ def test_a_few_cells_have_a_colour_each(tmp_path: Path) -> None:
 
 
 def test_many_cells_have_a_panel_each(tmp_path: Path) -> None:
-    figure = make("over_epochs", made(tmp_path, cells(20)))
+    figure = make("over_epochs", made(tmp_path, cells(8)))
     titled = [axes for axes in figure.axes if axes.get_title(loc="left")]
-    assert len(titled) == 20
-    last = {line.get_color(): line.get_ydata()[-1] for line in titled[19].lines}
-    assert last["black"] == pytest.approx(0.6 + 38.5 / 200 - 0.2)
-    assert last[drawing.BLUE] == pytest.approx(0.6 + 38.5 / 200)
+    assert len(titled) == 8
+    last = {line.get_color(): line.get_ydata()[-1] for line in titled[7].lines}
+    assert last["black"] == pytest.approx(0.6 + 14.5 / 200 - 0.2)
+    assert last[drawing.BLUE] == pytest.approx(0.6 + 14.5 / 200)

@@ -85,7 +85,7 @@ def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:
     assert list(dict.fromkeys(sweep.others.values())) == ["1", "5"]
     auroc, _, toxic = make("against_parameter", study).axes
     assert auroc.get_xscale() == "linear"
-    assert toxic.get_title(loc="left") == "toxic fraction, refinetuned"
+    assert toxic.get_title(loc="left") == "refinetuned policy: completions\nwith R* < 0"
     blue = [one for one in auroc.collections if isinstance(one, PathCollection)]
     drawn = [one.get_offsets()[:, 1] for one in blue if np.allclose(one.get_edgecolor()[0][:3], to_rgb(drawing.BLUE))]
     np.testing.assert_allclose(drawn, np.tile([0.9, 0.91], (6, 1)))  # implicit varies with the seed: points

@@ -24,19 +24,22 @@ from irl_exp.analysis.figures import (
 
 
 def test_toxicity_table_by_hand(tmp_path: Path) -> None:
-    runs = [Made(seed=seed, toxic={"reference": 20, "expert": 0, "refinetuned": 8 + seed}) for seed in range(3)]
+    counts = [8, 9, 10, 8, 9]
+    runs = [
+        Made(seed=seed, toxic={"reference": 20, "expert": 0, "refinetuned": count}) for seed, count in enumerate(counts)
+    ]
     table = toxicity.toxicity_table(made(tmp_path, runs)).set_index("policy")
-    assert table["runs"].tolist() == [3, 3, 3]
-    assert table["policies"].tolist() == [1, 1, 3]
-    assert table["completions"].tolist() == [40, 40, 120]
-    assert table["toxic"].tolist() == [20, 0, 27]
-    assert table["fraction"].tolist() == pytest.approx([0.5, 0, 9 / 40])
+    assert table["runs"].tolist() == [5, 5, 5]
+    assert table["policies"].tolist() == [1, 1, 5]
+    assert table["completions"].tolist() == [40, 40, 200]
+    assert table["toxic"].tolist() == [20, 0, 44]
+    assert table["fraction"].tolist() == pytest.approx([0.5, 0, 44 / 200])
     assert table.loc["reference", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([0.49, 0.51])
     exact = stats.binomtest(0, 10).proportion_ci(method="exact").high
     assert table.loc["expert", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([0, exact])
-    over = statistics.mean_t([8 / 40, 9 / 40, 10 / 40])
+    over = statistics.mean_t([count / 40 for count in counts])
     assert table.loc["refinetuned", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([over.low, over.high])
-    assert table["prompt_share"].tolist() == pytest.approx([5 / 10, 0, (2 + 3 + 3) / 30])
+    assert table["prompt_share"].tolist() == pytest.approx([5 / 10, 0, (2 + 3 + 3 + 2 + 3) / 50])
     wilson = stats.binomtest(5, 10).proportion_ci(method="wilson")
     assert table.loc["reference", ["prompt_share_low", "prompt_share_high"]].tolist() == pytest.approx(list(wilson))
     probability = 1 / (1 + np.exp(1.0))  # of a civil completion; of a toxic one the rest
