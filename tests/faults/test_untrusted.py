@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -193,26 +194,28 @@ def at_a_terminal(command: list[str], folder: Path, seconds: float = 200) -> tup
     output: list[bytes] = []
 
     def read() -> None:
-        try:
+        with contextlib.suppress(OSError):  # as Linux says that the other end is closed
             while chunk := os.read(ours, 4096):
                 output.append(chunk)
-        except OSError:  # the other end is closed
-            pass
 
     def answer() -> None:
-        while process.poll() is None:
-            os.write(ours, b"y\n")
-            ended.wait(0.5)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while process.poll() is None:
+                os.write(ours, b"y\n")
+                ended.wait(0.5)
 
     ended = threading.Event()
     threads = [threading.Thread(target=act, daemon=True) for act in (read, answer)]
     for thread in threads:
         thread.start()
-    code = process.wait(seconds)
-    ended.set()
-    for thread in threads:
-        thread.join(2)
-    os.close(ours)
+    try:
+        code = process.wait(seconds)
+    finally:
+        process.kill()
+        ended.set()
+        for thread in threads:
+            thread.join(2)
+        os.close(ours)
     return code, b"".join(output).decode(errors="replace")
 
 
