@@ -22,8 +22,10 @@ def check_sweep(overrides: Sequence[Override], batch: int | None = None) -> None
     if batch is not None and batch < 1:
         raise LaunchError(f"hydra.sweeper.max_batch_size={batch}: at least one job is launched at once.")
     # Of two overrides of one key the last one counts.
-    swept = {override.get_key_element(): override for override in overrides if override.is_sweep_override()}
-    counts = {override.input_line or key: _count(override) for key, override in swept.items()}
+    last = {override.get_key_element(): override for override in overrides}
+    counts = {
+        override.input_line or key: _count(override) for key, override in last.items() if override.is_sweep_override()
+    }
     for line, count in counts.items():
         if not count:
             raise LaunchError(f"{line}: there is no value in it, so there would be no job; range(5) is 0, 1, 2, 3, 4.")

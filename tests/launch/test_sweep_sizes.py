@@ -126,8 +126,9 @@ def test_planning_that_takes_long_says_how_long(
 ) -> None:
     composer, _ = launched()
     jobs = [[f"irl.seed={seed}"] for seed in range(3)]
+    monkeypatch.setattr(planner, "PATIENCE", 3600)  # a busy machine is no failure
     assert len(planner._composed(composer, jobs, 0)) == 3
-    assert capsys.readouterr().out == "", "not in the first seconds"
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(planner, "PATIENCE", 0)
     planner._composed(composer, jobs, 0)
     (line,) = capsys.readouterr().out.splitlines()
