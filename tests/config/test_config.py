@@ -533,7 +533,7 @@ def test_every_choice_of_logging_can_be_configured(option: str, tmp_path: Path) 
     schema.register()
     with hydra.initialize_config_dir(str(CONF), **command_line.VERSION_BASE):
         composed = hydra.compose("config", [f"hydra/job_logging={option}"], return_hydra_config=True)
-    composed.hydra.runtime.output_dir = str(tmp_path)
+    composed.hydra.runtime.output_dir = composed.hydra.sweep.dir = str(tmp_path)
     settings: Any = OmegaConf.to_container(composed.hydra.job_logging, resolve=True)
     configurator: Any = logging.config.DictConfigurator(settings)
     for name, formatter in settings.get("formatters", {}).items():
