@@ -99,7 +99,7 @@ class Launcher:
     def start(
         self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        if not any(override.startswith("report=") for override in overrides):
+        if not any(override.startswith(("report=", "-")) for override in overrides):
             overrides = (*overrides, "report=false")  # seconds a launch; the tests of the report ask for it
         cwd.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
