@@ -68,3 +68,10 @@ def test_files_that_are_named_exist() -> None:
     named = re.findall(r"\]\(([\w./-]+)\)", README)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_way_of_one_number_leads_through_files_that_exist() -> None:
+    way = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The way of one number")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", way)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "irl_exp" / name).exists()] == []

@@ -87,7 +87,8 @@ def find_device(device: str, precision: str, threads: int) -> Device:
     name = "cuda:0" if there else "cpu"
     if precision == "auto":
         precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
-    return Device(name, "bf16" if precision == "bf16" else "fp32", threads or cores())
+    # On a GPU several threads would only take each other's memory.
+    return Device(name, "bf16" if precision == "bf16" else "fp32", (threads or cores()) if name == "cpu" else 1)
 
 
 def prepare_process() -> None:
