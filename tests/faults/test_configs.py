@@ -28,9 +28,9 @@ SEED = 2026
 COUNT = 200
 SUBJECT = "Command lines"
 HELD = """
-the launch is refused within 60 s by one message (no traceback, at most 12 lines, no line twice) that names an option or
-a value of the command line, with an exit code other than 0, and leaves no folder beside the empty store; or all jobs
-are composed, checked and planned. The whole of launch.py runs, up to the first job.
+the launch is refused within 300 s by one message (no traceback, at most 12 lines, no line twice) that names an option
+or a value of the command line, with an exit code other than 0, and leaves no folder beside the empty store; or all
+jobs are composed, checked and planned. The whole of launch.py runs, up to the first job.
 """
 
 BASE = ("scale=tiny", "tracking=none", "data.count=1000", "workers=1")
@@ -209,7 +209,7 @@ def check(answer: Answer, arguments: list[str]) -> None:
 def test_command_lines(trials: Trials, tmp_path: Path) -> None:
     generator = random.Random(SEED)
     planned = 0
-    with child(launched, patience=60) as process:
+    with child(launched, patience=300) as process:
         for number in range(COUNT):
             arguments = written(generator)
             folder = tmp_path / str(number) / "here"

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.faults
 
 SUBJECT = "Jobs that die"
 HELD = """
-the launch ends with 1 and without a traceback within 2 minutes; runs.csv says `failed` of this job, with a reason, and
-`completed` of the other, whose metrics are there; the job has no metrics.json; the store is whole and has no temporary
-folder; its W&B run (recorded offline here), where it was begun, is closed as failed.
+the launch ends with 1 and without a traceback; runs.csv says `failed` of this job, with a reason, and `completed` of
+the other, whose metrics are there; the job has no metrics.json; the store is whole and has no temporary folder; its W&B
+run (recorded offline here), where it was begun, is closed as failed.
 """
 
 DEADLY = """
