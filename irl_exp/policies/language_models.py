@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
@@ -24,6 +26,10 @@ from irl_exp.machinery.store import verify
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
+
+
+UNOPENED = (OSError, ValueError, KeyError, UnpicklingError, SafetensorError)
+"""What transformers raises where a folder or name is no model that can be opened as data."""
 
 
 class PolicyError(Exception):
@@ -103,8 +109,8 @@ class Policy:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(source), revision=revision, dtype=torch.float32, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise PolicyError(f"{source}: no causal language model could be opened: {_first_line(error)}") from error
+        except UNOPENED as error:
+            raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
         prepare_tokenizer(tokenizer, str(source))
         # What a sampler does not set it takes from here: a checkpoint's repetition penalty or min_p would bend samples
         # away from the log-probabilities.
@@ -148,7 +154,8 @@ class Policy:
         return [[*ids, self.eos] for ids in encoded]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without its further advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import fingerprint, verify
-from irl_exp.policies.language_models import Completions, Progress
+from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, save_probes
 from irl_exp.texts.sentiment import polarity
 
@@ -160,8 +160,8 @@ class SequenceClassifierReward:
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise RewardError(f"{source}: no sequence classifier could be opened: {error}") from error
+        except UNOPENED as error:
+            raise RewardError(f"{source}: no sequence classifier could be opened: {first_line(error)}") from error
         if report["missing_keys"]:
             raise RewardError(
                 f"{source}: weights are missing and would be random: {', '.join(sorted(report['missing_keys']))}."

@@ -158,7 +158,7 @@ from irl_exp.rewards.ground_truth import SequenceClassifierReward, load_ground_t
 from irl_exp.rewards.reward import RewardError
 
 device = Device("cpu", "fp32", 1)
-prepare_process(device)
+prepare_process()
 
 def policy(folder):
     generate(Policy.load(folder, device), ["The bus"], max_new_tokens=2, batch_size=1, seed=0)

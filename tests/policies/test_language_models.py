@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,21 @@ def sample(model: Policy, *, seed: int = 0, batch_size: int = 7, copies: int = 6
 
 
 # ---------------------------------------------------------------- building, saving, loading
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_is_refused_in_one_line_and_not_run(tmp_path: Path, name: str) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "marker",)
+
+    small.policy("neox").save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(pickle.dumps({"weight": Code()}))
+    with pytest.raises(PolicyError, match="no causal language model could be opened") as caught:
+        Policy.load(tmp_path, small.DEVICE)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_damaged_artifact_is_no_policy(tmp_path: Path) -> None:
