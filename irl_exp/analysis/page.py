@@ -254,8 +254,8 @@ def _open_text(found: Mapping[str, Any]) -> str:
     return (
         f"{told} All runs agree on the sign of {_percent(found['runs_agree'])} of {found['n_pairs']} test pairs. "
         f"The rewards that explain the demonstrations {close} {level['tolerance_se']:.2g} standard errors of the "
-        f"best loss) all agree on {_percent(level['determined'])}: the order of the other pairs is decided by the "
-        "method (its start, its steps, when it stops), not by the demonstrations."
+        f"best loss) all agree on {_percent(level['determined'])}. That tolerance is not calibrated: it says what it "
+        "leaves open, not that the demonstrations leave the other pairs undetermined."
     )
 
 
