@@ -30,7 +30,7 @@ def main() -> None:
     from irl_exp.config import ModelConfig
     from irl_exp.machinery.runtime import Device, cores, prepare_process
     from irl_exp.policies.language_models import Policy, new_policy
-    from irl_exp.policies.sampling import complete
+    from irl_exp.policies.sampling import sample
 
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("--rows", type=int, default=1000)
@@ -57,7 +57,7 @@ def main() -> None:
         policy = Policy(model, words.tokenizer, device)
         prompts = [[1 + (7 * row + place) % 200 for place in range(12)] for row in range(arguments.rows)]
         start = time.perf_counter()
-        written = complete(policy, prompts, max_new_tokens=arguments.tokens, batch_size=256, seed=0)
+        written = sample(policy, prompts, max_new_tokens=arguments.tokens, batch_size=256, seed=0)
         seconds = time.perf_counter() - start
         tokens = sum(len(one.ids) for one in written)
         floor = _products(hidden, layers, vocabulary, arguments.rows, arguments.tokens) / arguments.threads

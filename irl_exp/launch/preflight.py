@@ -5,8 +5,10 @@ Only stages that will be computed are looked at: what the store already has need
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -79,7 +81,7 @@ def _check_layers(config: Node, step: Step) -> None:
     model = _model_of(step)
     assert isinstance(config, FeaturesConfig)
     if model.path is not None:
-        check_layers(config, _architecture(model.path).num_hidden_layers)
+        check_layers(config, _architecture("model", model.path).num_hidden_layers)
     elif model.hub is None:
         check_layers(config, model.layers)
 
@@ -94,20 +96,27 @@ def _model_of(step: Step) -> ModelConfig:
 
 
 @functools.cache
-def _architecture(path: Path) -> transformers.PretrainedConfig:
+def _architecture(field: str, folder: Path) -> transformers.PretrainedConfig:
     """What a local checkpoint says of itself; it may run no code of its own."""
+    with _opening(field, folder):
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _opening(field: str, folder: Path) -> Iterator[None]:
+    """One message for one cause, whatever it was opened for."""
     try:
-        return transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PreflightError(f"model.path={path}: its config.json cannot be used: {reason}") from None
+        raise PreflightError(f"{field}.path={folder} cannot be opened: {reason}{_own_code(folder)}") from None
 
 
 def _positions(model: ModelConfig) -> int | None:
     """How many tokens a model reads at once; None where that is not known before it is opened."""
     if not model.pretrained:
         return POSITIONS
-    return getattr(_architecture(model.path), "max_position_embeddings", None) if model.path else None
+    return getattr(_architecture("model", model.path), "max_position_embeddings", None) if model.path else None
 
 
 def _check_sft(model: ModelConfig, config: Node) -> None:
@@ -262,23 +271,19 @@ def _check_model(field: str, path: Path | None, hub: str | None, revision: str |
     elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
     else:
-        _check_opens(f"{field}.path={path}", path, kind)
+        _check_opens(field, path, kind)
 
 
-def _check_opens(named: str, folder: Path, kind: str) -> None:
+def _check_opens(field: str, folder: Path, kind: str) -> None:
     known = {
         "causal language model": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         "sequence classifier": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     }
-    try:
-        model = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model = _architecture(field, folder)
+    with _opening(field, folder):
         transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PreflightError(f"{named} cannot be opened: {reason}{_own_code(folder)}") from None
-    if type(model) not in known[kind]:
-        reason = f"transformers has no {kind} for model_type={model.model_type!r}."
-        raise PreflightError(f"{named} cannot be opened: {reason}{_own_code(folder)}")
+        if type(model) not in known[kind]:
+            raise ValueError(f"transformers has no {kind} for model_type={model.model_type!r}.")
 
 
 def _own_code(folder: Path) -> str:

@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 _cores: Any = None
 """A semaphore of the cores that processes of one launch share; none for a process that has the machine for itself."""
 
+_holds = False
+"""Whether this process has one of them."""
+
 PATIENCE = 1.0
 """Seconds to wait for a core of one's own. Cores that died with their process never come back."""
 
@@ -36,24 +39,34 @@ def share_cores(cores: Any) -> None:
 @contextmanager
 def holding_a_core() -> Iterator[None]:
     """While this process works."""
-    held = _cores is not None and _cores.acquire(timeout=PATIENCE)
+    _take()
     try:
         yield
     finally:
-        if held:
-            _cores.release()
+        _give_back()
 
 
 @contextmanager
 def lending_the_core() -> Iterator[None]:
-    """While this process, which holds a core, waits for another one."""
-    if _cores is not None:
-        _cores.release()
+    """While this process waits for another one."""
+    _give_back()
     try:
         yield
     finally:
-        if _cores is not None:
-            _cores.acquire(timeout=PATIENCE)
+        _take()
+
+
+def _take() -> None:
+    global _holds
+    _holds = _cores is not None and _cores.acquire(timeout=PATIENCE)
+
+
+def _give_back() -> None:
+    """Only what was got: after a wait in vain there is nothing to give."""
+    global _holds
+    if _holds:
+        _cores.release()
+    _holds = False
 
 
 def in_order(work: Callable[[Shard], Result], shards: Sequence[Shard], threads: int) -> Iterator[Result]:

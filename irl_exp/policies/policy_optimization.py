@@ -21,7 +21,7 @@ from irl_exp.config import PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Ids, Policy
 from irl_exp.policies.likelihood import token_statistics
-from irl_exp.policies.sampling import complete
+from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
 CURVES = {
@@ -126,7 +126,7 @@ def reward_function(
 
 
 def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
-    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients (1.7 of its speed)."""
+    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients."""
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
@@ -142,7 +142,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
     class OnThreads(trainer):  # type: ignore[misc]
         def _generate_single_turn(self, prompt_ids: list[Ids], *rest: Any, **options: Any) -> Any:
             training, seed = self.model.training, [config.seed, int(self.state.global_step)]
-            written = complete(
+            written = sample(
                 policy,
                 prompt_ids,
                 max_new_tokens=config.max_new_tokens,
@@ -164,9 +164,9 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
             compute_entropy: bool = False,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-            completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             if not torch.is_grad_enabled() and model is self.model:
                 return _padded(self.just_sampled, logits_to_keep), None, None
+            completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             owner = Policy(model, policy.tokenizer, policy.device)
             values, entropies = token_statistics(owner, completions, TRAINED_TOGETHER, entropy=compute_entropy)
             return _padded(values, logits_to_keep), _padded(entropies, logits_to_keep), None

@@ -51,13 +51,13 @@ def generate(
     """One completion of each prompt (repeat a prompt for several)."""
     prompt_ids = policy.encode_prompts(prompts)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "greedy": greedy}
-    written = complete(policy, prompt_ids, seed=seed, progress=progress, **options)
+    written = sample(policy, prompt_ids, seed=seed, progress=progress, **options)
     completion_ids = [one.ids for one in written]
     texts = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     return Completions(list(prompts), texts, prompt_ids, completion_ids)
 
 
-def complete(
+def sample(
     policy: Policy,
     prompt_ids: Sequence[Ids],
     *,

@@ -71,11 +71,14 @@ def test_alone_a_process_uses_all_its_threads() -> None:
 def test_processes_share_the_cores() -> None:
     with holding_a_core():
         assert threads_of(6, 4) == 2, "its own core and the one that nobody uses"
-        with holding_a_core():  # another process works too
-            assert threads_of(6, 4) == 1
-            with lending_the_core():  # and waits
-                assert threads_of(6, 4) == 2
+        shards._cores.acquire()  # another process works too
+        assert threads_of(6, 4) == 1
+        shards._cores.release()
         assert threads_of(6, 4) == 2, "what was taken for a moment was given back"
+        with lending_the_core():  # this one waits, and others may have both
+            assert [shards._cores.acquire(block=False) for _ in range(3)] == [True, True, False]
+            shards._cores.release()
+            shards._cores.release()
 
 
 @pytest.mark.usefixtures("cores")
@@ -83,5 +86,6 @@ def test_cores_that_died_with_their_process_stop_nobody(monkeypatch: pytest.Monk
     monkeypatch.setattr(shards, "PATIENCE", 0.01)
     for _ in range(2):
         shards._cores.acquire()
-    with holding_a_core():
+    with holding_a_core(), lending_the_core():
         assert threads_of(3, 4) == 1
+    assert not shards._cores.acquire(block=False), "what it never got it does not give"

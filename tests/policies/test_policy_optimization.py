@@ -229,13 +229,13 @@ def test_the_trainer_reads_prompts_as_everything_else_does(
     policy = small.policy(name)
     policy.save(tmp_path / "reference")
     read: list[list[int]] = []
-    complete = policy_optimization.complete
+    sample = policy_optimization.sample
 
     def watched(own: Policy, prompt_ids: list[list[int]], **options: Any) -> Any:
         read.extend(prompt_ids)
-        return complete(own, prompt_ids, **options)
+        return sample(own, prompt_ids, **options)
 
-    monkeypatch.setattr(policy_optimization, "complete", watched)
+    monkeypatch.setattr(policy_optimization, "sample", watched)
     prompts = [*small.PROMPTS, "<|endoftext|>", " a </s> b"]
     seen = seen_by_the_reward(tmp_path / "reference", prompts=prompts, batch_size=14, generations=2)
     assert set(seen.prompts) == set(prompts)

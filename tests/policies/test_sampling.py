@@ -19,7 +19,7 @@ from irl_exp.policies import policy_optimization
 from irl_exp.policies.gradients import in_shards
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities, token_statistics
-from irl_exp.policies.sampling import BLOCK, complete, draw, generate
+from irl_exp.policies.sampling import BLOCK, draw, generate, sample
 from irl_exp.policies.supervised import fine_tune
 
 every_model = pytest.mark.parametrize("name", small.MODELS)
@@ -71,7 +71,7 @@ def test_the_log_probabilities_of_sampling_are_those_of_reading(name: str) -> No
     policy = small.policy(name)
     prompts = [prompt for prompt in small.PROMPTS for _ in range(5)]
     ids = policy.encode_prompts(prompts)
-    written = complete(policy, ids, max_new_tokens=9, batch_size=8, seed=3)
+    written = sample(policy, ids, max_new_tokens=9, batch_size=8, seed=3)
     texts = policy.tokenizer.batch_decode([one.ids for one in written])
     read = log_probabilities(policy, Completions(prompts, texts, ids, [one.ids for one in written]))
     assert np.allclose([float(one.log_probabilities.sum()) for one in written], read, atol=1e-3)
