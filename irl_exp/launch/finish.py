@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from irl_exp.launch.writing import WriteError, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.analysis.report import Written
+    from irl_exp.analysis.study import Study
     from irl_exp.launch.console import Console
     from irl_exp.report.cells import Outcome
 
@@ -43,25 +45,31 @@ def finish_folder(folder: Path) -> None:
     """The same of jobs that another launcher has run, from what they have left in their folders."""
     from irl_exp.analysis import study
     from irl_exp.launch.console import Console
-    from irl_exp.report.cells import Outcome
 
     console = Console(2, folder=folder)
-    console.log.open()
-    try:
-        found = study.read(folder)
-        config = _recorded(found.runs[0].folder)
-    except (study.StudyError, ConfigError) as error:
-        console.say(f"no summary: {error}")
-        return
+    with contextlib.closing(console.log):
+        console.log.open()
+        try:
+            found = study.read(folder)
+            config = _recorded(found.runs[0].folder)
+        except (study.StudyError, ConfigError) as error:
+            console.say(f"no summary: {error}")
+            return
+        _tell(config, _ended(found), folder, console)
+
+
+def _ended(found: Study) -> list[Outcome]:
+    """How the jobs of a launch ended, by their numbers."""
+    from irl_exp.report.cells import Outcome
+
     ended = {
         run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
         for run in found.runs
     }
     for lost in found.lost:
-        status = "failed" if lost.reason.startswith("failed") else "not run"
-        ended[lost.number] = Outcome(lost.number, lost.name, folder / str(lost.number), status, error=lost.reason)
-    _tell(config, [ended[number] for number in sorted(ended)], folder, console)
-    console.log.close()
+        status, folder = "failed" if lost.reason.startswith("failed") else "not run", found.folder / str(lost.number)
+        ended[lost.number] = Outcome(lost.number, lost.name, folder, status, error=lost.reason)
+    return [ended[number] for number in sorted(ended)]
 
 
 def _recorded(run: Path) -> Config:

@@ -1,6 +1,6 @@
 """All jobs of a launch at once: compose, check, plan, run, report.
 
-Hydra's plugin (hydra_plugins/irl_exp_planner) is a thin shell around this file, launch.py around `jobs`.
+Hydra's plugin (hydra_plugins/irl_exp_planner) is a thin shell around this file, launch.py around `main`.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ CURVES = {
 """TRL's log keys and ours. length counts EOS; kl and entropy are nats per token."""
 
 
-SAMPLED_TOGETHER, TRAINED_TOGETHER = 128, 16
-"""Completions of one shard, on a CPU. One of a step of sampling is so little work that smaller ones wait for Python."""
+SAMPLED_TOGETHER = 128
+"""Completions of one shard, on a CPU: one step of sampling is so little work that smaller shards wait for Python."""
 
 
 class OptimizationError(Exception):
@@ -168,7 +168,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
                 return _padded(self.just_sampled, logits_to_keep), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             owner = Policy(model, policy.tokenizer, policy.device)
-            values, entropies = token_statistics(owner, completions, TRAINED_TOGETHER, entropy=compute_entropy)
+            values, entropies = token_statistics(owner, completions, entropy=compute_entropy)
             return _padded(values, logits_to_keep), _padded(entropies, logits_to_keep), None
 
     return OnThreads

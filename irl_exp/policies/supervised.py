@@ -14,8 +14,6 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Ids, Policy, pad
 from irl_exp.policies.likelihood import token_statistics
 
-TOGETHER = 16
-"""Texts of one shard, on a CPU."""
 CURVES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
 """The trainer's log keys and ours; loss in nats per token."""
 
@@ -94,7 +92,7 @@ def _trainer_class(policy: Policy) -> Any:
             texts = [ids[: int(mask.sum())].tolist() for ids, mask in pairs]
             blank = [""] * len(texts)
             tokens = Completions(blank, blank, [ids[:1] for ids in texts], [ids[1:] for ids in texts])
-            values, _ = token_statistics(Policy(model, policy.tokenizer, policy.device), tokens, TOGETHER)
+            values, _ = token_statistics(Policy(model, policy.tokenizer, policy.device), tokens)
             return -torch.cat(values).mean()
 
     return OnThreads if policy.device.is_cpu else transformers.Trainer

@@ -87,7 +87,7 @@ def test_any_number_of_threads_writes_reads_and_differentiates_the_same_bytes(na
     assert (read[0] == read[1]).all()
     found = []
     for one in (alone, several):
-        values, entropies = token_statistics(one, written[0], 4, entropy=True)
+        values, entropies = token_statistics(one, written[0], together=4, entropy=True)
         weights = list(one.model.parameters())
         found.append([*values, *entropies, *torch.autograd.grad(torch.cat(values).exp().sum(), weights)])
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
