@@ -18,7 +18,7 @@ def check_override(key: str, value: str) -> None:
     Raises:
         ConfigError: names the key and the nearest right name.
     """
-    if key in known_groups() and re.fullmatch(r"[\d.,+\[\]-]+", value):
+    if key in known_groups() and re.fullmatch(_NUMBERS, value, re.IGNORECASE):
         options = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
         raise ConfigError(f"{key}={value}: {key} is a config group; choose one of {options}.")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")) or key in known_groups() or is_known(key):
@@ -126,6 +126,9 @@ def _values(group: str, chosen: Mapping[str, Sequence[Sequence[str]]]) -> Sequen
     above = [option for value in _values(parent, chosen) for option in value]
     return [_default_options(CONF / parent / f"{option}.yaml", name) for option in above]
 
+
+_NUMBERS = r"[\d.,+\[\]-]+|[+-]?(nan|inf|[\d.]+e[+-]?\d+)"
+"""What Hydra reads as numbers, where the name of an option belongs."""
 
 _OPTIONS = r"(\[[\w, ]*\]|\w+)"
 """In a defaults list: one option, or a list of them."""

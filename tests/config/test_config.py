@@ -272,6 +272,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
             "reward.parts.a.weight: reward=classifier has no such option; it belongs to reward=weighted.",
         ),
         ("reward.target=2", "reward.target: reward=classifier has no such option; it belongs to reward=length."),
+        ("tracking=nan", "tracking=nan: tracking is a config group; choose one of none, offline, wandb."),
+        ("model=1e9", "model=1e9: model is a config group; choose one of pythia_160m, "),
         ("model=70", "model=70: model is a config group; choose one of pythia_160m, "),
         ("irl/loss=1", "irl/loss=1: irl/loss is a config group; choose one of bradley_terry, confidence_margin, "),
         ("irl/features=[1,2]", "irl/features=[1,2]: irl/features is a config group; choose one of hidden_state, "),
