@@ -130,8 +130,14 @@ def default_entity(timeout: int = 10) -> str | None:
     """
     if why := why_not_online():
         raise TrackingError(why)
+    import requests
     import wandb
 
+    try:
+        # First by a request of our own: wandb's process tries a dead server for minutes, and keeps this one from ending.
+        requests.head(wandb.setup().settings.base_url, timeout=timeout)
+    except requests.RequestException as error:
+        raise TrackingError(f"the W&B server cannot be reached ({_first_line(error)})") from error
     try:
         entity = wandb.Api(timeout=timeout).default_entity
     except Exception as error:

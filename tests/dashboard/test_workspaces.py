@@ -377,7 +377,7 @@ def test_a_server_that_cannot_be_reached(tmp_path: Path) -> None:
     launch(tmp_path / "losses" / TIME, entity="team")
     done = command(tmp_path, "losses", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0123456789" * 4)
     assert done.returncode == 1
-    assert "no dashboard: the W&B server does not let us in (" in done.stderr
+    assert "no dashboard: the W&B server cannot be reached (" in done.stderr
     assert "wandb beta leet" in done.stderr
 
 
