@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 ENTITY = "me"
@@ -277,3 +280,19 @@ def wandb_server() -> Iterator[StandIn]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def online(server: StandIn) -> dict[str, str]:
+    """The environment of a process that has an account there."""
+    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
+
+
+def sync(command: str, folder: Path, server: StandIn) -> str:
+    """Run a `wandb sync` command in `folder` as a user with an account there; what it says."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {"PATH": path, "HOME": str(folder), "WANDB_ERROR_REPORTING": "false", **online(server)}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr

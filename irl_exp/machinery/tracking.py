@@ -134,7 +134,7 @@ def default_entity(timeout: int = 10) -> str | None:
     import wandb
 
     try:
-        # First by a request of our own: wandb's process tries a dead server for minutes, and keeps this one from ending.
+        # First by a request of our own: wandb's process tries a dead server for minutes, and this one waits for it.
         requests.head(wandb.setup().settings.base_url, timeout=timeout)
     except requests.RequestException as error:
         raise TrackingError(f"the W&B server cannot be reached ({_first_line(error)})") from error

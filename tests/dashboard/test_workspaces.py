@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Launched, Launcher
-from wandb_server import StandIn, wandb_server
+from wandb_server import StandIn, online, wandb_server
 
 from irl_exp.config import CONF, question_of
 from irl_exp.dashboard import workspaces
@@ -324,13 +324,9 @@ def command(cwd: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
-
-
-def online(server: StandIn) -> dict[str, str]:
-    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
 
 
 def test_without_an_account_it_says_where_to_look(tmp_path: Path) -> None:
@@ -417,7 +413,7 @@ def synced(folder: Path, server: StandIn) -> None:
     runs = map(str, folder.glob("*/wandb/offline-run-*"))
     env = {**os.environ, **online(server)}
     subprocess.run(
-        [wandb, "sync", *runs], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True
+        [wandb, "sync", *runs], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True
     )
 
 
@@ -464,5 +460,5 @@ def test_a_project_that_is_not_there_yet(tmp_path: Path, server: StandIn) -> Non
 
 def test_the_terminal_viewer_takes_a_run_folder() -> None:
     wandb = str(Path(sys.executable).parent / "wandb")
-    done = subprocess.run([wandb, "beta", "leet", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([wandb, "beta", "leet", "--help"], capture_output=True, text=True, timeout=120, check=True)
     assert "Usage: wandb beta leet [PATH]" in done.stdout

@@ -11,7 +11,7 @@ import pytest
 from campaign import Trials
 from conftest import Launched, Launcher
 from undisturbed import COMMAND, check_store, last_launch, statuses, store_of, temporary, told, wait_until
-from wandb_files import read_run
+from wandb_server import sync, wandb_server
 
 pytestmark = pytest.mark.faults
 
@@ -19,7 +19,7 @@ SUBJECT = "Jobs that die"
 HELD = """
 the launch ends with 1 and without a traceback; runs.csv says `failed` of this job, with a reason, and `completed` of
 the other, whose metrics are there; the job has no metrics.json; the store is whole and has no temporary folder; its W&B
-run (recorded offline here), where it was begun, is closed as failed.
+run (recorded offline here), where it was begun, is a failed one where `wandb sync` brings it to a server.
 """
 
 DEADLY = """
@@ -92,7 +92,9 @@ def check_job(launch: Path, job: int) -> None:
     assert row["error"], "no reason"
     assert not (launch / str(job) / "metrics.json").exists()
     for run in (launch / str(job)).glob("wandb/offline-run-*"):
-        assert read_run(run, patience=1)["exit_code"] == 1, "its W&B run is open"
+        with wandb_server() as server:
+            sync(f"wandb sync {run}", launch, server)
+            assert server.only_run().exit_code == 1, "its W&B run is not shown as failed"
 
 
 def _rows(launch: Path) -> list[dict[str, str]]:

@@ -74,12 +74,19 @@ def left_of(group: int) -> bool:
     """Whether any process of the group lives, a second after its leader's end."""
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not any(lives_in(group, stat) for stat in Path("/proc").glob("[0-9]*/stat")):
             return False
         time.sleep(0.02)
     return True
+
+
+def lives_in(group: int, stat: Path) -> bool:
+    """What has ended and only waits for init to take note of it (Z) does not live."""
+    try:
+        state, _, its_group = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
+    except OSError:
+        return False
+    return state != "Z" and int(its_group) == group
 
 
 def check_tidy(folder: Path, jobs: int) -> None:

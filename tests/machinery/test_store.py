@@ -382,7 +382,7 @@ def test_four_processes_compute_once_and_three_say_that_they_wait(store: Store, 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0] * 4
     for kind, count in {"built": 1, "waited": 3, "made": 1, "reused": 3}.items():
         assert len(list(tmp_path.glob(f"{kind}-*"))) == count, kind
@@ -463,7 +463,7 @@ def test_a_kill_at_any_line_loses_at_most_the_stage_in_flight(store: Store, tmp_
     """Forks inside of a spawned process, where no other thread is."""
     process = SPAWN.Process(target=_die_everywhere, args=(store.root, tmp_path / "outcomes"))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=120)
     assert process.exitcode == 0
     outcomes = json.loads((tmp_path / "outcomes").read_text())
     assert outcomes == sorted(outcomes)  # absent before the rename, whole after it
@@ -652,7 +652,7 @@ def test_what_is_closed_to_this_user_is_not_damaged(public_store: Store, tmp_pat
     path.chmod(0)
     process = SPAWN.Process(target=_look_as_another_user, args=(public_store.root, tmp_path / "told"))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=120)
     path.chmod(mode)
     assert process.exitcode == 0
     told = (tmp_path / "told").read_text().splitlines()
