@@ -23,7 +23,7 @@ from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
 from irl_exp.policies.language_models import Completions, Policy, Progress
 from irl_exp.policies.likelihood import log_probabilities
-from irl_exp.rewards.reward import RewardError, Scores, check_probes, save_probes
+from irl_exp.rewards.reward import RewardError, Scores, check_probes, read_back, save_probes
 
 Floats = NDArray[np.float64]
 
@@ -218,7 +218,8 @@ class LearnedReward:
         settings = read_settings(folder)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])
         policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
-        reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
+        with read_back(folder):
+            reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
         check_probes(folder, reward, device)
         return reward
 

@@ -46,6 +46,7 @@ _FIELDS: dict[str, Any] = {
     "info": dict,
     "provenance": dict,
 }
+_OWN = "sha256"  # of the manifest itself, the fields above
 _PLACE_REMEDY = "free or repair that place, or choose another one with `store.dir=...` or IRL_EXP_STORE"
 _ARTIFACT_REMEDY = "delete its folder to compute it again"
 _READER_REMEDY = "let its owner open it (chmod -R a+rX), or choose another store with `store.dir=...` or IRL_EXP_STORE"
@@ -128,11 +129,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in {} if wrong else found["files"].items():
         if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
             wrong.append(f"files.{name}")
+    wrong += [field for field in found if field not in {*_FIELDS, _OWN}]
     if wrong:
         raise ArtifactError(f"{path} is malformed at {', '.join(wrong)}: {_ARTIFACT_REMEDY}")
     if (version := found["format_version"]) != FORMAT_VERSION:
         raise ArtifactError(f"{path} has format_version={version}, not {FORMAT_VERSION}: {_ARTIFACT_REMEDY}")
+    if found.pop(_OWN, None) not in (None, _own_checksum(found)):  # none: of a program before this checksum
+        raise ArtifactError(f"{path} was altered: {_ARTIFACT_REMEDY}")
     return found
+
+
+def _own_checksum(manifest: Mapping[str, Any]) -> str:
+    """What a manifest says of itself: its numbers go into metrics.json."""
+    return hashlib.sha256(_canonical(manifest).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
@@ -458,7 +467,8 @@ def _seal(folder: Path, identity: Identity, info: Mapping[str, Any], seconds: fl
         "info": _plain(dict(info), "info"),
         "provenance": {"python": platform.python_version(), "platform": platform.platform()},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, sort_keys=True, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(manifest | {_OWN: _own_checksum(manifest)}, sort_keys=True, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
     for path in (*folder.rglob("*"), folder):
         _fsync(path)
     return manifest

@@ -23,7 +23,7 @@ from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierCon
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
-from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, save_probes
+from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, read_back, save_probes
 from irl_exp.texts.sentiment import polarity
 
 
@@ -456,6 +456,7 @@ def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
         RewardError: it does not reproduce its own scores, or there is none.
     """
     verify(folder)
-    reward = _load(folder, device)
+    with read_back(folder):
+        reward = _load(folder, device)
     check_probes(folder, reward, device)
     return reward

@@ -6,12 +6,15 @@ them: a reward with a wrong head or backbone must not judge anything.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from irl_exp.machinery.runtime import Device
 from irl_exp.policies.language_models import Completions, Progress
@@ -29,6 +32,21 @@ class Reward(Protocol):
     def score(self, completions: Completions, progress: Progress = ...) -> Scores: ...
 
 
+@contextmanager
+def read_back(folder: Path) -> Iterator[None]:
+    """Say in one line that a file of a saved reward is not what was saved there, whatever reading it ran into.
+
+    What has its own message, of the store or of a policy, passes.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise RewardError(
+            f"{folder}: a file of this reward is not what was saved ({why}). Compute it again."
+        ) from error
+
+
 def save_probes(folder: Path, probes: Completions, scores: Scores) -> None:
     """Keep some completions with their scores beside a saved reward."""
     probes.frame().assign(score=scores).to_parquet(folder / "probes.parquet")
@@ -40,8 +58,10 @@ def check_probes(folder: Path, reward: Reward, device: Device) -> None:
     Raises:
         RewardError: the loaded reward is not the one that was saved.
     """
-    frame = pd.read_parquet(folder / "probes.parquet")
-    saved, found = frame["score"].to_numpy(), reward.score(Completions.from_frame(frame))
+    with read_back(folder):
+        frame = pd.read_parquet(folder / "probes.parquet")
+        probes, saved = Completions.from_frame(frame), frame["score"].to_numpy()
+    found = reward.score(probes)
     # Another device or batch shape rounds differently; a wrong weight is off by far more than that.
     tolerance = (0.1 if device.bf16 else 1e-3) * float(np.abs(saved).max())
     if not np.allclose(saved, found, rtol=0, atol=tolerance):
