@@ -28,7 +28,7 @@ def check_override(key: str, value: str) -> None:
     raise ConfigError(f"{key}: there is no such {kind}.{hint} `python launch.py --help all` lists all of them.")
 
 
-def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[str]]]) -> None:
+def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[str]]], *, complete: bool = True) -> None:
     """Refuse an option that belongs to another choice of its group, such as data.path with data=comments.
 
     Args:
@@ -36,6 +36,7 @@ def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[st
         chosen: of each group that the command line names, the values of its sweep; each is a list of options. Other
             groups have what a chosen file says with `override /group`, else their default: that of conf/config.yaml,
             or of the file that is chosen for the group above.
+        complete: whether `conf/` has all options there are: no folder of the user has more.
 
     Raises:
         ConfigError: names the option and the choices that have it.
@@ -43,7 +44,7 @@ def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[st
     named = [CONF / group / f"{option}.yaml" for group in chosen for value in chosen[group] for option in value]
     chosen = {**_chosen_by([CONF / "local" / "default.yaml", *named]), **chosen}
     for group, values in chosen.items():
-        _check_list(group, values)
+        _check_list(group, values, complete)
     for group in known_groups():
         for key in (*keys, *chosen):
             if key.replace("/", ".").startswith(group.replace("/", ".") + "."):
@@ -74,7 +75,7 @@ def _as_typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_list(group: str, values: Sequence[Sequence[str]]) -> None:
+def _check_list(group: str, values: Sequence[Sequence[str]], complete: bool) -> None:
     """Refuse a list where only one option can be taken, and one that names an option twice or one that is not there."""
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     if len(values) > 1 and any(swept_by(group, option) for option in options):
@@ -82,10 +83,9 @@ def _check_list(group: str, values: Sequence[Sequence[str]]) -> None:
         raise ConfigError(f"{group}={named}: each has a sweep of its own, and a launch runs one: launch them in turn.")
     for value in values:
         shown = f"{group}=[{','.join(value)}]"
-        if len(value) > 1 and set(value) - set(options):
-            raise ConfigError(
-                f"{shown}: there is no option '{min(set(value) - set(options))}' in {', '.join(options)}."
-            )
+        for strange in sorted(set(value) - set(options)) if complete else []:
+            told = shown if len(value) > 1 else f"{group}={strange}"
+            raise ConfigError(f"{told}: there is no option '{strange}' in {', '.join(options)}.")
         if len(set(value)) < len(value):
             raise ConfigError(f"{shown}: an option is named twice.")
         if len(value) > 1 and not _joined(group):

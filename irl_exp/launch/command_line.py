@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from irl_exp.config import (
@@ -45,19 +47,36 @@ def check_command_line(arguments: Sequence[str]) -> None:
     """Refuse overrides of unknown keys with the nearest right name; Hydra would suggest to add them with '+'."""
     if {"-sc", "--shell-completion", "--shell_completion"} & set(arguments):
         return
-    for argument in arguments:
+    given, _ = get_args_parser().parse_known_args(arguments)
+    for argument in given.overrides:
         if (home := argument.partition("=")[2]).startswith("~"):
             sys.exit(f"{argument}: write the path in full, {argument.removesuffix(home)}{os.path.expanduser(home)}")
-    overrides = list(_parsed(arguments))
     try:
+        overrides = list(_parsed(given.overrides))
         overrides = [*_parsed(_swept(overrides)), *overrides]
         for override in overrides:
             check_override(override.key_or_group, str(override.input_line).partition("=")[2])
         named = {override.key_or_group: override for override in overrides if not override.is_delete()}
+        _check_hydra(named)
         groups = {key: _options(override) for key, override in named.items() if key in known_groups()}
-        check_choices([key for key in named if key not in groups], groups)
+        elsewhere = given.config_dir or given.config_path or "hydra.searchpath" in named
+        check_choices([key for key in named if key not in groups], groups, complete=not elsewhere)
     except ConfigError as error:
         sys.exit(f"{error}")
+
+
+def _check_hydra(named: Mapping[str, Override]) -> None:
+    """Refuse what Hydra 1.3 answers with a traceback."""
+    for key, override in named.items():
+        if isinstance(override.value(), IntervalSweep) and "hydra/sweeper" not in named:
+            raise ConfigError(
+                f"{override.input_line}: only a sweeper that searches takes an interval (hydra/sweeper=optuna); "
+                f"write values, such as {key}=1,2,3 or {key}=range(3)."
+            )
+        if key in ("hydra", "hydra.launcher", "hydra.sweeper"):
+            raise ConfigError(f"{override.input_line}: choose a group (hydra/launcher=...) or set one option of it.")
+        if (swept := key.removeprefix("hydra.sweeper.params.")) != key:
+            raise ConfigError(f"{override.input_line}: write {swept}={str(override.input_line).partition('=')[2]}.")
 
 
 def _swept(overrides: Sequence[Override]) -> list[str]:
@@ -77,12 +96,27 @@ def _swept(overrides: Sequence[Override]) -> list[str]:
 
 
 def _parsed(arguments: Sequence[str]) -> Iterator[Override]:
-    """The overrides among the arguments; what Hydra cannot read it explains itself."""
     parser = OverridesParser.create()
     for argument in arguments:
-        if not argument.startswith("-"):
-            with contextlib.suppress(HydraException):
-                yield parser.parse_override(argument)
+        try:
+            yield parser.parse_override(argument)
+        except HydraException as error:
+            key, equals, value = argument[:200].partition("=")
+            if not equals:
+                raise ConfigError(f"{key}: an option is given as key=value, a flag begins with --.") from None
+            quoted = shlex.quote(f'{key}="{re.sub(_BACKSLASHES, _doubled, value)}"')
+            raise ConfigError(
+                f"{argument[:200]}: Hydra cannot read this ({str(error).splitlines()[0][:200]}). If the value is meant "
+                f"as it stands, it needs quotes of its own within those of the shell: {quoted}"
+            ) from None
+
+
+_BACKSLASHES = r"""(\\*)("|$)"""
+"""In a quoted value Hydra takes a backslash for itself, save before a quote and at the end."""
+
+
+def _doubled(found: re.Match[str]) -> str:
+    return found[1] * 2 + ("\\" + found[2] if found[2] else "")
 
 
 def _options(override: Override) -> list[list[str]]:

@@ -114,7 +114,8 @@ def typed(composed: DictConfig) -> Config:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: this option must be set, e.g. {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(where + str(error).splitlines()[0]) from None
     return parse(values)  # type: ignore[arg-type]
 
 

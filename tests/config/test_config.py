@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging.config
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_origin
 import hydra
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
@@ -284,12 +286,32 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl/loss=range(1000000000000)", "irl/loss=range(1000000000000): irl/loss is a config group and takes no"),
         ("data=null", "data=null: data is a config group: one of its options is taken."),
         ("store.dir=~/x", "store.dir=~/x: write the path in full, store.dir=/"),
+        ("irl=__init__", "irl=__init__: there is no option '__init__' in bayesian, ensemble, "),
+        ("irl=margin,mergin", "irl=mergin: there is no option 'mergin' in "),
+        ("name=a=b", "name=a=b: Hydra cannot read this (mismatched input '=' expecting <EOF>). If the value is meant "),
+        ("irl.seed", "irl.seed: an option is given as key=value, a flag begins with --."),
+        ("irl.seed=interval(0,1)", "irl.seed=interval(0,1): only a sweeper that searches takes an interval"),
+        ("hydra.launcher=null", "hydra.launcher=null: choose a group"),
+        ("hydra.sweeper.params.irl.seed=1", "hydra.sweeper.params.irl.seed=1: write irl.seed=1."),
     ],
 )
 def test_what_does_not_exist_is_refused_before_hydra_sees_it(override: str, told: str) -> None:
     with pytest.raises(SystemExit) as caught:
         command_line.check_command_line(["until=sft", override])
     assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("value", ["a=b", "$(id)", 'a"', "(", "a\\b(", "it's", '\\\\"(', "(\\"])
+def test_the_quotes_that_are_proposed_make_the_value(value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.check_command_line([f"name={value}"])
+    (line,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
+    (override,) = OverridesParser.create().parse_overrides([line])
+    assert override.value() == value
+
+
+def test_options_in_a_folder_of_the_user_pass(tmp_path: Path) -> None:
+    command_line.check_command_line(["--config-dir", str(tmp_path), "irl=mine"])
 
 
 def test_what_exists_passes() -> None:
@@ -481,7 +503,7 @@ def test_the_nearest_name_is_near() -> None:
         ("tracking.mode=online", "tracking.mode=online: input should be 'wandb', 'offline' or 'none'"),
         ("tracking.artifacts=files", "tracking.artifacts=files: input should be 'reward', 'all' or 'none'"),
         (f"tracking.tags=[{'x' * 65}]", f"tracking.tags={'x' * 65}: string should have at most 64 characters"),
-        ("seed=${not.there}", "Interpolation key 'not.there' not found"),
+        ("seed=${not.there}", "seed: Interpolation key 'not.there' not found"),
         ("data=file", "data: set data.path to a .jsonl, .csv or .parquet file"),
         ("irl.loss=hinge", "irl.loss=hinge: this is a config group; write irl/loss=hinge"),
         ("irl.features=last_token", "irl.features=last_token: this is a config group; write irl/features=last_token"),

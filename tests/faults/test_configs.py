@@ -199,8 +199,7 @@ def check(answer: Answer, arguments: list[str]) -> None:
     assert lines, "nothing was said"
     assert len(lines) <= 12, f"{len(lines)} lines"
     assert len(lines) == len(set(lines)), "a line is said twice"
-    drawn = arguments[len(BASE) :]
-    named = [word for item in drawn for word in item.lstrip("+~").split("=", 1) if word]
+    named = [word for item in arguments for word in item.lstrip("+~").split("=", 1) if word]
     assert any(word[:60] in answer.output for word in named), f"no option is named: {lines[0]}"
     left = [name for name in answer.left if not name.startswith("multirun/store")]
     assert left == [], f"left: {', '.join(left)}"
