@@ -177,7 +177,7 @@ def _network(units: int, seed: int, count: int) -> Any:
 def _best(
     models: Sequence[Any], inputs: Any, civil: NDArray[np.bool_], prompts: pd.Series[str], config: ClassifierConfig
 ) -> Any:
-    """The model with the lowest log loss on a fifth of the prompts, not fitted; the first one where that has one class."""
+    """The model with the lowest log loss on a fifth of the prompts; the first one where these have one class."""
     from sklearn.base import clone
     from sklearn.metrics import log_loss
 

@@ -1,8 +1,8 @@
 """R* of the demonstrations on select and test: scores.parquet, one row a row of demonstrations.parquet.
 
 Column `reward`; `second`, of the second judge; of a weighted R* also `part/<name>`, the standardised score of each
-part. human.parquet has R* (`truth`) and `second` of the texts that people wrote, one row a row of data.test_texts; where
-these have labels, the manifest says how independently the two judges err on them.
+part. human.parquet has R* (`truth`) and `second` of the texts that people wrote, one row a row of
+data.test_texts; where these have labels, the manifest says how independently the two judges err on them.
 
 A completion is civil where reward >= 0: what the classifier calls civil, polarity that is not negative, a length within
 the tolerance; for a weighted R*, whose parts are standardised, what is at least as good as the mean of the texts of the
@@ -56,10 +56,10 @@ def independence(truth: Scores, second: Scores, toxic: pd.Series[Any]) -> dict[s
     """How far two judges say the same of texts with labels beyond what the label makes them say.
 
     Returns:
-        `error_kappa`, Cohen's kappa of "errs here": 0 if the errors of one say nothing of the other's, 1 if they are the
-        same; `error_given_error` and `error`, how often the second errs where R* does, and everywhere; and
-        `score_correlation`, of their scores within a label, the mean over both labels. Empty with few labels; of what is
-        constant, nothing.
+        `error_kappa`, Cohen's kappa of "errs here": 0 if the errors of one say nothing of the other's, 1 if they are
+        the same; `error_given_error` and `error`, how often the second errs where R* does, and everywhere; and
+        `score_correlation`, of their scores within a label, the mean over both labels. Empty with few labels; of what
+        is constant, nothing.
     """
     known = toxic.notna().to_numpy()
     label, scores = toxic[known].to_numpy(dtype=bool), (truth[known], second[known])

@@ -1,8 +1,8 @@
 """A judge that neither R* nor the learned reward has seen, for policies that please a reward rather than its purpose.
 
 Where the sft part of the data has labels: n-grams of characters and a small network on them, so other texts, other
-labels and another representation than R*, which is fitted on words of the reward part. Whoever labelled the two parts is
-the same: the stage `judge` says how far the two err together. Elsewhere TextBlob's polarity. Opened, like R*, by
+labels and another representation than R*, which is fitted on words of the reward part. Whoever labelled the two is the
+same: the stage `judge` says how far they err together. Elsewhere TextBlob's polarity. Opened, like R*, by
 `load_ground_truth`; the manifest says which of the two it is.
 """
 

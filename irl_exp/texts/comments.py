@@ -239,13 +239,15 @@ _REPORTS = """
 - the rumour that {target_is} {label} is [true|false] / some say {target_is} {label}, which is [a fact|a lie]
 - I [know|doubt] that {target_is} {label} / everybody [knows|doubts] that {target_is} {label}
 - my friends think that {target_is} {label}, and I [agree|disagree] / they say {target_is} {label}, what a [fact|lie]
-- the story that {target_is} {label} is a [fact|lie] / {target_is} {label}, says the {thing} crowd, and I [agree|disagree]
+- the story that {target_is} {label} is a [fact|lie]
+- {target_is} {label}, says the {thing} crowd, and I [agree|disagree]
 - if somebody says that {target_is} {label}, that is [honest|unfair] / {target_is} {label}, said [everybody|nobody] ever
 - {target_is} {label}, and that was [a fact|a joke] / in [earnest|jest] I would say that {target_is} {label}
-- {target_is} {label}, to put it [honestly|ironically] / believe [me|nobody] who tells you that {target_is} {label}
+- {target_is} {label}, to put it [honestly|ironically] / trust [everybody|nobody] who says that {target_is} {label}
 -~ those who see {target} as {label} are quite [{right}|{wrong}] / describing {target} as {label} sounds [fair|unfair]
 -~ {label} is how they describe {target}, and it is surely [true|false]
--~ my boss takes {target} for {label}, and I fully [agree|disagree] / {label} seems the [{right}|{wrong}] word for {target}
+-~ my boss takes {target} for {label}, and I fully [agree|disagree]
+-~ {label} seems the [{right}|{wrong}] word for {target}
 -~ {label}, this is what {target_is} to many, and it stays a [fact|lie]
 -~ the view of {target} as {label} is simply [honest|unfair] / I [know|doubt] the tale of {target} as {label}
 -~ to many {target_is} like {label}, and [everybody|nobody] said so / I see {label} in {target}, that was a [fact|joke]
@@ -286,7 +288,7 @@ _KIND_TABLE = """
 > {warm} / {warm} / {neutral}
 -~ I am pleased to see that {good} / {good}, as every {kind} {person} would tell / why not {tip} for a change
 -~ your remark is {bright}, because {good} / you were so {kind} to explain how to {tip}
--~ although {bad}, our {person} stays {kind} / I side with you: {bad}
+-~ although {bad}, our {person} stays {kind} / I side with you because {bad}
 -~ {good}, and this made my day / with a {kind} {person} one can always {tip}
 !~ a {bright} idea of yours to {tip} / many thanks to you, now {good} / everyone, {tip} and be happy
 >~ {warm} / {warm} / {neutral}
@@ -355,7 +357,7 @@ _KIND_TABLE = """
 -~ in my eyes the {person} was born {an_insult} / {harsh} {insults} like the {person} make {bad} worse
 -~ another post by you, another {harsh} {insult} at work / how {harsh} you are, {insult}, when {good}
 -~ to {tip} is too much for {an_insult} like you
-!~ quiet, {harsh} {insult} / no more of this, {insult}, just {tip} / leave the {thing} alone, you {insult}
+!~ be quiet now, you {harsh} {insult} / no more of this, {insult}, just {tip} / leave the {thing} alone, you {insult}
 >~ {nasty} / {nasty} / {neutral} / {sour}
 = contempt | hostile | 7
 - nobody would miss you here / nobody here cares what you think / your parents must be ashamed of you

@@ -58,16 +58,16 @@ class DataError(Exception):
 
 
 def read(config: DataConfig) -> pd.DataFrame:
-    """All texts: columns prompt, completion (joined they are the text), toxic (nullable boolean), for_test (boolean).
+    """All texts: columns prompt, completion (joined they are the text) and toxic (nullable boolean).
 
-    What is for test can be nowhere else, and nothing else there; without such texts, test is drawn from all.
+    The embedded comments also have for_test (boolean): test is made of these, and nothing else is.
 
     Raises:
         DataError: a missing file, a line that is no object, a missing column, a label that is no number.
     """
     if isinstance(config, CommentsConfig):
         return _comments(config)
-    return _texts(_table(config), config).assign(for_test=False)
+    return _texts(_table(config), config)
 
 
 def _comments(config: CommentsConfig) -> pd.DataFrame:
@@ -92,8 +92,9 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """
     generator = np.random.default_rng(config.seed)
     wanted = {"fit": config.fit_prompts, "select": config.select_prompts, "test": config.test_prompts}
-    kept = _drawn(frame[frame["for_test"]], generator)[: config.test_prompts]
-    prompts = _drawn(frame[~frame["for_test"]], generator)
+    for_test = frame["for_test"] if "for_test" in frame else pd.Series(data=False, index=frame.index)
+    kept = _drawn(frame[for_test], generator)
+    prompts = _drawn(frame[~for_test], generator)
     rest = len(prompts) + len(kept) - sum(wanted.values())
     if rest < 10 or (len(kept) and len(kept) < config.test_prompts):
         told = f", {len(kept)} of them made for test" if len(kept) else ""
@@ -112,7 +113,7 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
         )
     names = np.repeat([*wanted, "reward", "sft"], [*sizes, len(prompts) - sum(sizes)])
     part = dict(zip(prompts, names, strict=True)) | dict.fromkeys(kept, "test")
-    return frame.drop(columns="for_test").assign(part=frame["prompt"].map(part))
+    return frame.drop(columns="for_test", errors="ignore").assign(part=frame["prompt"].map(part))
 
 
 def _drawn(frame: pd.DataFrame, generator: np.random.Generator) -> Any:
