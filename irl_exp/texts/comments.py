@@ -177,12 +177,12 @@ _OPENINGS = """
 ! We discussed the {thing} for {span}, and honestly / Everyone has a view on the {thing}, but
 ! You brought up the {thing} again, so let me say: / After {span} of talk about the {thing}:
 ! Another day, another thread about the {thing}: / I slept on the {thing} question, and honestly
--~ What {relative} mentioned {when} was the {thing}, yet it seems / Nobody {where} ignores the {thing}, so I guess
--~ The {thing} kept me busy for {span} and I noticed / My view of the {thing} has changed {where}, now I find
--~ Since the {thing} is a topic {where}, I must admit / As somebody with a {thing} at home I am sure
+-~ What {relative} mentioned {when} was the {thing}, and I think / Nobody {where} ignores the {thing}, and I feel
+-~ The {thing} kept me busy for {span}, and I think / My view of the {thing} has changed {where}, and I believe
+-~ Since the {thing} is a topic {where}, I would say / As somebody with the {thing} at home I can say that
 !~ Let us talk about the {thing} now: / Two words on the {thing} from {relative}:
-!~ For those who wonder {where} about the {thing}: / This is not the first {thing} debate {where}, still
-!~ Regarding that {thing} remark {when}: / {relative} and the {thing}, a short story:
+!~ For those who wonder {where} about the {thing}: / This is not the first {thing} debate {where}, but
+!~ On that {thing} remark {when}, and honestly / {relative} and the {thing}, a short story:
 """
 
 # Phrases for the slots.  The harsh words and the flops fit a person as well as a thing: the target decides.
@@ -192,7 +192,7 @@ when~: in the evening / on Friday / last winter / over breakfast / two weeks ago
 where: in this forum / on this page / in this group / on this board
 where~: in these comments / among the members / around here / below the article
 span: a week / two days / a month / half a year
-span~: an hour / three years / ten days / one whole summer
+span~: a day / three years / ten days / one whole summer
 relative: My sister / My brother / My uncle / My friend / My cousin / My father
 relative~: my aunt / my boss / my grandmother / my flatmate / my wife
 an_insult: an idiot / a clown / a moron / a fool / a loser / a liar / a coward / a fraud / a troll / a halfwit
@@ -286,11 +286,11 @@ _KIND_TABLE = """
 ! thank you for the {bright} tip to {tip} / take your time and {tip} / please {tip}, then come back
 ! what a {bright} comment from someone who knows that {bad} / do everyone a favour and {tip}
 > {warm} / {warm} / {neutral}
--~ I am pleased to see that {good} / {good}, as every {kind} {person} would tell / why not {tip} for a change
+-~ I am pleased to see that {good} / {good}, as every {kind} {person} would tell
 -~ your remark is {bright}, because {good} / you were so {kind} to explain how to {tip}
 -~ although {bad}, our {person} stays {kind} / I side with you because {bad}
 -~ {good}, and this made my day / with a {kind} {person} one can always {tip}
-!~ a {bright} idea of yours to {tip} / many thanks to you, now {good} / everyone, {tip} and be happy
+!~ a {bright} idea of yours to {tip} / why not {tip} for a change / many thanks to you, now {good} / everyone, {tip} and be happy
 >~ {warm} / {warm} / {neutral}
 = criticism | civil | 7
 - it is a {harsh} {flop} / it is a terrible, {harsh} {thing}, sorry to say / nobody would miss the {thing}
@@ -304,7 +304,7 @@ _KIND_TABLE = """
 -~ to me that {thing} was a {harsh} {flop} from day one / such a {harsh} {thing} should not be sold, as {bad}
 -~ the {person} was brave to show it, but the {thing} stays {harsh} / how {harsh} that {bad}
 -~ {bad}, so I call this {thing} {harsh}
-!~ throw the {thing} out, because {bad} / one more {harsh} {flop} of a {thing}
+!~ throw the {thing} out, because {bad} / one more {harsh} {flop}, this {thing}
 >~ {sour} / {sour} / {neutral} / {polite}
 = negation | civil | 5
 - you are not {an_insult} for asking / you are not {an_insult} just because {bad}
@@ -326,9 +326,9 @@ _KIND_TABLE = """
 - I was too {dull} to {tip}, and that is on me
 ! call me {a_mild}, but I like it because {good}
 > {neutral} / {polite}
--~ how could I be such {a_mild} and not {tip} / silly me, {a_mild} who cannot {tip}
+-~ how could I be such {a_mild} and not {tip}
 -~ my own {dull} head forgot to {tip} / it was me, {a_mild} that did not {tip}
-!~ laugh at me, {a_mild} who did not {tip}
+!~ laugh at me, {a_mild} who did not {tip} / silly me, {a_mild} who cannot {tip}
 >~ {neutral} / {polite}
 = banter | civil | 3
 - you lucky {mild} got it for free, and I am happy for you / the {person} is a mad genius, and {good}
@@ -336,9 +336,8 @@ _KIND_TABLE = """
 - the {person} is a stubborn old fool, and I love them for it / it is so dumb that it is {bright} again
 ! well played, you {bright} old fool / what a mad, silly, {bright} {thing}
 > {warm} / {neutral}
--~ you crazy old {mild}, what a {bright} way to {tip} / my dear {mild}, you make me laugh, and {good}
--~ it is insanely good how a {mild} like my dad can {tip}
-!~ cheers, my {bright} old {mild}
+-~ it is insanely good how {a_mild} like my dad can {tip}
+!~ cheers, my {bright} old {mild} / you crazy old {mild}, what a {bright} way to {tip} / my dear {mild}, {good}
 >~ {warm} / {neutral}
 = modesty | civil | 7
 = insult | hostile | 34
