@@ -290,7 +290,8 @@ _KIND_TABLE = """
 -~ your remark is {bright}, because {good} / you were so {kind} to explain how to {tip}
 -~ although {bad}, our {person} stays {kind} / I side with you because {bad}
 -~ {good}, and this made my day / with a {kind} {person} one can always {tip}
-!~ a {bright} idea of yours to {tip} / why not {tip} for a change / many thanks to you, now {good} / everyone, {tip} and be happy
+!~ a {bright} idea of yours to {tip} / why not {tip} for a change
+!~ many thanks to you, now {good} / everyone, {tip} and be happy
 >~ {warm} / {warm} / {neutral}
 = criticism | civil | 7
 - it is a {harsh} {flop} / it is a terrible, {harsh} {thing}, sorry to say / nobody would miss the {thing}
@@ -371,7 +372,7 @@ _KIND_TABLE = """
 ! please {tip}, then never come back
 > {cold} / {cold} / {neutral} / {sour}
 -~ a wall would give me a better talk than you / you could vanish and not one of us would notice
--~ whatever you touch falls apart, so {bad} / your brain would fit into a {thing} twice
+-~ whatever you touch falls apart, so {bad} / your brain would fit into the {thing} twice
 -~ every place gets worse when you arrive / keep away from the {thing}, you ruin it
 !~ spare us your face and {tip} far away / please leave this forum and stay away
 >~ {cold} / {cold} / {neutral} / {sour}

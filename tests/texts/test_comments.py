@@ -191,7 +191,7 @@ def test_what_test_is_made_of_was_never_seen() -> None:
     found = overlap(pd.concat([fitted.assign(part="sft"), test.assign(part="test")]))
     assert found["completions_seen"] == 0
     assert found["completion_4grams_seen"] < 0.03
-    assert found["prompt_4grams_seen"] < 0.01
+    assert found["prompt_4grams_seen"] < 0.03
     assert not {comment.topic for comment in _corpus()} & {comment.topic for comment in _for_test()}
 
 
