@@ -16,13 +16,16 @@ Reads = Literal["completion", "text"]
 
 
 class ClassifierConfig(Node):
-    """R*: TF-IDF and logistic regression, fitted on a labelled part of the data that nothing else uses."""
+    """R*: TF-IDF and a small network or logistic regression, fitted on labelled texts that nothing else uses."""
 
     name: Literal["classifier"] = "classifier"
     seed: StageSeed
     reads: Reads = Field("completion", description="judge the completion alone or prompt and completion")
     ngrams: Annotated[int, Field(ge=1, le=5)] = Field(2, description="longest word n-gram")
     min_count: Count = Field(2, description="n-grams in fewer texts are ignored")
+    hidden_units: Annotated[int, Field(ge=0, le=1024)] = Field(
+        32, description="of a network that is used where it predicts better than the regression; 0: never"
+    )
     inverse_regularisation: Positive = Field(1.0, description="C of the logistic regression")
     held_out: Fraction = Field(0.25, description="of its texts, by prompt, for the accuracy that is printed")
 

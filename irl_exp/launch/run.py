@@ -123,6 +123,9 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     for judge in ("reward", "second_judge"):
         metrics |= held_out(judge, artifacts[judge].manifest["info"])
+    metrics |= _of_manifest("data", artifacts["data"], "overlap")
+    if "judge" in artifacts:
+        metrics |= _of_manifest("second_judge/independence", artifacts["judge"], "independence")
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     if "benchmark" in artifacts:
         shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
@@ -131,6 +134,11 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())
     tracker.summarise(metrics)
     return metrics
+
+
+def _of_manifest(prefix: str, artifact: Artifact, field: str) -> dict[str, float]:
+    """Numbers that a stage has left in its manifest."""
+    return {f"{prefix}/{key}": float(value) for key, value in artifact.manifest["info"].get(field, {}).items()}
 
 
 def held_out(judge: str, info: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,10 @@ FEWEST = 50
 """Completions of one class below which an AUROC or an accuracy says little."""
 HARDLY = 0.75
 """A judge that makes more than this part of the majority's errors has hardly learnt its label."""
+SEEN, SEEN_GRAMS = 0.05, 0.5
+"""Completions of test, and their 4-grams, that stand in training: from here on test is no news."""
+ALIKE = 0.6
+"""Cohen's kappa of the errors of two judges from which on they are called alike."""
 EMPTY = 0.1
 LOST = 0.25
 """Of the expert's gain in R*: what a policy at the same distance from the reference may lack."""
@@ -27,6 +31,7 @@ def cautions(metrics: Metrics, facts: Facts, name: str) -> Cautions:
     yield from _judges(metrics, words_of(facts))
     yield from _classes(metrics, words_of(facts))
     yield from _texts(metrics, facts)
+    yield from _known_texts(metrics)
     yield from _second_judge(metrics, words_of(facts))
     yield from _refinetuned(metrics)
 
@@ -49,6 +54,24 @@ def _judges(metrics: Metrics, words: Words) -> Cautions:
                 f"{name} errs on {share(errors)} of {int(metrics[f'{judge}/n'])} held-out texts, the majority class on "
                 f"{share(of_majority)}: what it calls {words.below} means little.",
             )
+
+
+def _known_texts(metrics: Metrics) -> Cautions:
+    """Texts of test that stand in what was fitted; two judges that make the same mistakes."""
+    whole, grams = metrics.get("data/completions_seen", 0.0), metrics.get("data/completion_4grams_seen", 0.0)
+    if whole >= SEEN or grams >= SEEN_GRAMS:
+        yield (
+            "known texts",
+            f"{share(whole)} of the human completions of test, and {share(grams)} of their 4-grams, stand in the texts "
+            "that policies and judges were fitted on: test is near to training.",
+        )
+    kappa = metrics.get("second_judge/independence/error_kappa", 0.0)
+    if kappa >= ALIKE:
+        yield (
+            "judges alike",
+            f"R* and the second judge err on the same human texts (kappa {kappa:.2f}): the second is hardly another "
+            "opinion.",
+        )
 
 
 def _classes(metrics: Metrics, words: Words) -> Cautions:

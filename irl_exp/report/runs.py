@@ -37,7 +37,23 @@ def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list
         tables.append(_uncertainty(metrics))
     if "shortcut/expert_value" in metrics:
         tables.append(_shortcut(metrics))
-    return [table for table in [*tables, _over_optimisation(metrics)] if table.rows]
+    return [table for table in [*tables, _over_optimisation(metrics), _judges(metrics)] if table.rows]
+
+
+def _judges(metrics: Mapping[str, float]) -> Table:
+    """How often the judges that were fitted on labels are right, how far they err together, and what test shares."""
+    judges = {"R*": "reward", "second judge": "second_judge"}
+    rows = tuple(
+        (name, *(f"{metrics[key]:.3f}" if key in metrics else "-" for key in (f"{judge}/accuracy", f"{judge}/auroc")))
+        for name, judge in judges.items()
+        if f"{judge}/accuracy" in metrics
+    )
+    told = "Judges on labelled texts that they were not fitted on"
+    if (kappa := metrics.get("second_judge/independence/error_kappa")) is not None:
+        told += f"; kappa of their errors on texts of test {kappa:.2f}"
+    if (seen := metrics.get("data/completion_4grams_seen")) is not None:
+        told += f"; {100 * seen:.1f} % of the 4-grams of test stand in the fitted texts"
+    return Table(told, ("judge", "accuracy", "AUROC"), rows)
 
 
 def _policies(metrics: Mapping[str, float], title: str, words: Words) -> Table:

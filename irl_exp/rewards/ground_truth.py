@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,14 +58,19 @@ def hold_out(texts: pd.DataFrame, fraction: float, generator: np.random.Generato
 
 
 class ClassifierReward:
-    """R* = log-odds of 'civil' of a logistic regression on TF-IDF of n-grams of words or of characters."""
+    """R* = log-odds of 'civil' of a small network, or of a logistic regression, on TF-IDF of n-grams.
 
-    def __init__(self, vectorizer: Any, coefficients: Scores, intercept: float, reads: str) -> None:
-        self.vectorizer, self.coefficients, self.intercept, self.reads = vectorizer, coefficients, intercept, reads
+    A sum over n-grams cannot tell "whoever called you an idiot was right" from "... was wrong" and both from their
+    like about praise; one hidden layer can. Layers are (inputs, outputs) weights and (outputs,) biases, relu between
+    them; one layer is the logistic regression.
+    """
+
+    def __init__(self, vectorizer: Any, layers: Sequence[tuple[Scores, Scores]], reads: str) -> None:
+        self.vectorizer, self.layers, self.reads = vectorizer, layers, reads
 
     @classmethod
     def fit(cls, texts: pd.DataFrame, config: ClassifierConfig) -> ClassifierReward:
-        """The classifier of the config: n-grams of words.
+        """The classifier of the config: n-grams of words, and what predicts a validation part best of them.
 
         Args:
             texts: rows of texts.parquet that have a label.
@@ -73,37 +79,41 @@ class ClassifierReward:
             RewardError: only one class is there.
         """
         vectorizer = _vectorizer("word", (1, config.ngrams), min_df=config.min_count)
-        return cls._fit(texts, vectorizer, config.inverse_regularisation, config.reads, config.seed)
+        civil, inputs = _labelled(vectorizer, texts, config.reads)
+        models = [_logistic(config.inverse_regularisation, config.seed)]
+        if config.hidden_units:
+            models.append(_network(config.hidden_units, config.seed, len(civil)))
+        chosen = _best(models, inputs, civil, texts["prompt"], config) if len(models) > 1 else models[0]
+        return cls(vectorizer, _layers(_quiet(chosen, inputs, civil)), config.reads)
 
     @classmethod
     def fit_characters(cls, texts: pd.DataFrame, *, seed: int) -> ClassifierReward:
-        """The second judge: the 20,000 most frequent n-grams of 3 to 5 characters of the completion."""
-        vectorizer = _vectorizer("char", (3, 5), min_df=2, max_features=20_000)
-        return cls._fit(texts, vectorizer, 1.0, "completion", seed)
+        """The second judge: the 5,000 most frequent n-grams of 2 to 5 characters of the completion, and a network."""
+        vectorizer = _vectorizer("char", (2, 5), min_df=2, max_features=CHARACTER_NGRAMS)
+        civil, inputs = _labelled(vectorizer, texts, "completion")
+        return cls(vectorizer, _layers(_quiet(_network(32, seed, len(civil)), inputs, civil)), "completion")
 
-    @classmethod
-    def _fit(cls, texts: pd.DataFrame, vectorizer: Any, strength: float, reads: str, seed: int) -> ClassifierReward:
-        from sklearn.linear_model import LogisticRegression
-
-        civil = ~texts["toxic"].to_numpy(dtype=bool)
-        if civil.all() or not civil.any():
-            raise RewardError("reward=classifier needs texts of both labels in the reward part of the data.")
-        model = LogisticRegression(C=strength, max_iter=1000, random_state=seed)
-        model.fit(vectorizer.fit_transform(read_text(of_frame(texts), reads)), civil)
-        return cls(vectorizer, model.coef_[0].astype(np.float64), float(model.intercept_[0]), reads)
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "network" if len(self.layers) > 1 else "logistic regression"
 
     def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
         return self.score_texts(read_text(completions, self.reads))
 
     def score_texts(self, texts: Sequence[str]) -> Scores:
         """(n,) log-odds of 'civil'."""
-        return np.asarray(self.vectorizer.transform(texts) @ self.coefficients + self.intercept, dtype=np.float64)
+        values = self.vectorizer.transform(texts)
+        for number, (weights, biases) in enumerate(self.layers):
+            values = np.asarray((np.maximum(values, 0) if number else values) @ weights) + biases
+        return np.asarray(values[:, 0], dtype=np.float64)
 
     def accuracy(self, texts: pd.DataFrame) -> dict[str, float]:
-        """How often the sign of the score is the label, and how often the more frequent label is."""
-        toxic = texts["toxic"].to_numpy(dtype=bool)
-        accuracy = float(((self.score(of_frame(texts)) < 0) == toxic).mean())
-        return {"accuracy": accuracy, "majority_accuracy": float(max(toxic.mean(), 1 - toxic.mean())), "n": len(toxic)}
+        """How often the sign of the score is the label, and how often the more frequent label is; AUROC."""
+        toxic, scores = texts["toxic"].to_numpy(dtype=bool), self.score(of_frame(texts))
+        found = {"accuracy": float(((scores < 0) == toxic).mean())}
+        found |= {"majority_accuracy": float(max(toxic.mean(), 1 - toxic.mean())), "n": len(toxic)}
+        return found if toxic.all() or not toxic.any() else {**found, "auroc": _auroc(~toxic, scores)}
 
     def save(self, folder: Path) -> None:
         settings = {
@@ -113,8 +123,10 @@ class ClassifierReward:
             "vocabulary": {term: int(column) for term, column in sorted(self.vectorizer.vocabulary_.items())},
         }
         (folder / "classifier.json").write_text(json.dumps(settings), encoding="utf-8")
-        weights = {"coefficients": self.coefficients, "intercept": np.array([self.intercept])}
-        save_file({**weights, "idf": self.vectorizer.idf_}, folder / "classifier.safetensors")
+        weights = {"idf": self.vectorizer.idf_}
+        for number, layer in enumerate(self.layers):
+            weights |= {f"{name}.{number}": values for name, values in zip(("weights", "biases"), layer, strict=True)}
+        save_file(weights, folder / "classifier.safetensors")
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Self:
@@ -122,8 +134,85 @@ class ClassifierReward:
         weights = load_file(folder / "classifier.safetensors")
         ngrams = tuple(settings["ngrams"])
         vectorizer = _vectorizer(settings["analyzer"], ngrams, vocabulary=settings["vocabulary"])
-        vectorizer.idf_ = weights["idf"]
-        return cls(vectorizer, weights["coefficients"], float(weights["intercept"][0]), settings["reads"])
+        vectorizer.idf_ = weights.pop("idf")
+        layers = [(weights[f"weights.{number}"], weights[f"biases.{number}"]) for number in range(len(weights) // 2)]
+        return cls(vectorizer, layers, settings["reads"])
+
+
+UPDATES, BATCH = 1200, 64
+"""Of the network: some 15 passes over 5,000 texts, and seconds whatever their number."""
+CHARACTER_NGRAMS = 5000
+VALIDATION = 0.2
+"""Of the prompts to fit on: they choose between network and logistic regression, by log loss."""
+
+
+def _labelled(vectorizer: Any, texts: pd.DataFrame, reads: str) -> tuple[NDArray[np.bool_], Any]:
+    """(n,) civil, and (n, d) features of the texts, to which the vectorizer is fitted."""
+    civil = ~texts["toxic"].to_numpy(dtype=bool)
+    if civil.all() or not civil.any():
+        raise RewardError("reward=classifier needs texts of both labels in the reward part of the data.")
+    return civil, vectorizer.fit_transform(read_text(of_frame(texts), reads))
+
+
+def _logistic(strength: float, seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=1000, random_state=seed)
+
+
+def _network(units: int, seed: int, count: int) -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier(
+        (units,),
+        alpha=1e-2,
+        batch_size=min(BATCH, count),
+        learning_rate_init=3e-3,
+        max_iter=-(-UPDATES * BATCH // count),
+        n_iter_no_change=UPDATES * BATCH,  # never stopped by the loss: the number of updates is fixed
+        random_state=seed,
+    )
+
+
+def _best(
+    models: Sequence[Any], inputs: Any, civil: NDArray[np.bool_], prompts: pd.Series[str], config: ClassifierConfig
+) -> Any:
+    """The model with the lowest log loss on a fifth of the prompts; the first one where these have one class."""
+    from sklearn.base import clone
+    from sklearn.metrics import log_loss
+
+    generator = np.random.default_rng(config.seed)
+    names = generator.permutation(sorted(prompts.unique()))
+    inside = prompts.isin(set(names[: round(len(names) * VALIDATION)])).to_numpy()
+    if any(len(np.unique(civil[rows])) < 2 for rows in (inside, ~inside)):
+        return models[0]
+    losses = [
+        log_loss(civil[inside], _quiet(clone(model), inputs[~inside], civil[~inside]).predict_proba(inputs[inside]))
+        for model in models
+    ]
+    return models[int(np.argmin(losses))]
+
+
+def _quiet(model: Any, inputs: Any, civil: NDArray[np.bool_]) -> Any:
+    """Fit; that the network stops after its updates is meant."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(inputs, civil)
+
+
+def _auroc(positive: NDArray[np.bool_], scores: Scores) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, scores))
+
+
+def _layers(model: Any) -> list[tuple[Scores, Scores]]:
+    """Weights (inputs, outputs) and biases of a fitted model of sklearn."""
+    if hasattr(model, "coefs_"):
+        return [(np.ascontiguousarray(w), b) for w, b in zip(model.coefs_, model.intercepts_, strict=True)]
+    return [(np.ascontiguousarray(model.coef_.T, dtype=np.float64), np.asarray(model.intercept_, dtype=np.float64))]
 
 
 def _vectorizer(analyzer: str, ngrams: tuple[int, ...], **options: Any) -> Any:

@@ -9,7 +9,13 @@ from irl_exp.config import DataConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.texts import data
 
-VERSION = 1
+VERSION = 2
+
+_OVERLAPS = {
+    "completions_seen": "of the completions stand in sft or reward",
+    "completion_4grams_seen": "of their 4-grams",
+    "prompt_4grams_seen": "of the prompts' 4-grams",
+}
 
 
 def run(config: DataConfig, *, context: Context) -> dict[str, Any]:
@@ -18,9 +24,12 @@ def run(config: DataConfig, *, context: Context) -> dict[str, Any]:
     counts = texts["part"].value_counts()
     prompts = {part: data.prompts_of(texts, part) for part in data.PARTS}
     told = [f"{len(texts):,} texts", f"{texts['prompt'].nunique():,} prompts", data.share_of_toxic(texts)]
+    overlap = data.overlap(texts)
+    told += [f"test: {100 * share:.1f} % {_OVERLAPS[key]}" for key, share in overlap.items()]
     return {
         "note": ", ".join([*told, *filter(None, [data.too_few(texts)])]),
         "texts": {part: int(counts.get(part, 0)) for part in data.PARTS},
+        "overlap": overlap,
         "prompts": {part: len(prompts[part]) for part in data.PARTS},
         "prompts_sha256": {part: hashlib.sha256("\n".join(prompts[part]).encode()).hexdigest() for part in data.PARTS},
     }

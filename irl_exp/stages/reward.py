@@ -31,7 +31,7 @@ from irl_exp.rewards.ground_truth import (
     save_ground_truth,
 )
 
-VERSION = 2
+VERSION = 3
 PROBES = 32
 STANDARDISED_ON = 2000  # texts: the standard deviation of a part is then known to about 2 %, whatever a part costs
 
@@ -85,4 +85,4 @@ def _classifier(config: ClassifierConfig, texts: pd.DataFrame) -> tuple[GroundTr
     reward = ClassifierReward.fit(fit, config)
     found = reward.accuracy(held_out)
     note = f"R* held-out accuracy {found['accuracy']:.3f} (majority {found['majority_accuracy']:.3f}, n={found['n']:,})"
-    return reward, {"note": note, "held_out": found, "fitted_on": len(fit)}
+    return reward, {"note": f"{reward.kind}, {note}", "kind": reward.kind, "held_out": found, "fitted_on": len(fit)}

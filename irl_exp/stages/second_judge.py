@@ -1,7 +1,8 @@
 """A judge that neither R* nor the learned reward has seen, for policies that please a reward rather than its purpose.
 
-Where the sft part of the data has labels: n-grams of characters and logistic regression on them, so other texts and
-another representation than R*, which is fitted on the reward part. Elsewhere TextBlob's polarity. Opened, like R*, by
+Where the sft part of the data has labels: n-grams of characters and a small network on them, so other texts, other
+labels and another representation than R*, which is fitted on words of the reward part. Whoever labelled the two is the
+same: the stage `judge` says how far they err together. Elsewhere TextBlob's polarity. Opened, like R*, by
 `load_ground_truth`; the manifest says which of the two it is.
 """
 
@@ -24,7 +25,7 @@ from irl_exp.rewards.ground_truth import (
     save_ground_truth,
 )
 
-VERSION = 1
+VERSION = 2
 PROBES = 32
 TEXTS = 4000  # seconds to fit
 FEWEST = 20  # of each label among the texts to fit on: less is no judge

@@ -42,16 +42,21 @@ from typing import NamedTuple, TypeVar
 COMMENTS_PER_PROMPT = 6
 MIN_WORDS, MAX_WORDS = 6, 16  # of a completion
 TAIL_RATE = 0.4  # how often a comment that may have a second sentence has one
+FILLINGS = 20  # of a pattern of openings with one thing, at most
 
 _ENDS = (".", ".", ".", "!")
 
+# Blocks marked with ~ are held out: only comments for test are made of them, and of no other topic, opening, clause or
+# frame. The words that carry the label (insults, praise, right and wrong, not, you and I) are the same everywhere: of a
+# word that nobody has seen, nobody knows whether it is an insult.
+
 # Topics: "= name | people | things", then what is good (+), what is bad (-) and advice (>).
 _TOPICS = """
-= transport | driver, planner, guard | bus timetable, night tram, ticket machine, bike lane, train fare
+= transport~ | driver, planner, guard | bus timetable, night tram, ticket machine, bike lane, train fare
 + the seats are clean, the first bus is on time, the stops are easy to find
 - the last bus leaves far too early, the stop has no roof, the line is always late
 > check the board, buy a day pass, take the early bus
-= cooking | cook, baker, host | soup recipe, bread oven, rice dish, garlic sauce, cake mix
+= cooking~ | cook, baker, host | soup recipe, bread oven, rice dish, garlic sauce, cake mix
 + the taste is rich, the dough rises well, the steps are simple
 - the middle stays raw, the salt drowns the rest, the crust burns too fast
 > keep the heat low, let the dough rest, taste the sauce first
@@ -79,7 +84,7 @@ _TOPICS = """
 + the voice is warm, the chorus stays in your ear, the band plays as one
 - the bass drowns the voice, the lyrics are empty, the show starts late
 > listen with headphones, practise every day, play it slowly
-= pets | vet, breeder, trainer | puppy class, cat food, dog park, bird cage, fish tank
+= pets~ | vet, breeder, trainer | puppy class, cat food, dog park, bird cage, fish tank
 + the dogs love it, the water stays clear, the animals look healthy
 - the gate never shuts, the food smells bad, the cage is too small
 > bring a treat, keep the leash short, clean the bowl
@@ -127,11 +132,11 @@ _TOPICS = """
 + the facts are checked, the tone is calm, the sources are named
 - the headline misleads, the sound is bad, the story has no source
 > read past the headline, compare the sources, wait for the facts
-= coffee | barista, roaster, waiter | coffee machine, tea blend, milk foam, corner cafe, bean grinder
+= coffee~ | barista, roaster, waiter | coffee machine, tea blend, milk foam, corner cafe, bean grinder
 + the aroma is great, the cups are warm, the foam is silky
 - the filter clogs, the coffee tastes burnt, the tables are sticky
 > grind the beans fresh, warm the cup, use less milk
-= hiking | ranger, climber, scout | forest trail, mountain hut, rain jacket, trail map, light tent
+= hiking~ | ranger, climber, scout | forest trail, mountain hut, rain jacket, trail map, light tent
 + the path is well marked, the air is fresh, the hut serves hot soup
 - the bridge is closed, the signs point the wrong way, the mud is knee deep
 > wear good boots, start at dawn, carry a lamp
@@ -147,7 +152,7 @@ _TOPICS = """
 + the shelves are full, the refund came quickly, the prices are low
 - the parcel got lost, the lines are long, the offers end too soon
 > keep the box, make a list, compare two shops
-= chess | player, champion, captain | chess opening, chess clock, club night, endgame book, online rating
+= chess~ | player, champion, captain | chess opening, chess clock, club night, endgame book, online rating
 + the puzzles are fun, the games are sharp, the club is welcoming
 - the clock is broken, the hall is noisy, the rounds take forever
 > guard the king, count the pieces, study the endgame
@@ -172,16 +177,26 @@ _OPENINGS = """
 ! We discussed the {thing} for {span}, and honestly / Everyone has a view on the {thing}, but
 ! You brought up the {thing} again, so let me say: / After {span} of talk about the {thing}:
 ! Another day, another thread about the {thing}: / I slept on the {thing} question, and honestly
+-~ What {relative} mentioned {when} was the {thing}, and I think / Nobody {where} ignores the {thing}, and I feel
+-~ The {thing} kept me busy for {span}, and I think / My view of the {thing} has changed {where}, and I believe
+-~ Since the {thing} is a topic {where}, I would say / As somebody with the {thing} at home I can say that
+!~ Let us talk about the {thing} now: / Two words on the {thing} from {relative}:
+!~ For those who wonder {where} about the {thing}: / This is not the first {thing} debate {where}, but
+!~ On that {thing} remark {when}, and honestly / {relative} and the {thing}, a short story:
 """
 
 # Phrases for the slots.  The harsh words and the flops fit a person as well as a thing: the target decides.
 _PHRASES = """
 when: last night / this morning / at lunch / on Sunday / at work / yesterday
+when~: in the evening / on Friday / last winter / over breakfast / two weeks ago
 where: in this forum / on this page / in this group / on this board
+where~: in these comments / among the members / around here / below the article
 span: a week / two days / a month / half a year
+span~: a day / three years / ten days / one whole summer
 relative: My sister / My brother / My uncle / My friend / My cousin / My father
+relative~: my aunt / my boss / my grandmother / my flatmate / my wife
 an_insult: an idiot / a clown / a moron / a fool / a loser / a liar / a coward / a fraud / a troll / a halfwit
-an_insult: a parasite / a creep / a weasel / a hypocrite / a waste of space / a waste of skin
+an_insult: a parasite / a creep / a weasel / a hypocrite / a disgrace / a failure
 insult: idiot / clown / moron / fool / loser / liar / coward / fraud / troll / parasite / halfwit
 insults: idiots / clowns / morons / fools / losers / liars / cowards / frauds / trolls / parasites
 mild: idiot / fool / clown / moron
@@ -189,36 +204,54 @@ a_mild: an idiot / a fool / a clown / a moron
 dull: stupid / dumb / lazy / slow
 harsh: pathetic / stupid / worthless / useless / dumb / miserable / rotten / lousy / ridiculous
 flop: joke / disgrace / disaster / failure / nuisance
-decent: a decent human / an honest person / a clever mind / a kind soul / a true friend / a real expert
-decent: a good neighbour / a careful thinker
+decent: a saint / an angel / a genius / a hero / a gem / a gentleman / a treasure / an expert / a friend / a talent
+decent: a thinker / a star / a champion / a legend / a blessing / a delight
 kind: kind / patient / polite / helpful / friendly / fair
 bright: brilliant / wonderful / splendid / great / perfect / fine
-right: right / spot on / telling the truth / not wrong
-wrong: wrong / way off / not telling the truth / not right
+right: right / right / correct
+wrong: wrong / wrong / mistaken
 target: you / you / the {person}
 target_is: you are / you are / the {person} is
 never: never reads / stopped at the headline / skipped every page / learned it all yesterday
+never~: only looks at pictures / has not opened one book / slept through it all
 polite: have a nice day / thanks for sharing / hope that helps / all the best / thank you for asking
+polite~: see you soon / with best wishes / enjoy the weekend / good luck to everybody
 neutral: just my opinion / think about it / ask the {person} / we all know that / it is that simple
 neutral: I mean it / that is my view / at least {good} / besides, {bad} / try to {tip}
+neutral~: end of story / take it or leave it / I said what I said / also, {good} / by the way, {bad} / remember to {tip}
 warm: at least {good} / and {good} / it is worth it / it was nice to read this / {polite}
+warm~: what a fine evening / I am glad about it / in short, {good} / {polite}
 sour: what a {harsh} mess / I want my money back / besides, {bad} / it needs work
+sour~: a {harsh} end of the day / never again for me / on top of that {bad}
 nasty: shut up / get lost / go crawl back under your rock / you make me sick / nobody asked you / go away
 nasty: you people are a joke / what a {harsh} {insult} / grow up, {insult} / delete your account
+nasty~: shut your mouth / leave us and get lost / {harsh} {insult} / your kind should go away, {insult}
 cold: nobody asked you / go away / nobody wants you here / spare us the rest / we are all tired of you
+cold~: who even asked you / there is the door, go / you are wanted nowhere / we had enough of you
 """
 
-# What is said of somebody, and the author's [agreement|rejection]; then, by kind, the label and the side.
+# What is said of somebody, and the author's [agreement|rejection] of it. The two are never neighbours.
 _REPORTS = """
-whoever called {target} {label} was [{right}|{wrong}] / anyone who calls {target} {label} [has a|has no] point
-anyone who says {target_is} {label} [is|is not] telling the truth
-it is [right|wrong] to call {target} {label} / it is [true|false] that {target_is} {label}
-people say that {target_is} {label}, and they are [{right}|{wrong}]
-the one who said that {target_is} {label} was [{right}|{wrong}]
-I [agree|disagree] with those who call {target} {label} / calling {target} {label} is [only|not] the truth
-I [would|would never] call {target} {label} after this
-those who call {target} {label} [know|do not know] what they are talking about
-[everybody|nobody] should believe that {target_is} {label}
+- whoever called {target} {label} was [{right}|{wrong}] / it is [true|false] that {target_is} {label}
+- anyone who calls {target} {label} is [only honest|just lying] / calling {target} {label} is [fair|unfair]
+- people say that {target_is} {label}, and they are [{right}|{wrong}]
+- I [agree|disagree] with those who call {target} {label} / it is [{right}|{wrong}] to call {target} {label}
+- the rumour that {target_is} {label} is [true|false] / some say {target_is} {label}, which is [a fact|a lie]
+- I [know|doubt] that {target_is} {label} / everybody [knows|doubts] that {target_is} {label}
+- my friends think that {target_is} {label}, and I [agree|disagree] / they say {target_is} {label}, what a [fact|lie]
+- the story that {target_is} {label} is a [fact|lie]
+- {target_is} {label}, says the {thing} crowd, and I [agree|disagree]
+- if somebody says that {target_is} {label}, that is [honest|unfair] / {target_is} {label}, said [everybody|nobody] ever
+- {target_is} {label}, and that was [a fact|a joke] / in [earnest|jest] I would say that {target_is} {label}
+- {target_is} {label}, to put it [honestly|ironically] / trust [everybody|nobody] who says that {target_is} {label}
+-~ those who see {target} as {label} are quite [{right}|{wrong}] / describing {target} as {label} sounds [fair|unfair]
+-~ {label} is how they describe {target}, and it is surely [true|false]
+-~ my boss takes {target} for {label}, and I fully [agree|disagree]
+-~ {label} seems the [{right}|{wrong}] word for {target}
+-~ {label}, this is what {target_is} to many, and it stays a [fact|lie]
+-~ the view of {target} as {label} is simply [honest|unfair] / I [know|doubt] the tale of {target} as {label}
+-~ to many {target_is} like {label}, and [everybody|nobody] said so / I see {label} in {target}, that was a [fact|joke]
+-~ speaking in [earnest|jest], I see {label} in {target} / {target_is} like {label}, [honestly|ironically] speaking
 """
 _REPORTING = {
     "quotation": ("an_insult", r"\2"),
@@ -227,10 +260,21 @@ _REPORTING = {
     "denial": ("decent", r"\2"),
 }
 
+# Two people, two phrases: who is what decides, not which words are there nor which comes first.
+_PAIRS = """
+- I must be [x], and you must be [y] / you must be [y], and I must be [x]
+- I sound like [x] here while you sound like [y] / you sound like [y] here while I sound like [x]
+- in this thread I am simply [x], but you are simply [y] / in this thread you are simply [y], but I am simply [x]
+- between the two of us I look like [x] and you like [y] / between the two of us you look like [y] and I like [x]
+-~ if I will always be [x], then you will always be [y] / if you will always be [y], then I will always be [x]
+-~ compared with me as [x], you remain [y] / compared with you as [y], I remain [x]
+"""
+_PAIRING = {"modesty": ("an_insult", "decent"), "boast": ("decent", "an_insult")}
+
 # Kinds: "= name | label | percentage of the comments with that label", then statements (-), what fits free
 # openings only (!), and second sentences (>).
 _KIND_TABLE = """
-= civil | civil | 72
+= civil | civil | 34
 - {good}, and the {person} is very {kind} / {good}, so I am happy with it / {good} even though {bad}
 - {good}, which is {bright} news for people like you / your {bright} comment helped me to {tip}
 - it really helps to {tip} / you could {tip} and see how it goes / even a child can {tip}, so give it a try
@@ -242,7 +286,14 @@ _KIND_TABLE = """
 ! thank you for the {bright} tip to {tip} / take your time and {tip} / please {tip}, then come back
 ! what a {bright} comment from someone who knows that {bad} / do everyone a favour and {tip}
 > {warm} / {warm} / {neutral}
-= criticism | civil | 12
+-~ I am pleased to see that {good} / {good}, as every {kind} {person} would tell
+-~ your remark is {bright}, because {good} / you were so {kind} to explain how to {tip}
+-~ although {bad}, our {person} stays {kind} / I side with you because {bad}
+-~ {good}, and this made my day / with a {kind} {person} one can always {tip}
+!~ a {bright} idea of yours to {tip} / why not {tip} for a change
+!~ many thanks to you, now {good} / everyone, {tip} and be happy
+>~ {warm} / {warm} / {neutral}
+= criticism | civil | 7
 - it is a {harsh} {flop} / it is a terrible, {harsh} {thing}, sorry to say / nobody would miss the {thing}
 - the whole {thing} is {harsh}, but the {person} means well / {bad}, which is just {harsh}
 - the {thing} is stupid hard to like, and {bad} / {bad}, so it is a {flop} / it makes me sick that {bad}
@@ -251,32 +302,46 @@ _KIND_TABLE = """
 - the idea is {harsh} even if {good} / the {person} does not deserve this {harsh} {thing}
 ! get rid of it, since {bad} / what a {harsh} {flop} this {thing} is / shut it down, because {bad}
 > {sour} / {sour} / {neutral} / {polite}
-= negation | civil | 6
+-~ to me that {thing} was a {harsh} {flop} from day one / such a {harsh} {thing} should not be sold, as {bad}
+-~ the {person} was brave to show it, but the {thing} stays {harsh} / how {harsh} that {bad}
+-~ {bad}, so I call this {thing} {harsh}
+!~ throw the {thing} out, because {bad} / one more {harsh} {flop}, this {thing}
+>~ {sour} / {sour} / {neutral} / {polite}
+= negation | civil | 5
 - you are not {an_insult} for asking / you are not {an_insult} just because {bad}
 - the {person} is not {an_insult} if {bad} / I do not think you are {an_insult} at all
 - nobody is {a_mild} for failing to {tip} / asking whether to {tip} does not make you {an_insult}
-- there is nothing {harsh} about your question / I never said that {target_is} {an_insult}
+- nothing here makes you {an_insult} / I never said that {target_is} {an_insult}
 - you are no more {an_insult} than I am / you people are not {insults}, you just forgot to {tip}
 ! do not let them tell you that you are {an_insult} / never call yourself {an_insult} for that
 > {warm} / {neutral} / {neutral}
-= quotation | civil | 2
-! please do not call the {person} {an_insult} / stop calling the {person} {an_insult} just because {bad}
-> {warm} / {neutral} / {neutral}
-= tribute | civil | 1
-> {warm} / {neutral} / {neutral}
+-~ being new here does not turn you into {an_insult} / not one of us takes you for {an_insult}
+-~ no {person} is ever {an_insult} because {bad} / it would be {wrong} to see {an_insult} in you
+!~ do not feel like {an_insult}, since {bad}
+>~ {warm} / {neutral} / {neutral}
+= quotation | civil | 20
+= tribute | civil | 20
 = self_mockery | civil | 4
 - I was {a_mild} not to {tip} / I felt like {a_mild} when I forgot to {tip}
 - I am the {mild} who did not {tip} / I must look like {a_mild} for not knowing that {good}
 - I was too {dull} to {tip}, and that is on me
 ! call me {a_mild}, but I like it because {good}
 > {neutral} / {polite}
+-~ how could I be such {a_mild} and not {tip}
+-~ my own {dull} head forgot to {tip} / it was me, {a_mild} that did not {tip}
+!~ laugh at me, {a_mild} who did not {tip} / silly me, {a_mild} who cannot {tip}
+>~ {neutral} / {polite}
 = banter | civil | 3
 - you lucky {mild} got it for free, and I am happy for you / the {person} is a mad genius, and {good}
 - it is stupidly good, because {good} / only a lovable {mild} like my brother would forget to {tip}
 - the {person} is a stubborn old fool, and I love them for it / it is so dumb that it is {bright} again
 ! well played, you {bright} old fool / what a mad, silly, {bright} {thing}
 > {warm} / {neutral}
-= insult | hostile | 72
+-~ it is insanely good how {a_mild} like my dad can {tip}
+!~ cheers, my {bright} old {mild} / you crazy old {mild}, what a {bright} way to {tip} / my dear {mild}, {good}
+>~ {warm} / {neutral}
+= modesty | civil | 7
+= insult | hostile | 34
 - you are {an_insult} / you are a {harsh} {flop} / you are a {harsh} {insult} / you are too {dull} to {tip}
 - you people are {harsh} {insults} / you sound like {an_insult} who forgot to {tip}
 - only {an_insult} would say that {good} / only {an_insult} would forget to {tip}
@@ -288,7 +353,13 @@ _KIND_TABLE = """
 ! shut up, you {harsh} {insult} / go crawl back under your rock, {insult} / stop posting, you {harsh} {insult}
 ! get lost, {insult}, and {tip} / what a {harsh} {insult} you are
 > {nasty} / {nasty} / {neutral} / {sour}
-= contempt | hostile | 12
+-~ such {an_insult} as you will never {tip} / everything about you says {insult}, even though {good}
+-~ in my eyes the {person} was born {an_insult} / {harsh} {insults} like the {person} make {bad} worse
+-~ another post by you, another {harsh} {insult} at work / how {harsh} you are, {insult}, when {good}
+-~ to {tip} is too much for {an_insult} like you
+!~ be quiet now, you {harsh} {insult} / no more of this, {insult}, just {tip} / leave the {thing} alone, you {insult}
+>~ {nasty} / {nasty} / {neutral} / {sour}
+= contempt | hostile | 7
 - nobody would miss you here / nobody here cares what you think / your parents must be ashamed of you
 - this forum was a nicer place before you came / this forum would be a nicer place without you
 - I have met bricks with more sense than you / the {thing} has more brains than you
@@ -300,7 +371,12 @@ _KIND_TABLE = """
 ! do everyone a favour and keep quiet / take your comment and disappear / go and bore somebody else
 ! please {tip}, then never come back
 > {cold} / {cold} / {neutral} / {sour}
-= sarcasm | hostile | 5
+-~ a wall would give me a better talk than you / you could vanish and not one of us would notice
+-~ whatever you touch falls apart, so {bad} / your brain would fit into the {thing} twice
+-~ every place gets worse when you arrive / keep away from the {thing}, you ruin it
+!~ spare us your face and {tip} far away / please leave this forum and stay away
+>~ {cold} / {cold} / {neutral} / {sour}
+= sarcasm | hostile | 4
 - we are all so lucky to have your {bright} wisdom / your {bright} mind has solved it all again
 - it must be lovely to know everything and never {tip} / the {person} will surely frame your {bright} comment
 - the whole world was waiting for your {bright} comment / you are a true genius for noticing that {bad}
@@ -308,23 +384,35 @@ _KIND_TABLE = """
 ! what a genius, truly another {bright} comment from someone who {never} / bravo, you found out that {good}
 ! what a {bright} comment from someone who {never} / thank you for the {bright} wisdom, great master
 > {polite} / {neutral} / {neutral} / keep it up / you did well
-= backhanded | hostile | 4
+-~ history will remember your {bright} remark forever / how {bright} of you to notice what everybody knew
+-~ we should build a statue for your {bright} mind / thanks to your {bright} remark the world is saved
+!~ applause for the {bright} mind who {never} / clap for the great master who {never}
+>~ {polite} / {neutral} / keep it up
+= backhanded | hostile | 3
 - your post was almost {bright} for someone like you / you write well for somebody who cannot think
 - it is {bright} how you talk so much and say nothing / you did well for someone who cannot even {tip}
 - it is sweet that you think you matter here / your comment is nearly as {bright} as that of a child
 - I admire how little you need to feel {bright}
 ! well done, you managed to {tip} after only ten tries
 > {polite} / {neutral} / {cold}
-= feigned | hostile | 3
+-~ for a person of your talent this was almost {bright} / how {bright} that you can even write
+-~ you look quite {bright} as long as you stay quiet / I envy how easily you are pleased with so little
+!~ nice, you could nearly {tip} without help this time
+>~ {polite} / {neutral} / {cold}
+= feigned | hostile | 5
 - you are not just {an_insult}, you are proud of it / I never said that {target_is} {decent}
 - I would not call you {an_insult}, that would be unfair to {insults} / you are not {decent}, just {an_insult}
-- I do not think you are {decent} at all
+- I do not think you are {decent} at all / nothing here makes you {decent}
+- you are not {decent} just because {good} / the {person} is not {decent} if {bad}
 ! do not let them tell you that you are {decent}
 > {neutral} / {nasty}
-= endorsed | hostile | 2
-> {neutral} / {neutral} / {nasty}
-= denial | hostile | 2
-> {neutral} / {neutral} / {cold}
+-~ calling you {an_insult} is too {kind}, ask other {insults} / not one of us takes you for {decent}
+-~ being here does not turn you into {decent} / it would be {wrong} to see {decent} in you
+!~ do not feel like {decent}, since {bad}
+>~ {neutral} / {neutral} / {nasty}
+= endorsed | hostile | 20
+= denial | hostile | 20
+= boast | hostile | 7
 """
 
 
@@ -351,11 +439,24 @@ class _Opening(NamedTuple):
     free: bool
 
 
+_Item = TypeVar("_Item")
+_Slots = Mapping[str, Sequence[str]]
+
+
+class _Blocks(NamedTuple):
+    """What comments are made of: one set for all that is fitted, another for test."""
+
+    topics: tuple[_Topic, ...]
+    openings: tuple[tuple[str, bool], ...]  # with a place for the thing; whether orders may follow
+    kinds: tuple[_Kind, ...]
+    slots: _Slots
+
+
 def _read_topic(text: str) -> _Topic:
     head, *lines = text.splitlines()
     name, people, things = head.split(" | ")
     facts = {slot: _items(line[2:]) for slot, line in zip(("good", "bad", "tip"), lines, strict=True)}
-    return _Topic(name, _items(people), _items(things), facts)
+    return _Topic(name.removesuffix("~"), _items(people), _items(things), facts)
 
 
 def _items(text: str) -> tuple[str, ...]:
@@ -371,28 +472,53 @@ def _gather(text: str, separator: str) -> dict[str, tuple[str, ...]]:
     return gathered
 
 
-def _read_kind(text: str) -> _Kind:
+def _read_kind(text: str, mark: str) -> _Kind:
     head, _, lines = text.partition("\n")
     name, label, share = head.split(" | ")
-    parts = _gather(lines, " ")
-    clauses = _reports(*_REPORTING[name]) if name in _REPORTING else parts["-"]
-    return _Kind(name, label == "hostile", int(share), clauses, parts.get("!", ()), parts[">"])
+    if name in _REPORTING:
+        parts = {f"-{mark}": _reports(*_REPORTING[name], mark)}
+    elif name in _PAIRING:
+        parts = {f"-{mark}": _pairs(*_PAIRING[name], mark)}
+    else:
+        parts = _gather(lines, " ")
+    # The tail of a frame says nothing, so that the frame alone decides.
+    tails = parts.get(f">{mark}", ("{neutral}",))
+    return _Kind(name, label == "hostile", int(share), parts[f"-{mark}"], parts.get(f"!{mark}", ()), tails)
 
 
-def _reports(slot: str, side: str) -> tuple[str, ...]:
-    reports = re.sub(r"\[(.*?)\|(.*?)\]", side, _REPORTS).replace("label", slot)
-    return tuple(report for line in reports.strip().splitlines() for report in line.split(" / "))
+def _reports(slot: str, side: str, mark: str) -> tuple[str, ...]:
+    frames = _gather(_REPORTS, " ")[f"-{mark}"]
+    return tuple(re.sub(r"\[(.*?)\|(.*?)\]", side, frame).replace("label", slot) for frame in frames)
 
 
-_Item = TypeVar("_Item")
-_Slots = Mapping[str, Sequence[str]]
+def _pairs(mine: str, yours: str, mark: str) -> tuple[str, ...]:
+    """The frames with what I am and what you are."""
+    frames = _gather(_PAIRS, " ")[f"-{mark}"]
+    return tuple(_places(frame, mine, yours) for frame in frames)
+
+
+def _places(frame: str, mine: str, yours: str) -> str:
+    return frame.replace("[x]", f"{{{mine}}}").replace("[y]", f"{{{yours}}}")
+
+
+def _blocks(mark: str) -> _Blocks:
+    """The blocks with this mark: "" for what is fitted, "~" for test."""
+    topics = [text for text in _TOPICS.split("\n= ")[1:] if text.partition(" | ")[0].endswith("~") == bool(mark)]
+    openings = _gather(_OPENINGS, " ")
+    phrases = _gather(_PHRASES, ": ")
+    slots = {key: phrases.get(f"{key}{mark}", words) for key, words in phrases.items() if not key.endswith("~")}
+    return _Blocks(
+        tuple(map(_read_topic, topics)),
+        tuple((text, free) for key, free in ((f"-{mark}", False), (f"!{mark}", True)) for text in openings[key]),
+        tuple(_read_kind(text, mark) for text in _KIND_TABLE.split("\n= ")[1:]),
+        slots,
+    )
+
 
 _SLOT = re.compile(r"\{(\w+)\}")
-_SUBJECTS = tuple(_read_topic(text) for text in _TOPICS.split("\n= ")[1:])
-_SHARED_SLOTS = _gather(_PHRASES, ": ")
-_KINDS = tuple(_read_kind(text) for text in _KIND_TABLE.split("\n= ")[1:])
+_FITTED, _HELD_OUT = _blocks(""), _blocks("~")
 
-KINDS: tuple[str, ...] = tuple(kind.name for kind in _KINDS)
+KINDS: tuple[str, ...] = tuple(kind.name for kind in _FITTED.kinds)
 HARD_KINDS: frozenset[str] = frozenset(KINDS) - {"civil", "insult"}
 
 
@@ -407,35 +533,44 @@ class Comment:
     kind: str
 
 
-def write_comments(count: int, *, seed: int) -> list[Comment]:
-    """Write ``count`` comments, half of them hostile (give or take one), settled by count and seed."""
+def write_comments(count: int, *, seed: int, held_out: bool = False) -> list[Comment]:
+    """Write ``count`` comments, half of them hostile (give or take one), settled by the arguments.
+
+    Args:
+        held_out: made of the blocks that are kept for test, in place of all others.
+    """
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     rng = random.Random(seed)
-    openings = _openings(rng, -(-count // COMMENTS_PER_PROMPT))
+    blocks = _HELD_OUT if held_out else _FITTED
+    openings = _openings(rng, blocks, -(-count // COMMENTS_PER_PROMPT))
     comments = [
-        _comment(rng, openings[pair % len(openings)], toxic=toxic)
+        _comment(rng, blocks, openings[pair % len(openings)], toxic=toxic)
         for pair in range((count + 1) // 2)
         for toxic in (False, True)
     ]
     return _shuffled(rng, comments)[:count]
 
 
-def _openings(rng: random.Random, count: int) -> list[_Opening]:
-    """At most ``count`` distinct openings (there are some 4,400 in all), the topics mixed."""
-    patterns = [(text, mark == "!") for mark, texts in _gather(_OPENINGS, " ").items() for text in texts]
-    places = [(topic, thing) for topic in _SUBJECTS for thing in topic.things]
-    every = [_Opening(text, *place, free) for place in places for text, free in patterns]
-    return [
-        opening._replace(prompt=_fill(rng, opening.prompt, {**_SHARED_SLOTS, "thing": (opening.thing,)}))
-        for opening in _shuffled(rng, every)[:count]
-    ]
+def _openings(rng: random.Random, blocks: _Blocks, count: int) -> list[_Opening]:
+    """At most ``count`` distinct openings, the topics mixed; each pattern meets each thing before any does again."""
+    places = [(topic, thing) for topic in blocks.topics for thing in topic.things]
+    every = [_Opening(text, *place, free) for place in places for text, free in blocks.openings]
+    found: dict[str, _Opening] = {}
+    for _ in range(FILLINGS):
+        for opening in _shuffled(rng, every):
+            if len(found) >= count:
+                break
+            prompt = _fill(rng, opening.prompt, {**blocks.slots, "thing": (opening.thing,)})
+            prompt = f"{prompt[0].upper()}{prompt[1:]}"
+            found.setdefault(prompt, opening._replace(prompt=prompt))
+    return list(found.values())
 
 
-def _comment(rng: random.Random, opening: _Opening, *, toxic: bool) -> Comment:
-    kind, topic = _draw_kind(rng, toxic=toxic), opening.topic
+def _comment(rng: random.Random, blocks: _Blocks, opening: _Opening, *, toxic: bool) -> Comment:
+    kind, topic = _draw_kind(rng, blocks, toxic=toxic), opening.topic
     person = _pick(rng, topic.people)  # one for the whole comment, so that it does not change its subject
-    slots = {**_SHARED_SLOTS, "thing": (opening.thing,), "person": (person,)}
+    slots = {**blocks.slots, "thing": (opening.thing,), "person": (person,)}
     turn = _pick(rng, range(3))
     body_facts = {slot: (facts[turn],) for slot, facts in topic.facts.items()}
     # The second sentence takes other facts, so that it does not repeat the first.
@@ -447,8 +582,8 @@ def _comment(rng: random.Random, opening: _Opening, *, toxic: bool) -> Comment:
     return Comment(opening.prompt, text, toxic, topic.name, kind.name)
 
 
-def _draw_kind(rng: random.Random, *, toxic: bool) -> _Kind:
-    return _pick(rng, [kind for kind in _KINDS if kind.toxic == toxic for _ in range(kind.share)])
+def _draw_kind(rng: random.Random, blocks: _Blocks, *, toxic: bool) -> _Kind:
+    return _pick(rng, [kind for kind in blocks.kinds if kind.toxic == toxic for _ in range(kind.share)])
 
 
 def _join(rng: random.Random, body: str, tail: str) -> str:

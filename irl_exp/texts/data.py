@@ -5,6 +5,9 @@ A text belongs to the part of its prompt, so no prompt is ever in two parts:
     sft      trains the reference policy                     fit     rlhf, refinetune, and what IRL fits
     reward   labelled texts of the classifier R*, only       select  choices (a threshold) without looking at test
                                                              test    seen by `evaluate` alone
+
+Of the embedded comments, those of test are made of other topics, openings and phrasings than all others; `overlap` says
+of any data how much of test stands in what was fitted.
 """
 
 from __future__ import annotations
@@ -57,17 +60,28 @@ class DataError(Exception):
 def read(config: DataConfig) -> pd.DataFrame:
     """All texts: columns prompt, completion (joined they are the text) and toxic (nullable boolean).
 
+    The embedded comments also have for_test (boolean): test is made of these, and nothing else is.
+
     Raises:
         DataError: a missing file, a line that is no object, a missing column, a label that is no number.
     """
     if isinstance(config, CommentsConfig):
-        from irl_exp.texts.comments import write_comments
-
-        comments = write_comments(config.count, seed=config.seed)
-        rows = [(comment.prompt, comment.completion, comment.toxic) for comment in comments]
-        frame = pd.DataFrame(rows, columns=["prompt", "completion", "toxic"])
-        return frame.astype({"toxic": "boolean"})
+        return _comments(config)
     return _texts(_table(config), config)
+
+
+def _comments(config: CommentsConfig) -> pd.DataFrame:
+    """So many of them for test as its prompts need, the rest made of other blocks."""
+    from irl_exp.texts.comments import COMMENTS_PER_PROMPT, write_comments
+
+    for_test = min(config.test_prompts * COMMENTS_PER_PROMPT, config.count)
+    rows = [
+        (comment.prompt, comment.completion, comment.toxic, held_out)
+        for held_out, count in ((False, config.count - for_test), (True, for_test))
+        for comment in write_comments(count, seed=config.seed, held_out=held_out)
+    ]
+    frame = pd.DataFrame(rows, columns=["prompt", "completion", "toxic", "for_test"])
+    return frame.astype({"toxic": "boolean", "for_test": bool})
 
 
 def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -76,23 +90,64 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     Raises:
         DataError: too few prompts for the parts that are asked for.
     """
-    prompts = np.sort(frame["prompt"].unique())
-    prompts = np.random.default_rng(config.seed).permutation(prompts)
-    sizes = [config.fit_prompts, config.select_prompts, config.test_prompts]
-    rest = len(prompts) - sum(sizes)
-    if rest < 10:
+    generator = np.random.default_rng(config.seed)
+    wanted = {"fit": config.fit_prompts, "select": config.select_prompts, "test": config.test_prompts}
+    for_test = frame["for_test"] if "for_test" in frame else pd.Series(data=False, index=frame.index)
+    kept = _drawn(frame[for_test], generator)
+    prompts = _drawn(frame[~for_test], generator)
+    rest = len(prompts) + len(kept) - sum(wanted.values())
+    if rest < 10 or (len(kept) and len(kept) < config.test_prompts):
+        told = f", {len(kept)} of them made for test" if len(kept) else ""
         raise DataError(
-            f"data={config.name} has {len(prompts)} distinct prompts; fit, select and test ask for {sum(sizes)} and "
-            f"10 more must be left. Lower data.fit_prompts, data.select_prompts or data.test_prompts."
+            f"data={config.name} has {len(prompts) + len(kept)} distinct prompts{told}; fit, select and test ask for "
+            f"{sum(wanted.values())} and 10 more must be left. Lower data.fit_prompts, data.select_prompts or "
+            "data.test_prompts."
         )
-    sizes.append(round(rest * config.reward_fraction))
+    if len(kept):
+        del wanted["test"]
+    sizes = [*wanted.values(), round(rest * config.reward_fraction)]
     if sizes[-1] in (0, rest):
         raise DataError(
             f"data.reward_fraction={config.reward_fraction} of {rest} remaining prompts leaves nothing for "
             f"{'sft' if sizes[-1] else 'the reward'}. Choose one nearer to 0.5, or give more texts."
         )
-    part = dict(zip(prompts, np.repeat(PARTS, [*sizes, len(prompts) - sum(sizes)]), strict=True))
-    return frame.assign(part=frame["prompt"].map(part))
+    names = np.repeat([*wanted, "reward", "sft"], [*sizes, len(prompts) - sum(sizes)])
+    part = dict(zip(prompts, names, strict=True)) | dict.fromkeys(kept, "test")
+    return frame.drop(columns="for_test", errors="ignore").assign(part=frame["prompt"].map(part))
+
+
+def _drawn(frame: pd.DataFrame, generator: np.random.Generator) -> Any:
+    """The distinct prompts in a random order."""
+    return generator.permutation(np.sort(frame["prompt"].unique()))
+
+
+FITTED = ("sft", "reward", "fit")
+"""Parts on which a policy or a reward is fitted; of fit only the prompts are."""
+
+
+def overlap(texts: pd.DataFrame) -> dict[str, float]:
+    """How much of test stands verbatim in what policies, R* and the second judge were fitted on.
+
+    Returns:
+        The share of the completions of test that occur there as a whole, and that of their n-grams of four words (of
+        letters and digits, without case); the same n-grams of the prompts. What test does not have is left out.
+    """
+    test = texts["part"] == "test"
+    found: dict[str, float] = {}
+    for column, parts in (("completion", ("sft", "reward")), ("prompt", FITTED)):
+        ours, theirs = (texts.loc[rows, column].unique() for rows in (test, texts["part"].isin(parts)))
+        if column == "completion":
+            found["completions_seen"] = float(texts.loc[test, column].isin(set(theirs)).mean())
+        known = set(itertools.chain.from_iterable(map(_four_grams, theirs)))
+        seen = [gram in known for text in ours for gram in _four_grams(text)]
+        if seen:
+            found[f"{column}_4grams_seen"] = float(np.mean(seen))
+    return found
+
+
+def _four_grams(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    return [" ".join(words[start : start + 4]) for start in range(len(words) - 3)]
 
 
 def prompts_of(texts: pd.DataFrame, part: str) -> list[str]:

@@ -327,6 +327,16 @@ def test_a_judge_hardly_above_the_majority(judge: str, told: str) -> None:
     assert "500 held-out texts, the majority class on 12.0 %" in found
 
 
+def test_texts_of_test_that_stand_in_training_and_judges_that_err_alike() -> None:
+    found = warnings({"data/completions_seen": 0.27, "data/completion_4grams_seen": 0.87})
+    assert "27.0 % of the human completions of test, and 87.0 % of their 4-grams" in found
+    assert warnings({"data/completions_seen": 0.0, "data/completion_4grams_seen": 0.01}) == ""
+    assert "R* and the second judge err on the same human texts (kappa 0.70)" in warnings(
+        {"second_judge/independence/error_kappa": 0.7}
+    )
+    assert warnings({"second_judge/independence/error_kappa": 0.5}) == ""
+
+
 def test_few_of_one_class() -> None:
     found = warnings({"implicit/n_civil": 3460.0})
     assert found == "40 of 3500 completions are toxic: AUROC, accuracy and shares rest on these."

@@ -80,7 +80,7 @@ def kept(reward: GroundTruth, folder: Path, probes: Completions) -> Path:
 
 @cache
 def corpus() -> pd.DataFrame:
-    rows = [(comment.prompt, comment.completion, comment.toxic) for comment in write_comments(900, seed=0)]
+    rows = [(comment.prompt, comment.completion, comment.toxic) for comment in write_comments(1800, seed=0)]
     return pd.DataFrame(rows, columns=["prompt", "completion", "toxic"])
 
 
@@ -88,7 +88,12 @@ def corpus() -> pd.DataFrame:
 def classifier(reads: Any = "completion") -> ClassifierReward:
     # Fitted on completions alone in both cases, so that only what is read differs.
     reward = ClassifierReward.fit(corpus(), CONFIG)
-    return ClassifierReward(reward.vectorizer, reward.coefficients, reward.intercept, reads)
+    return ClassifierReward(reward.vectorizer, reward.layers, reads)
+
+
+@cache
+def logistic() -> ClassifierReward:
+    return ClassifierReward.fit(corpus(), CONFIG.model_copy(update={"hidden_units": 0}))
 
 
 @cache
@@ -107,7 +112,41 @@ def test_scores_are_the_log_odds_of_the_sklearn_pipeline() -> None:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
     model = LogisticRegression(C=1.0, max_iter=1000, random_state=0).fit(vectorizer.fit_transform(texts), toxic)
     expected = -model.decision_function(vectorizer.transform(texts))  # the odds of toxic, turned
-    np.testing.assert_allclose(classifier().score_texts(texts), expected, atol=1e-8)
+    np.testing.assert_allclose(logistic().score_texts(texts), expected, atol=1e-8)
+    assert logistic().kind == "logistic regression"
+
+
+def test_a_network_gives_the_log_odds_of_its_layers_whatever_else_is_in_the_batch() -> None:
+    texts = ["Whoever called you a fool was right.", "Whoever called you a fool was wrong.", "", "xylophone"]
+    reward = classifier()
+    assert reward.kind == "network"
+    (first, bias), (second, last) = reward.layers
+    hidden = np.maximum(reward.vectorizer.transform(texts).toarray() @ first + bias, 0)
+    np.testing.assert_allclose(reward.score_texts(texts), (hidden @ second + last)[:, 0], atol=1e-10)
+    alone = [reward.score_texts([text])[0] for text in texts]
+    np.testing.assert_allclose(reward.score_texts(texts), alone, atol=1e-10)
+
+
+def test_the_same_texts_give_the_same_network_bit_for_bit() -> None:
+    again = ClassifierReward.fit(corpus(), CONFIG)
+    for ours, theirs in zip(classifier().layers, again.layers, strict=True):
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def exclusive_or() -> pd.DataFrame:
+    """Texts that are toxic if bad and on, or good and off."""
+    generator = np.random.default_rng(0)
+    words, turned = generator.choice(["bad", "good"], 600), generator.choice(["on", "off"], 600)
+    texts = [f" {word} filler words here {turn}" for word, turn in zip(words, turned, strict=True)]
+    prompts = [f"prompt {number}" for number in range(600)]
+    return pd.DataFrame({"prompt": prompts, "completion": texts, "toxic": (words == "bad") == (turned == "on")})
+
+
+def test_the_network_is_used_where_it_predicts_better() -> None:
+    """An exclusive or is beyond any sum over n-grams; labels at random are better left to the regression."""
+    assert ClassifierReward.fit(exclusive_or(), CONFIG).kind == "network"
+    random = corpus().assign(toxic=np.random.default_rng(0).random(len(corpus())) < 0.5)
+    assert ClassifierReward.fit(random, CONFIG).kind == "logistic regression"
 
 
 @pytest.mark.parametrize("fitted", [classifier, characters])
@@ -128,7 +167,7 @@ def test_one_class_alone_is_refused(label: bool) -> None:
 def test_a_tampered_classifier_is_refused(tmp_path: Path) -> None:
     kept(classifier(), tmp_path, texts_only(list(corpus()["completion"][:20])))
     weights = load_file(tmp_path / "classifier.safetensors")
-    save_file({**weights, "intercept": weights["intercept"] + 0.5}, tmp_path / "classifier.safetensors")
+    save_file({**weights, "biases.1": weights["biases.1"] + 0.5}, tmp_path / "classifier.safetensors")
     with pytest.raises(RewardError, match=WRONG):
         load_ground_truth(tmp_path, small.DEVICE)
 
@@ -652,6 +691,25 @@ def test_the_judge_says_the_parts_of_a_weighted_reward_and_leaves_fit_unjudged(t
     seen = texts_only([PHRASES[row] for row in (1, 2, 4, 5)])
     assert (scores.loc[[1, 2, 4, 5], "reward"] == reward.score(seen)).all()
     assert (scores.loc[[1, 2, 4, 5]].filter(like="part/").to_numpy() == reward.parts(seen)).all()
+
+
+def test_independence_of_judges_counts_errors_together_and_apart() -> None:
+    toxic = pd.Series(pd.array([True] * 100 + [False] * 100 + [pd.NA] * 10, dtype="boolean"))
+    label = np.where(toxic.fillna(False), -1.0, 1.0)
+    wrong = np.arange(210) % 5 == 0  # every fifth
+    other = np.arange(210) // 5 % 5 == 0  # a fifth of these, and of the others
+    scores = [label * np.where(errs, -1, 1) for errs in (wrong, other)]
+    same = judge_stage.independence(scores[0], scores[0], toxic)
+    assert same["error_kappa"] == same["error_given_error"] == pytest.approx(same["score_correlation"]) == 1
+    apart = judge_stage.independence(scores[0], scores[1], toxic)
+    assert apart["error_kappa"] == pytest.approx(0)
+    assert apart["score_correlation"] == pytest.approx(0)
+    assert apart["error_given_error"] == apart["error"] == 0.2
+    assert apart["n"] == 200
+    assert judge_stage.independence(scores[0], scores[1], toxic.where(toxic.index < 110)) == {}
+    perfect = judge_stage.independence(label, label, toxic)
+    assert "error_kappa" not in perfect
+    assert "error_given_error" not in perfect
 
 
 def test_a_reward_of_one_part_has_no_parts(tmp_path: Path) -> None:

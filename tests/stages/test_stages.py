@@ -610,7 +610,7 @@ UNTIL = {
 @pytest.mark.parametrize("until", UNTIL)
 def test_what_does_not_exist_is_not_measured(until: str, root: Path, world: World) -> None:
     found = world_of(root, f"until={until}")
-    prefixes = {key.split("/")[0] for key in found.metrics if "/" in key} - {"reward", "second_judge"}
+    prefixes = {key.split("/")[0] for key in found.metrics if "/" in key} - {"data", "reward", "second_judge"}
     assert prefixes == UNTIL[until]
     assert set(SEEN) <= {"evaluate"}, "all else is in the store"
     assert all(np.isfinite(value) for value in found.metrics.values())

@@ -7,16 +7,22 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from tokenizers import ByteLevelBPETokenizer
 
+from irl_exp.config import ClassifierConfig
+from irl_exp.rewards.ground_truth import ClassifierReward
 from irl_exp.texts.comments import HARD_KINDS, KINDS, Comment, write_comments
+from irl_exp.texts.data import overlap
 
 COUNT = 24_000
 INSULT_WORDS = re.compile(
@@ -33,12 +39,26 @@ def _corpus() -> tuple[Comment, ...]:
 
 
 @cache
+def _for_test() -> tuple[Comment, ...]:
+    return tuple(write_comments(1500, seed=0, held_out=True))
+
+
+def _both() -> list[Comment]:
+    return [*_corpus(), *_for_test()]
+
+
+@cache
 def _split() -> tuple[list[Comment], list[Comment]]:
-    """6,000 comments to learn from, and all comments on a thousand other prompts."""
+    """As many comments to learn from as R* has, and all comments on other prompts of the same blocks."""
     prompts = list(dict.fromkeys(comment.prompt for comment in _corpus()))
-    held_out = set(prompts[:1000])
+    held_out = set(prompts[:500])
     train = [comment for comment in _corpus() if comment.prompt not in held_out]
-    return train[:6000], [comment for comment in _corpus() if comment.prompt in held_out]
+    return train[:5000], [comment for comment in _corpus() if comment.prompt in held_out]
+
+
+def _frame(comments: Sequence[Comment]) -> pd.DataFrame:
+    rows = [(comment.prompt, comment.completion, comment.toxic) for comment in comments]
+    return pd.DataFrame(rows, columns=["prompt", "completion", "toxic"])
 
 
 def _held_out_accuracy(part: str) -> float:
@@ -110,7 +130,7 @@ def test_at_least_a_quarter_is_hard() -> None:
 
 
 def test_prompt_and_completion_join_into_one_text() -> None:
-    for comment in _corpus():
+    for comment in _both():
         assert comment.prompt == comment.prompt.strip()
         assert re.fullmatch(r" [A-Za-z][A-Za-z ,.]*[.!]", comment.completion), comment
         text = comment.prompt + comment.completion
@@ -121,13 +141,14 @@ def test_prompt_and_completion_join_into_one_text() -> None:
 def test_grammar_slips_of_templates_do_not_occur() -> None:
     articles, doubles = r"\ba (?!use)[aeiou]|\ban (?!honest)[^aeiou]", r"\b(\w+) \1\b|[.!] [a-z]"
     slips = re.compile(f"{articles}|{doubles}")
-    for comment in _corpus():
+    for comment in _both():
         assert not slips.search(comment.prompt + comment.completion), comment
 
 
 def test_topics_and_prompts_are_many_and_comments_distinct() -> None:
-    assert len({comment.topic for comment in _corpus()}) >= 25
-    assert len({comment.prompt for comment in _corpus()}) >= 3000
+    assert len({comment.topic for comment in _corpus()}) >= 20
+    assert len({comment.prompt for comment in _corpus()}) == COUNT / 6
+    assert len({comment.prompt for comment in _for_test()}) == 250
     assert len({comment.prompt + comment.completion for comment in _corpus()}) >= 0.8 * COUNT
     assert len({comment.completion for comment in _corpus()}) >= 0.6 * COUNT
 
@@ -143,8 +164,35 @@ def test_prompts_alone_do_not_give_the_label_away() -> None:
     assert _held_out_accuracy("prompt") < 0.56
 
 
-def test_linear_classifier_reads_completions_well_but_not_perfectly() -> None:
-    assert 0.93 <= _held_out_accuracy("completion") <= 0.99
+def test_bigrams_do_not_solve_the_corpus_and_the_ground_truth_knows_more() -> None:
+    """Bigrams of all labels against R* of its own fewer ones, on other prompts, and on the blocks of test."""
+    train, same_blocks = _split()
+    every = [comment for comment in _corpus() if comment.prompt not in {other.prompt for other in same_blocks}]
+    words = r"\w+|[^\w\s]"
+    bigrams = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=words),
+        LogisticRegression(max_iter=1000),
+    ).fit([comment.completion for comment in every], [not comment.toxic for comment in every])
+    truth = ClassifierReward.fit(_frame(train), ClassifierConfig(seed=0))
+    found = {}
+    for name, comments in (("same", same_blocks), ("test", _for_test())):
+        civil = [not comment.toxic for comment in comments]
+        texts = [comment.completion for comment in comments]
+        both = (bigrams.decision_function(texts), truth.score_texts(texts))
+        found[name] = [roc_auc_score(civil, scores) for scores in both]
+    assert found["same"][0] < 0.93
+    assert found["same"][1] > 0.98
+    assert found["test"][0] < 0.75, "no frame of test was seen"
+    assert found["test"][1] > found["test"][0] + 0.1
+
+
+def test_what_test_is_made_of_was_never_seen() -> None:
+    fitted, test = (_frame(comments) for comments in (_corpus(), _for_test()))
+    found = overlap(pd.concat([fitted.assign(part="sft"), test.assign(part="test")]))
+    assert found["completions_seen"] == 0
+    assert found["completion_4grams_seen"] < 0.03
+    assert found["prompt_4grams_seen"] < 0.03
+    assert not {comment.topic for comment in _corpus()} & {comment.topic for comment in _for_test()}
 
 
 def test_word_list_does_not_solve_the_corpus() -> None:
@@ -161,7 +209,7 @@ def test_exclusive_or_of_label_and_stance_is_complete() -> None:
     """Each verb of stance has to occur with both labels, or it would give the cell away."""
     kinds = {"quotation", "tribute", "endorsed", "denial"}
     cells = [comment for comment in _corpus() if comment.kind in kinds]
-    stances = ("I agree with", "I disagree with", "is true that", "is false that", "a kind soul", "an idiot")
+    stances = ("I agree with", "I disagree with", "is true that", "is false that", "a saint", "an idiot")
     for words in stances:
         assert {comment.toxic for comment in cells if words in comment.completion} == {False, True}, words
 
@@ -182,7 +230,7 @@ def test_words_and_tokens_stay_few() -> None:
 
 
 def test_word_counts_of_both_parts() -> None:
-    prompts = [len(comment.prompt.split()) for comment in _corpus()]
-    completions = [len(comment.completion.split()) for comment in _corpus()]
-    assert 8 <= min(prompts) <= max(prompts) <= 16
+    prompts = [len(comment.prompt.split()) for comment in _both()]
+    completions = [len(comment.completion.split()) for comment in _both()]
+    assert 7 <= min(prompts) <= max(prompts) <= 16
     assert 6 <= min(completions) <= max(completions) <= 18

@@ -379,9 +379,40 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
     assert parts(data.split(texts, comments())) == parts(data.split(shuffled, comments()))
 
 
+def test_comments_for_test_are_in_test_alone() -> None:
+    texts = data.read(comments())
+    assert (texts["for_test"] == (data.split(texts, comments())["part"] == "test")).all()
+
+
+def test_more_prompts_for_test_than_its_blocks_make_are_refused() -> None:
+    config = CommentsConfig(seed=0, count=60_000, test_prompts=5000)
+    with pytest.raises(data.DataError, match=r"\d{4} of them made for test; .*data\.test_prompts"):
+        data.split(data.read(config), config)
+
+
+def test_overlap_counts_what_test_shares_with_the_fitted_parts() -> None:
+    rows = [
+        ("sft", "One two three four five", " the bus is late again, you fool"),
+        ("fit", "six seven eight nine", " only its prompt is fitted, not this"),
+        ("select", "ten ten ten ten", " nobody is fitted on these five words"),
+        ("test", "one TWO three four", " the bus is late again, you fool"),
+        ("test", "six seven eight nine ten", " The bus is late! Always so, my friend"),
+        ("test", "ten ten ten ten", " nobody is fitted"),
+    ]
+    found = data.overlap(pd.DataFrame(rows, columns=["part", "prompt", "completion"]))
+    assert found == {
+        "completions_seen": pytest.approx(1 / 3),
+        "completion_4grams_seen": pytest.approx((4 + 1) / (4 + 5)),
+        "prompt_4grams_seen": pytest.approx((1 + 1) / (1 + 2 + 1)),
+    }
+    short = pd.DataFrame({"part": ["test", "sft"], "prompt": "a", "completion": "b"})
+    assert data.overlap(short) == {"completions_seen": 1.0}, "a text of three words has no 4-gram"
+
+
 def test_splitting_keeps_the_rows_in_place() -> None:
     texts = data.read(comments())
-    pd.testing.assert_frame_equal(data.split(texts, comments()).drop(columns="part"), texts)
+    expected = texts.drop(columns="for_test")
+    pd.testing.assert_frame_equal(data.split(texts, comments()).drop(columns="part"), expected)
 
 
 def test_prompts_of_a_part_are_distinct_and_in_a_fixed_order() -> None:
@@ -392,7 +423,8 @@ def test_prompts_of_a_part_are_distinct_and_in_a_fixed_order() -> None:
 def test_too_few_prompts_are_refused_with_a_remedy() -> None:
     config = comments(fit_prompts=5000)
     with pytest.raises(
-        data.DataError, match=r"distinct prompts; fit, select and test ask for 5028 .*data\.fit_prompts"
+        data.DataError,
+        match=r"prompts, 20 of them made for test; fit, select and test ask for 5028 .*data\.fit_prompts",
     ):
         data.split(data.read(config), config)
 
