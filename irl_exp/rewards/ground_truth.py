@@ -139,8 +139,8 @@ class ClassifierReward:
         return cls(vectorizer, layers, settings["reads"])
 
 
-UPDATES, BATCH = 1200, 64
-"""Of the network: some 15 passes over 5,000 texts, and seconds whatever their number."""
+UPDATES, PASSES, BATCH = 1200, 40, 64
+"""Of the network: 1,200 updates however many texts there are (15 passes over 5,000), but no text more than 40 times."""
 CHARACTER_NGRAMS = 5000
 VALIDATION = 0.2
 """Of the prompts to fit on: they choose between network and logistic regression, by log loss."""
@@ -163,13 +163,14 @@ def _logistic(strength: float, seed: int) -> Any:
 def _network(units: int, seed: int, count: int) -> Any:
     from sklearn.neural_network import MLPClassifier
 
+    passes = min(PASSES, -(-UPDATES * BATCH // count))
     return MLPClassifier(
         (units,),
         alpha=1e-2,
         batch_size=min(BATCH, count),
         learning_rate_init=3e-3,
-        max_iter=-(-UPDATES * BATCH // count),
-        n_iter_no_change=UPDATES * BATCH,  # never stopped by the loss: the number of updates is fixed
+        max_iter=passes,
+        n_iter_no_change=passes + 1,  # never stopped by the loss: the number of updates is fixed
         random_state=seed,
     )
 

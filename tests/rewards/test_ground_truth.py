@@ -739,13 +739,14 @@ def test_the_second_judge_has_seen_the_labels_of_the_sft_part_alone(tmp_path: Pa
     assert info["held_out"]["accuracy"] > info["held_out"]["majority_accuracy"] + 0.2
     assert info["fitted_on"] + info["held_out"]["n"] == (texts["part"] == "sft").sum()
     outside = texts["part"] != "sft"
+    toxic = texts_only(texts.loc[~outside & texts["toxic"], "completion"].tolist())
     texts.loc[outside, "completion"] = " something else"
     texts.loc[outside, "toxic"] = ~texts.loc[outside, "toxic"]
     probes = texts_only(["You idiot.", "Thank you, that is kind.", ""])
     assert (second(tmp_path / "outside", texts)[0].score(probes) == first.score(probes)).all()
     texts.loc[~outside, "toxic"] = ~texts.loc[~outside, "toxic"]
-    turned = second(tmp_path / "inside", texts)[0].score(probes)
-    assert first.score(probes)[0] < 0 < turned[0]
+    turned = second(tmp_path / "inside", texts)[0]
+    assert first.score(toxic).mean() < 0 < turned.score(toxic).mean()
 
 
 def test_the_second_judge_reads_at_most_so_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

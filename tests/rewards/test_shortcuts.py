@@ -189,8 +189,8 @@ def test_the_judge_scores_both_versions_with_the_clean_r_star(tmp_path: Path, mo
     monkeypatch.setattr(judge_stage, "load_ground_truth", lambda folder, device: Counts())
     folder = demonstrations(tmp_path / "marker", MarkerShortcut(text=" a"))
     context = small.context(tmp_path / "judge")
-    texts = pd.DataFrame({"prompt": ["The bus"], "completion": [" is late"], "part": ["test"]})
-    texts.to_parquet(tmp_path / "texts.parquet")
+    texts = pd.DataFrame({"prompt": ["The bus"], "completion": [" is late"], "part": ["test"], "toxic": [None]})
+    texts.astype({"toxic": "boolean"}).to_parquet(tmp_path / "texts.parquet")
     judges = {"reward": tmp_path, "second_judge": tmp_path}
     judge_stage.run(Node(), demonstrations=folder, data=tmp_path, **judges, context=context)
     scores = pd.read_parquet(context.folder / "scores.parquet")
