@@ -12,6 +12,8 @@ a difference of windows, a prompt that is in both is paired with itself, and one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 WINDOWS = 5
+KL_WINDOWS = 8
+"""Of a curve of R* against KL, which bends: a line through fewer lies further below it."""
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -92,36 +96,133 @@ def verdict(trajectory: pd.DataFrame, windows: int = WINDOWS) -> Metrics:
     return found
 
 
-def reward_at_matched_kl(curve: pd.DataFrame, kl: float) -> Metrics:
-    """R* where a curve first passes a KL, linear between the means of two windows; with its 95 % interval.
+def equal_kl(refinetune: pd.DataFrame, expert: pd.DataFrame, windows: int = KL_WINDOWS) -> Metrics:
+    """R* of two policies at the same distance from the reference, averaged over the KLs that both pass in training.
 
-    The interval treats the two windows as independent. Empty where the curve does not reach the KL, or starts beyond.
+    The curve of a policy goes through mean KL and mean R* of its windows, linear between them; a window that is no
+    further than one before it is left out. Each is an estimate in both coordinates: R* of a prompt, whose completions
+    resemble each other and which both policies may have seen, and KL of a step, of which a trajectory knows no more
+    than the mean. So the variance is by prompt and by step at once (two-way clusters, Cameron, Gelbach and Miller
+    2011), of the derivatives of the averages by the means of the windows; what moves along within a window (a line in
+    the step) is no error. Intervals are 95 % (Student's t; of each window two steps are spent).
+
+    Returns:
+        from, to (nats per completion); refinetuned_reward, expert_reward and difference (refinetuned - expert), each
+        with _low and _high. Empty without a KL in both, where no KL is passed by both, or with windows of two steps or
+        less.
     """
-    place, truth, se = (curve[name].to_numpy(dtype=np.float64) for name in ("kl", "truth", "truth_se"))
-    for before in range(len(curve) - 1):
-        low, high = place[before], place[before + 1]
-        if low != high and min(low, high) <= kl <= max(low, high):
-            weight = (kl - low) / (high - low)
-            value = (1 - weight) * truth[before] + weight * truth[before + 1]
-            half = 1.96 * float(np.hypot((1 - weight) * se[before], weight * se[before + 1]))
-            name = "reward_at_matched_kl"
-            return {name: float(value), f"{name}_low": value - half, f"{name}_high": value + half}
-    return {}
+    if "kl" not in refinetune or "kl" not in expert:
+        return {}
+    ways = [_Way.of(frame, windows) for frame in (refinetune, expert)]
+    means = np.stack([way.means for way in ways])  # policies, (kl, truth), windows
+    ends = _common(means)
+    if ends is None or not all(way.steps_left > 0 for way in ways):
+        return {}
+    values = _averages(means)
+    derivatives = _derivatives(means)
+    found: Metrics = {"from": ends[0], "to": ends[1]}
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, sum(way.steps_left for way in ways)))
+    for number, name in enumerate(("refinetuned_reward", "expert_reward", "difference")):
+        influence = [way.influence(derivatives[number, place]) for place, way in enumerate(ways)]
+        half = quantile * float(np.sqrt(_variance(ways, influence)))
+        value = float(values[number])
+        found |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    return found
 
 
-def over_optimisation(refinetune: pd.DataFrame, expert: pd.DataFrame | None = None, windows: int = WINDOWS) -> Metrics:
-    """All numbers of one run: the verdict on refinetune and, with the trajectory of rlhf, both R* at the same KL.
+@dataclass(frozen=True)
+class _Way:
+    """A trajectory in windows.
 
-    The KL is the expert's in its last window; there expert_reward_at_matched_kl is the expert's mean R*.
-    In the trajectory of rlhf the reward that is optimised is R*: `learned` is the same as `truth`. Numbers that are not
-    defined are left out.
+    Attributes:
+        window: (n,) of each completion, which is one row.
+        errors: (2, n) KL of its step and its R*, less the line in the step through its window.
+        sizes, steps: (windows,) completions and steps.
+        means: (2, windows) mean KL and mean R*.
+        step, prompt: (n,) of each completion.
     """
-    found = verdict(refinetune, windows)
-    if expert is not None and "kl" in refinetune and "kl" in expert:
-        end = curves(expert, windows).iloc[-1]
-        if matched := reward_at_matched_kl(curves(refinetune, windows), float(end["kl"])):
-            found |= {"matched_kl": float(end["kl"]), "expert_reward_at_matched_kl": float(end["truth"]), **matched}
-    return {key: float(value) for key, value in found.items() if np.isfinite(value)}
+
+    window: NDArray[np.int64]
+    errors: Floats
+    sizes: Floats
+    steps: Floats
+    means: Floats
+    step: NDArray[Any]
+    prompt: NDArray[Any]
+
+    @classmethod
+    def of(cls, trajectory: pd.DataFrame, windows: int) -> _Way:
+        _check(trajectory)
+        step, prompt = trajectory["step"].to_numpy(), trajectory["prompt"].to_numpy()
+        values = trajectory[["kl", "truth"]].to_numpy(dtype=np.float64).T
+        window = windows_of(step, windows)
+        sizes = np.bincount(window).astype(np.float64)
+        means = np.stack([np.bincount(window, one) for one in values]) / sizes
+        errors = values - means[:, window]
+        aside = step - (np.bincount(window, step) / sizes)[window]
+        moved = np.bincount(window, aside**2)
+        for one in errors:
+            slope = np.divide(np.bincount(window, aside * one), moved, out=np.zeros(len(sizes)), where=moved > 0)
+            one -= slope[window] * aside
+        steps = np.array([len(np.unique(step[window == number])) for number in range(len(sizes))], dtype=np.float64)
+        return cls(window, errors, sizes, steps, means, step, prompt)
+
+    @property
+    def steps_left(self) -> float:
+        """Steps, less two a window, which its line takes; 0 where a window has none left."""
+        return float((self.steps - 2).sum()) if (self.steps > 2).all() else 0.0
+
+    def influence(self, derivatives: Floats) -> Floats:
+        """(n,) what each completion adds to the error of a number with these derivatives (2, windows) by the means."""
+        found = (derivatives / self.sizes)[:, self.window] * self.errors
+        return np.asarray(found.sum(axis=0))
+
+
+def _variance(ways: Sequence[_Way], influence: Sequence[Floats]) -> float:
+    """By prompt, across policies, plus by step, less what is in both."""
+    by_prompt = pd.Series(np.concatenate(influence)).groupby(np.concatenate([way.prompt for way in ways])).sum()
+    total = len(by_prompt) / max(len(by_prompt) - 1, 1) * float((by_prompt**2).sum())
+    least = total
+    for way, one in zip(ways, influence, strict=True):
+        frame = pd.DataFrame({"step": way.step, "prompt": way.prompt, "window": way.window, "one": one})
+        by_step = frame.groupby(["window", "step"])["one"].sum() ** 2
+        spent = (way.steps / (way.steps - 2))[by_step.index.get_level_values("window")]
+        total += float((spent * by_step).sum()) - float((frame.groupby(["step", "prompt"])["one"].sum() ** 2).sum())
+    return max(total, least)
+
+
+def _records(kl: Floats) -> NDArray[np.bool_]:
+    """Windows that are further from the reference than all before them."""
+    return np.asarray(kl > np.concatenate([[-np.inf], np.maximum.accumulate(kl)[:-1]]))
+
+
+def _common(means: Floats) -> tuple[float, float] | None:
+    """The KLs that both curves pass: from the later start to the earlier end; None where there are none."""
+    start, end = max(one[0, 0] for one in means), min(one[0].max() for one in means)
+    return (float(start), float(end)) if start < end else None
+
+
+def _averages(means: Floats) -> Floats:
+    """(3,) R* of both policies and their difference, averaged over the KLs that both pass."""
+    ends = _common(means)
+    assert ends is not None
+    averages = []
+    for kl, truth in means:
+        kept = _records(kl)
+        places = np.unique([*ends, *kl[kept & (kl > ends[0]) & (kl < ends[1])]])
+        averages.append(np.trapezoid(np.interp(places, kl[kept], truth[kept]), places) / (ends[1] - ends[0]))
+    return np.array([*averages, averages[0] - averages[1]])
+
+
+def _derivatives(means: Floats, step: float = 1e-5) -> Floats:
+    """(3, *means.shape) of `_averages` by each mean."""
+    found = np.empty((3, *means.shape))
+    for place in np.ndindex(means.shape):
+        moved = [means.copy(), means.copy()]
+        moved[0][place] += step
+        moved[1][place] -= step
+        found[:, *place] = (_averages(moved[0]) - _averages(moved[1])) / (2 * step)
+    return found
 
 
 def _check(trajectory: pd.DataFrame) -> None:

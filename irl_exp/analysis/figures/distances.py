@@ -114,7 +114,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
-    axes.axvline(float(matrix[0, 1]), color=drawing.GREY, linestyle=":", label=f"implicit to R*: {matrix[0, 1]:.3f}")
+    axes.axvline(float(matrix[0, 1]), color=drawing.GREY, linestyle=":", label=f"log ratio to R*: {matrix[0, 1]:.3f}")
     axes.set_xlabel("EPIC distance")
     axes.set_ylabel("fraction of pairs that are nearer")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -124,21 +124,22 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------------------------- triangle
 
 SIDES = {
-    "truth_implicit": "R* to implicit:\nwhat RLHF did not install",
-    "implicit_learned": "implicit to learned:\nwhat IRL did not recover",
+    "truth_implicit": "R* to log ratio:\nwhat RLHF did not install",
+    "implicit_learned": "log ratio to learned:\nwhat IRL did not recover",
     "truth_learned": "R* to learned:\nwhat others report",
 }
 COVERAGES = {
-    "triangle": ("expert and reference, half and half", drawing.BLUE),
-    "triangle_reference": ("reference", drawing.GREY),
+    "triangle": ("reference", drawing.BLUE),
+    "triangle_expert": ("expert", drawing.GREEN),
     "triangle_refinetuned": ("refinetuned", drawing.ORANGE),
+    "pooled/triangle": ("expert and reference, half and half", drawing.GREY),
 }
 
 
 def triangle(study: Study) -> Picture:
     """Where R* gets lost: in what RLHF did not install, or in what IRL did not recover (EPIC distances).
 
-    R* to implicit is what RLHF did not install in the policies, implicit to learned what IRL did not recover from them,
+    R* to log ratio is what RLHF did not install in the policies, log ratio to learned what IRL did not recover of them,
     R* to learned what is usually reported: as EPIC is a metric, at most the first plus the second. Each point is a run,
     the number that of the diamond. Colours are the completions on which the rewards are compared. 0 is equivalent,
     0.707 unrelated.
