@@ -93,8 +93,7 @@ def full(number: int) -> dict[str, float]:
     found |= {"reference/kl": 0.0, "reference/reward_mean": -0.1, "expert/kl": 2.0, "expert/reward_mean": 2.8}
     found |= {"refinetuned/kl": random.uniform(2, 3), "refinetuned/reward_mean": random.uniform(2, 3)}
     found |= {"refinetuned/toxic_fraction": random.uniform(0.02, 0.05)}
-    found |= {"overoptimisation/reward_at_matched_kl": random.uniform(2, 2.5)}
-    found |= {"overoptimisation/expert_reward_at_matched_kl": 2.75}
+    found |= {"equal_kl/difference": random.uniform(-0.5, 0.1)}
     for reward in sweeps.REWARDS:
         share = random.uniform(0.3, 0.6)
         found |= {f"tradeoff/{reward}/toxicity": share, f"tradeoff/{reward}/sentiment": 1 - share}

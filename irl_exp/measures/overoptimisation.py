@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import interpolate, stats
 
 WINDOWS = 5
 KL_WINDOWS = 8
-"""Of a curve of R* against KL, which bends: a line through fewer lies further below it."""
+"""Of the picture of R* against KL."""
+SMOOTH = 6
+"""Numbers of a spline in the step: fewer bend less than KL and R* do on their way."""
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -96,32 +98,32 @@ def verdict(trajectory: pd.DataFrame, windows: int = WINDOWS) -> Metrics:
     return found
 
 
-def equal_kl(refinetune: pd.DataFrame, expert: pd.DataFrame, windows: int = KL_WINDOWS) -> Metrics:
+def equal_kl(refinetune: pd.DataFrame, expert: pd.DataFrame) -> Metrics:
     """R* of two policies at the same distance from the reference, averaged over the KLs that both pass in training.
 
-    The curve of a policy goes through mean KL and mean R* of its windows, linear between them; a window that is no
-    further than one before it is left out. Each is an estimate in both coordinates: R* of a prompt, whose completions
-    resemble each other and which both policies may have seen, and KL of a step, of which a trajectory knows no more
-    than the mean. So the variance is by prompt and by step at once (two-way clusters, Cameron, Gelbach and Miller
-    2011), of the derivatives of the averages by the means of the windows; what moves along within a window (a line in
-    the step) is no error. Intervals are 95 % (Student's t; of each window two steps are spent).
+    KL and R* of a policy are smooth in the step: a cubic spline (`SMOOTH` numbers) through the means of the steps for
+    each, which together are its curve of R* against KL, as far as KL rises. Both coordinates are estimates: R* of a
+    prompt, whose completions resemble each other and which both policies may have seen, and KL of a step, of which a
+    trajectory knows no more than the mean. So the variance is by prompt and by step at once (two-way clusters, Cameron,
+    Gelbach and Miller 2011), of the derivatives of the averages by the numbers of the splines.
 
     Returns:
         from, to (nats per completion); refinetuned_reward, expert_reward and difference (refinetuned - expert), each
-        with _low and _high. Empty without a KL in both, where no KL is passed by both, or with windows of two steps or
-        less.
+        with _low and _high (95 %, Student's t). Empty without a KL in both, where no KL is passed by both, or where a
+        way has no more steps than its spline has numbers.
     """
     if "kl" not in refinetune or "kl" not in expert:
         return {}
-    ways = [_Way.of(frame, windows) for frame in (refinetune, expert)]
-    means = np.stack([way.means for way in ways])  # policies, (kl, truth), windows
-    ends = _common(means)
-    if ends is None or not all(way.steps_left > 0 for way in ways):
+    ways = [_Way.of(frame) for frame in (refinetune, expert)]
+    if any(way.steps <= SMOOTH for way in ways):
         return {}
-    values = _averages(means)
-    derivatives = _derivatives(means)
+    splines = np.stack([way.splines for way in ways])  # policies, (kl, truth), SMOOTH
+    ends = _common(splines)
+    if ends is None:
+        return {}
+    values, derivatives = _averages(splines), _derivatives(splines)
     found: Metrics = {"from": ends[0], "to": ends[1]}
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, sum(way.steps_left for way in ways)))
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, sum(way.steps - SMOOTH for way in ways)))
     for number, name in enumerate(("refinetuned_reward", "expert_reward", "difference")):
         influence = [way.influence(derivatives[number, place]) for place, way in enumerate(ways)]
         half = quantile * float(np.sqrt(_variance(ways, influence)))
@@ -132,93 +134,90 @@ def equal_kl(refinetune: pd.DataFrame, expert: pd.DataFrame, windows: int = KL_W
 
 @dataclass(frozen=True)
 class _Way:
-    """A trajectory in windows.
+    """A trajectory, with splines in the step through its mean KL and its mean R*.
 
     Attributes:
-        window: (n,) of each completion, which is one row.
-        errors: (2, n) KL of its step and its R*, less the line in the step through its window.
-        sizes, steps: (windows,) completions and steps.
-        means: (2, windows) mean KL and mean R*.
-        step, prompt: (n,) of each completion.
+        step, prompt: (n,) of each completion, which is one row; steps are numbered 0, 1, ...
+        splines: (2, SMOOTH) numbers of both splines.
+        errors: (2, n) KL of its step and its R*, less the spline.
+        weights: (SMOOTH, n) how much a row adds to each number of a spline.
     """
 
-    window: NDArray[np.int64]
-    errors: Floats
-    sizes: Floats
-    steps: Floats
-    means: Floats
-    step: NDArray[Any]
+    step: NDArray[np.int64]
     prompt: NDArray[Any]
+    splines: Floats
+    errors: Floats
+    weights: Floats
 
     @classmethod
-    def of(cls, trajectory: pd.DataFrame, windows: int) -> _Way:
+    def of(cls, trajectory: pd.DataFrame) -> _Way:
         _check(trajectory)
-        step, prompt = trajectory["step"].to_numpy(), trajectory["prompt"].to_numpy()
+        names, step = np.unique(trajectory["step"].to_numpy(), return_inverse=True)
         values = trajectory[["kl", "truth"]].to_numpy(dtype=np.float64).T
-        window = windows_of(step, windows)
-        sizes = np.bincount(window).astype(np.float64)
-        means = np.stack([np.bincount(window, one) for one in values]) / sizes
-        errors = values - means[:, window]
-        aside = step - (np.bincount(window, step) / sizes)[window]
-        moved = np.bincount(window, aside**2)
-        for one in errors:
-            slope = np.divide(np.bincount(window, aside * one), moved, out=np.zeros(len(sizes)), where=moved > 0)
-            one -= slope[window] * aside
-        steps = np.array([len(np.unique(step[window == number])) for number in range(len(sizes))], dtype=np.float64)
-        return cls(window, errors, sizes, steps, means, step, prompt)
+        sizes = np.bincount(step)
+        basis = _basis(np.linspace(0, 1, len(names)))
+        weights = (np.linalg.pinv(basis) / sizes)[:, step]
+        splines = values @ weights.T
+        return cls(step, trajectory["prompt"].to_numpy(), splines, values - (splines @ basis.T)[:, step], weights)
 
     @property
-    def steps_left(self) -> float:
-        """Steps, less two a window, which its line takes; 0 where a window has none left."""
-        return float((self.steps - 2).sum()) if (self.steps > 2).all() else 0.0
+    def steps(self) -> int:
+        return int(self.step.max()) + 1
 
     def influence(self, derivatives: Floats) -> Floats:
-        """(n,) what each completion adds to the error of a number with these derivatives (2, windows) by the means."""
-        found = (derivatives / self.sizes)[:, self.window] * self.errors
-        return np.asarray(found.sum(axis=0))
+        """(n,) what each row adds to the error of a number with these derivatives (2, SMOOTH) by the splines."""
+        return np.asarray((derivatives @ self.weights * self.errors).sum(axis=0))
+
+
+def _basis(places: Floats) -> Floats:
+    """(n, SMOOTH) cubic B-splines on [0, 1] with knots at equal distances."""
+    inner = np.linspace(0, 1, SMOOTH - 2)
+    knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
+    return np.asarray(interpolate.BSpline.design_matrix(places, knots, 3).toarray(), dtype=np.float64)
+
+
+PATH = _basis(np.linspace(0, 1, 400))
 
 
 def _variance(ways: Sequence[_Way], influence: Sequence[Floats]) -> float:
     """By prompt, across policies, plus by step, less what is in both."""
     by_prompt = pd.Series(np.concatenate(influence)).groupby(np.concatenate([way.prompt for way in ways])).sum()
-    total = len(by_prompt) / max(len(by_prompt) - 1, 1) * float((by_prompt**2).sum())
-    least = total
+    least = total = len(by_prompt) / max(len(by_prompt) - 1, 1) * float((by_prompt**2).sum())
     for way, one in zip(ways, influence, strict=True):
-        frame = pd.DataFrame({"step": way.step, "prompt": way.prompt, "window": way.window, "one": one})
-        by_step = frame.groupby(["window", "step"])["one"].sum() ** 2
-        spent = (way.steps / (way.steps - 2))[by_step.index.get_level_values("window")]
-        total += float((spent * by_step).sum()) - float((frame.groupby(["step", "prompt"])["one"].sum() ** 2).sum())
+        by_step = np.bincount(way.step, one)
+        both = pd.Series(one).groupby([way.step, way.prompt]).sum()
+        total += way.steps / (way.steps - SMOOTH) * float((by_step**2).sum()) - float((both**2).sum())
     return max(total, least)
 
 
-def _records(kl: Floats) -> NDArray[np.bool_]:
-    """Windows that are further from the reference than all before them."""
-    return np.asarray(kl > np.concatenate([[-np.inf], np.maximum.accumulate(kl)[:-1]]))
+def _rising(splines: Floats) -> tuple[Floats, Floats]:
+    """KL and R* on the way, where it is further from the reference than ever before."""
+    kl, truth = splines @ PATH.T
+    kept = kl > np.concatenate([[-np.inf], np.maximum.accumulate(kl)[:-1]])
+    return kl[kept], truth[kept]
 
 
-def _common(means: Floats) -> tuple[float, float] | None:
-    """The KLs that both curves pass: from the later start to the earlier end; None where there are none."""
-    start, end = max(one[0, 0] for one in means), min(one[0].max() for one in means)
+def _common(splines: Floats) -> tuple[float, float] | None:
+    """The KLs that both pass: from the later start to the earlier end; None where there are none."""
+    ways = [_rising(one)[0] for one in splines]
+    start, end = max(kl[0] for kl in ways), min(kl[-1] for kl in ways)
     return (float(start), float(end)) if start < end else None
 
 
-def _averages(means: Floats) -> Floats:
+def _averages(splines: Floats) -> Floats:
     """(3,) R* of both policies and their difference, averaged over the KLs that both pass."""
-    ends = _common(means)
+    ends = _common(splines)
     assert ends is not None
-    averages = []
-    for kl, truth in means:
-        kept = _records(kl)
-        places = np.unique([*ends, *kl[kept & (kl > ends[0]) & (kl < ends[1])]])
-        averages.append(np.trapezoid(np.interp(places, kl[kept], truth[kept]), places) / (ends[1] - ends[0]))
+    places = np.linspace(*ends, 400)
+    averages = [float(np.interp(places, *_rising(one)).mean()) for one in splines]
     return np.array([*averages, averages[0] - averages[1]])
 
 
-def _derivatives(means: Floats, step: float = 1e-5) -> Floats:
-    """(3, *means.shape) of `_averages` by each mean."""
-    found = np.empty((3, *means.shape))
-    for place in np.ndindex(means.shape):
-        moved = [means.copy(), means.copy()]
+def _derivatives(splines: Floats, step: float = 1e-4) -> Floats:
+    """(3, *splines.shape) of `_averages` by each number."""
+    found = np.empty((3, *splines.shape))
+    for place in np.ndindex(splines.shape):
+        moved = [splines.copy(), splines.copy()]
         moved[0][place] += step
         moved[1][place] -= step
         found[:, *place] = (_averages(moved[0]) - _averages(moved[1])) / (2 * step)

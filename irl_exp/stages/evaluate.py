@@ -2,7 +2,7 @@
 
 R* has its say here: it labels the test completions, and on `select` it sets the threshold of the one accuracy that
 says so. What could not be measured (no learned reward yet, one class only) is left out of metrics.json, never made up.
-docs/metrics.md says what each number is.
+docs/metrics.md says what each number is. equal_kl.parquet: mean R* and KL of the windows of both ways of RL.
 """
 
 from __future__ import annotations
@@ -193,13 +193,18 @@ class _Sampler:
         """The way of refinetune, and that of the expert, judged by R* afterwards: what each earns at equal KL."""
         truth = load_ground_truth(self.judges.reward, self.context.device)
         ways = {}
-        for name, folder in (("refinetune", refinetune), ("expert", expert)):
+        for name, folder in (("refinetune", refinetune), ("rlhf", expert)):
             frame = pd.read_parquet(folder / "trajectory.parquet")
             scores = truth.score(Completions.from_frame(frame))
             ways[name] = frame.assign(truth=scores, learned=frame["reward"] if name == "refinetune" else scores)
+        curves = {
+            policy: overoptimisation.curves(ways[name], overoptimisation.KL_WINDOWS)
+            for policy, name in (("refinetuned", "refinetune"), ("expert", "rlhf"))
+        }
+        pd.concat(curves, names=["policy"]).reset_index("policy").to_parquet(self.context.folder / "equal_kl.parquet")
         return {
             **_prefixed("overoptimisation", overoptimisation.verdict(ways["refinetune"])),
-            **_prefixed("equal_kl", overoptimisation.equal_kl(ways["refinetune"], ways["expert"])),
+            **_prefixed("equal_kl", overoptimisation.equal_kl(ways["refinetune"], ways["rlhf"])),
         }
 
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:

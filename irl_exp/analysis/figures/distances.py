@@ -84,9 +84,9 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         blocks = [cut(" ".join(name.split("\n"))) for name in blocks]
     ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
     if len(cells) <= 12:
-        ticks = {0.0: "R*", 1.0: "implicit"} | ticks
+        ticks = {0.0: "R*", 1.0: "log ratio"} | ticks
     else:  # two thin rows share a name, which stands above them
-        panels.note(axes, "R*, implicit", (-0.5, 2 * thick - 0.5), (-5, 0), ha="right", va="bottom")
+        panels.note(axes, "R*, log ratio", (-0.5, 2 * thick - 0.5), (-5, 0), ha="right", va="bottom")
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=panels.SMALL)
     axes.set_xticks([])
     axes.set_xlabel("the same order" if ticks else f"{len(starts)} cells in the order of the launch")
@@ -100,7 +100,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
     kinds = {
         "run to run, one cell": (between[same], drawing.ORANGE, "-"),
         "run to run, two cells": (between[~same], drawing.PURPLE, "-"),
-        "run to implicit": (matrix[1, 2:], drawing.BLUE, "--"),
+        "run to log ratio": (matrix[1, 2:], drawing.BLUE, "--"),
         "run to R*": (matrix[0, 2:], "black", "--"),
     }
     shown = {name: kind for name, kind in kinds.items() if len(kind[0])}

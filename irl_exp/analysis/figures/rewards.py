@@ -72,7 +72,7 @@ def _how_to_read(cells: Mapping[str, Sequence[Run]], zoomed: bool) -> Iterator[s
     if any("implicit/auroc" in run.metrics for runs in cells.values() for run in runs):
         yield (
             "Blue is the log ratio of the two policies, log \N{GREEK SMALL LETTER PI}_expert - "
-            "log \N{GREEK SMALL LETTER PI}_ref: what they themselves tell of R*. It is noisy, and no ceiling: a learned "
+            "log \N{GREEK SMALL LETTER PI}_ref: what they themselves tell of R*. It is noisy and no ceiling: a learned "
             "reward that passes it has smoothed them."
         )
     if any(_colour(runs) == drawing.GREY for runs in cells.values()):
