@@ -62,7 +62,7 @@ def test_distance_matrix_is_drawn_in_that_order(tmp_path: Path) -> None:
     figure = make("distance_matrix", study)
     left, right = figure.axes[:2]
     np.testing.assert_array_equal(left.images[0].get_array(), matrix)
-    assert [tick.get_text() for tick in left.get_yticklabels()][:2] == ["R*", "implicit"]
+    assert [tick.get_text() for tick in left.get_yticklabels()][:2] == ["R*", "log ratio"]
     lines = {str(line.get_label()).split(":")[0]: line for line in right.lines}
     assert len(names) == 8
     within = sorted([*matrix[2:5, 2:5][np.triu_indices(3, 1)], *matrix[5:, 5:][np.triu_indices(3, 1)]])

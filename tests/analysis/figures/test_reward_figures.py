@@ -52,7 +52,7 @@ def test_distribution_shows_every_run_and_the_number_of_the_tables(tmp_path: Pat
     assert whole.get_xlim() == epic.get_xlim() == (0, 1)
     text = words(figure)
     assert f"{found.value:.5f} [{found.low:.5f}, {found.high:.5f}], n = 50" in text
-    for expected in ("chance 0.5", "implicit 0.950", "unrelated 0.707", "50 runs"):
+    for expected in ("chance 0.5", "log ratio 0.950", "unrelated 0.707", "50 runs"):
         assert expected in text
 
 
