@@ -17,7 +17,7 @@ from irl_exp.measures import reward_comparison as compare
 
 
 def distances(study: Study) -> tuple[list[str], Floats]:
-    """EPIC distances between rewards on the same test completions of expert and reference.
+    """EPIC distances between rewards on the same test completions of the reference.
 
     Returns:
         labels: (r,) "R*", "implicit", then the numbers of the runs, by cell in the order of the launch, then by seed.
@@ -43,7 +43,7 @@ def distances(study: Study) -> tuple[list[str], Floats]:
 def distance_matrix(study: Study) -> Picture:
     """Do the runs agree with each other more than with R*? EPIC distances of all pairs of learned rewards.
 
-    Rewards are compared on the same test completions of expert and reference: centred within prompts, scaled to norm 1,
+    Rewards are compared on the same test completions of the reference: centred within prompts, scaled to norm 1,
     then sqrt((1 - correlation) / 2); 0 is the same reward up to what no data can tell (a constant per prompt, a scale),
     0.707 unrelated, 1 opposite. Left: all pairs, runs ordered by cell and then by seed. Right: what part of the pairs
     is nearer than a distance. Where the lines between runs lie left of those to R*, runs agree with each other more

@@ -224,8 +224,8 @@ def tradeoff(study: Study) -> Picture:
     """Which trade-off between objectives is recovered: the share of each part of R* in R* and in the rewards.
 
     A share is the weight of that part in a least-squares fit of the reward on the standardised parts within prompts,
-    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run. Implicit
-    apart from R*: RLHF did not install it. Learned apart from implicit: IRL did not recover it.
+    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run. The log
+    ratio of the policies apart from R*: RLHF did not install it. Learned apart from that: IRL did not recover it.
     """
     found = (key.split("/", 2)[2] for run in study.runs for key in run.metrics if key.startswith("tradeoff/truth/"))
     objectives = [part for part in dict.fromkeys(found) if not part.endswith(("_low", "_high"))]
