@@ -198,9 +198,9 @@ def _rising(splines: Floats) -> tuple[Floats, Floats]:
 
 
 def _common(splines: Floats) -> tuple[float, float] | None:
-    """The KLs that both pass: from the later start to the earlier end; None where there are none."""
+    """The KLs that both pass: from the later start, at 0 or above, to the earlier end; None where there are none."""
     ways = [_rising(one)[0] for one in splines]
-    start, end = max(kl[0] for kl in ways), min(kl[-1] for kl in ways)
+    start, end = max(0.0, *(kl[0] for kl in ways)), min(kl[-1] for kl in ways)
     return (float(start), float(end)) if start < end else None
 
 
