@@ -38,8 +38,9 @@ def test_distances_are_those_of_reward_comparison(tmp_path: Path) -> None:
     study = write(tmp_path, jobs, {4: table(4, constant=True)})
     names, matrix = distances.distances(study)
     assert names == ["R*", "implicit", "2", "0", "3", "1"]
-    rewards = [table(0)["truth"], table(0)["implicit"], *(table(int(name))["learned"] for name in names[2:])]
-    groups = table(0)["prompt_id"].to_numpy()
+    own = table(0)[table(0)["policy"] == "reference"]
+    learned = (table(int(name)).loc[own.index, "learned"] for name in names[2:])
+    rewards, groups = [own["truth"], own["implicit"], *learned], own["prompt_id"].to_numpy()
     for i, one in enumerate(rewards):
         for j, other in enumerate(rewards):
             assert matrix[i, j] == pytest.approx(compare.epic(one.to_numpy(), other.to_numpy(), groups), abs=1e-12)
