@@ -113,8 +113,10 @@ def equal_kl(study: Study) -> Picture:
     handles += [
         panels.dot(styles[cell][0], names[cell] if len(cells) > 1 else "refinetuned", styles[cell][1]) for cell in cells
     ]
-    place = "outside right center" if len(cells) > 1 else "outside lower left"
-    figure.legend(handles=handles, fontsize=panels.SMALL, loc=place, ncols=1 if len(cells) > 1 else 2)
+    if len(cells) > 1:
+        figure.legend(handles=handles, loc="outside right center", fontsize=panels.SMALL)
+    else:
+        figure.legend(handles=handles, loc="outside lower left", fontsize=panels.SMALL, ncols=2)
     panels.headline(figure, f"R* at equal KL: {panels.counted(study, len(runs))}")
     return figure
 
