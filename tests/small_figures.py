@@ -93,8 +93,7 @@ def full(number: int) -> dict[str, float]:
     found |= {"reference/kl": 0.0, "reference/reward_mean": -0.1, "expert/kl": 2.0, "expert/reward_mean": 2.8}
     found |= {"refinetuned/kl": random.uniform(2, 3), "refinetuned/reward_mean": random.uniform(2, 3)}
     found |= {"refinetuned/toxic_fraction": random.uniform(0.02, 0.05)}
-    found |= {"overoptimisation/reward_at_matched_kl": random.uniform(2, 2.5)}
-    found |= {"overoptimisation/expert_reward_at_matched_kl": 2.75}
+    found |= {"equal_kl/difference": random.uniform(-0.5, 0.1)}
     for reward in sweeps.REWARDS:
         share = random.uniform(0.3, 0.6)
         found |= {f"tradeoff/{reward}/toxicity": share, f"tradeoff/{reward}/sentiment": 1 - share}
@@ -103,17 +102,34 @@ def full(number: int) -> dict[str, float]:
     return found | {"uncertainty/n_errors": float(random.integers(10, 20))}
 
 
+def ways(number: int) -> pd.DataFrame:
+    """Windows of both policies as evaluate leaves them; those of the expert are the same in all runs."""
+    kl = np.arange(4.0)
+    found = {"expert": kl / 2, "refinetuned": kl / 3 - number / 100}
+    rows = [
+        pd.DataFrame({"policy": name, "kl": kl, "kl_se": 0.1, "truth": y, "truth_se": 0.2}) for name, y in found.items()
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
 def launch(folder: Path, cells: int, seeds: int, *, completions: bool = True) -> Study:
     """Cells with long names that differ in a number and a choice, everything measured."""
+    store = folder / "store"
     jobs = [
         (
             f"irl.seed={seed},irl.completions={cell // 2 + 1},irl.backbone.of_a_long_name={('lora', 'all')[cell % 2]}",
-            {"irl.completions": cell // 2 + 1},
+            {
+                **{"irl.completions": cell // 2 + 1, "store.dir": str(store), "artifacts.rlhf": "one"},
+                "artifacts.evaluate": f"{cell * seeds + seed}",
+            },
             full(cell * seeds + seed),
         )
         for cell in range(cells)
         for seed in range(seeds)
     ]
+    for number in range(len(jobs)):
+        (store / "evaluate" / str(number)).mkdir(parents=True)
+        ways(number).to_parquet(store / "evaluate" / str(number) / "equal_kl.parquet")
     return write(folder, jobs, {} if completions else None)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from irl_exp.report.names import POLICIES, POLICY_COLUMNS, REWARD_ROWS, SIGNALS, Words
 
-REWARDS = {"irl": "learned reward", "implicit": "implicit reward"}
+REWARDS = {
+    "irl": "learned reward",
+    "implicit": "log ratio of the policies",
+    "author": "who wrote it",
+}
+COVERAGES = {"expert": "on the expert's completions", "refinetuned": "on the refinetuned policy's completions"}
 OTHERS = {
     "recovered_fraction": "part of the expert's gain in R* that refinetuning recovers",
-    "triangle/truth_implicit/epic": "EPIC distance, R* to implicit reward",
-    "triangle/implicit_learned/epic": "EPIC distance, implicit to learned reward",
+    "triangle/truth_implicit/epic": "EPIC distance, R* to log ratio of the policies",
+    "triangle/implicit_learned/epic": "EPIC distance, log ratio of the policies to learned reward",
     "triangle/truth_learned/epic": "EPIC distance, R* to learned reward",
     "overoptimisation/over_optimised": "part of the runs that over-optimise",
-    "overoptimisation/reward_at_matched_kl": "refinetuned policy: R* at the expert's KL",
-    "overoptimisation/expert_reward_at_matched_kl": "expert: R* at that KL",
+    "equal_kl/difference": "R* at equal KL: refinetuned policy less expert",
+    "equal_kl/refinetuned_reward": "refinetuned policy: R* at equal KL",
+    "equal_kl/expert_reward": "expert: R* at equal KL",
     "shortcut/learned_share": "part of the learned reward that rests on the shortcut",
     "human/irl/auroc": "learned reward: AUROC against labels of people",
     "human/truth/auroc": "R*: AUROC against labels of people",
@@ -31,7 +37,12 @@ def readable(metric: str, words: Words) -> str:
     """
     if metric.startswith("benchmark/"):
         return f"benchmark, {readable(metric.removeprefix('benchmark/'), words)}"
+    if metric.startswith("pooled/"):
+        return f"expert and reference pooled, {readable(metric.removeprefix('pooled/'), words)}"
     owner, _, key = metric.partition("/")
+    coverage, _, inner = key.partition("/")
+    if owner in REWARDS and coverage in COVERAGES:
+        return f"{readable(f'{owner}/{inner}', words)}, {COVERAGES[coverage]}"
     if owner in REWARDS and key in REWARD_ROWS:
         return f"{REWARDS[owner]}: {words.name(REWARD_ROWS[key])}"
     if owner in POLICIES and key in POLICY_COLUMNS:

@@ -34,7 +34,7 @@ SECTIONS = {
     ),
     "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
     "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
-    "policies": ("What it makes of a policy", ("toxicity", "frontier", "paradox", "training_curves")),
+    "policies": ("What it makes of a policy", ("toxicity", "equal_kl", "frontier", "paradox", "training_curves")),
 }
 VAGUE = 0.5
 """A share whose interval is wider than this is not told as a finding."""

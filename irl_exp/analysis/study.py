@@ -187,7 +187,7 @@ class Study:
 
     @property
     def rewards(self) -> pd.DataFrame | None:
-        """Learned rewards of all runs on the same completions of expert and reference, or None where there are none.
+        """Learned rewards of all runs on the same completions of the reference, or None where there are none.
 
         A row a completion: policy, prompt_id, truth, implicit, and a column a run (its number) with the learned reward
         as the method left it. Runs that were judged on other completions than the first run are not in it.
@@ -210,7 +210,7 @@ class Study:
                 continue
             shared = ["prompt_id", "truth", "implicit"] if frame is None else []  # of all runs the same
             table = self.completions(run, ["policy", "learned", *shared])
-            table = None if table is None else table[table["policy"] != "refinetuned"]
+            table = None if table is None else table[table["policy"] == "reference"]
             if table is None or not _is_whole(table, run):
                 unreadable.append(run.number)
                 continue

@@ -20,6 +20,7 @@ from irl_exp.config.experiment import Config, check_name
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
+    AuthorConfig,
     BackboneConfig,
     BayesianConfig,
     BradleyTerryLoss,
@@ -39,6 +40,7 @@ from irl_exp.config.irl import (
     MaxMarginLoss,
     PlaceboConfig,
     ProbeConfig,
+    ProbeRegressionConfig,
     SquaredLoss,
 )
 from irl_exp.config.keys import known_groups, known_keys, nearest, option_fields
@@ -74,6 +76,7 @@ __all__ = [
     "CHOSEN_BY_GROUP",
     "CONF",
     "POSITIONS",
+    "AuthorConfig",
     "BackboneConfig",
     "BayesianConfig",
     "BenchmarkConfig",
@@ -118,6 +121,7 @@ __all__ = [
     "PlaceboConfig",
     "PolicyOptimizationConfig",
     "ProbeConfig",
+    "ProbeRegressionConfig",
     "RandomConfig",
     "RealToxicityPromptsConfig",
     "RefinetuneConfig",

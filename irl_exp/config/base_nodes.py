@@ -25,6 +25,7 @@ from irl_exp.config.features import (
     SentimentFeatures,
 )
 from irl_exp.config.irl import (
+    AuthorConfig,
     BayesianConfig,
     BradleyTerryLoss,
     ConfidenceMarginLoss,
@@ -41,6 +42,7 @@ from irl_exp.config.irl import (
     MaxMarginLoss,
     PlaceboConfig,
     ProbeConfig,
+    ProbeRegressionConfig,
     SquaredLoss,
 )
 from irl_exp.config.models import ModelConfig
@@ -95,6 +97,8 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "bayesian": BayesianConfig,
     "implicit": ImplicitConfig,
     "probe": ProbeConfig,
+    "probe_regression": ProbeRegressionConfig,
+    "author": AuthorConfig,
     "majority": MajorityConfig,
     "frozen": FrozenBackbone,
     "last_layers": LastLayersBackbone,

@@ -111,6 +111,15 @@ class Config(Node):
         return self
 
     @model_validator(mode="after")
+    def _scores_what_is_written(self) -> Self:
+        if self.reaches("refinetune") and not self.irl.scores_texts:
+            raise ValueError(
+                f"irl={self.irl.name} knows the reward of the demonstrations alone and cannot score what refinetune "
+                "writes: set until=irl"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _at_once(self) -> Self:
         """Of a checkpoint the launch looks up what it can read."""
         if not self.model.pretrained and (key := self._too_long()):

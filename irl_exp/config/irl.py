@@ -107,6 +107,8 @@ class _Method(Node):
     """What the method is given besides demonstrations and features: the weights of the expert, or R*."""
     draws: ClassVar[bool] = True
     """Whether the result depends on the seed."""
+    scores_texts: ClassVar[bool] = True
+    """Whether the reward can judge any completion, as refinetuning needs."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What a sweeper may optimise of the method: metrics of select."""
     seed: StageSeed = Field(description="head initialisation, batch order and every other draw of the method")
@@ -250,7 +252,10 @@ class BayesianConfig(_Linear):
 
 
 class ImplicitConfig(_Method):
-    """beta log pi_expert / pi_reference: R* up to a constant per prompt where RL converged. Nothing is trained."""
+    """beta log pi_expert / pi_reference: R* up to a constant per prompt where RL converged. Nothing is trained.
+
+    No ceiling of IRL: log-probabilities of two networks are noisy, and a fitted reward that smooths them may beat them.
+    """
 
     also_reads: ClassVar[frozenset[str]] = frozenset({"expert"})
     draws: ClassVar[bool] = False
@@ -259,7 +264,7 @@ class ImplicitConfig(_Method):
 
 
 class ProbeConfig(_Linear):
-    """Supervised upper bound of the features: logistic regression on the label of R*. Not IRL: it sees R*."""
+    """What the features know of the label of R*, by logistic regression: the ceiling of AUROC. It sees R*: no IRL."""
 
     also_reads: ClassVar[frozenset[str]] = frozenset({"reward"})
     draws: ClassVar[bool] = False
@@ -267,6 +272,29 @@ class ProbeConfig(_Linear):
     inverse_regularisation: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         (1e-3, 1e-2, 1e-1, 1.0), description="C; the best log-loss on select is taken"
     )
+
+
+class ProbeRegressionConfig(_Linear):
+    """What the features know of R* within prompts, by ridge regression: the ceiling of EPIC. It sees R*: no IRL."""
+
+    also_reads: ClassVar[frozenset[str]] = frozenset({"reward"})
+    draws: ClassVar[bool] = False
+    name: Literal["probe_regression"] = "probe_regression"
+    penalty: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (1e-3, 1e-2, 1e-1, 1.0),
+        description="of |w|^2, per mean variance of a scaled feature; the least squared error on select is taken",
+    )
+
+
+class AuthorConfig(_Method):
+    """1 for a completion of the expert, 0 for one of the reference: what knowing who wrote it, and nothing else, gets.
+
+    It cannot score a text whose author is not known, so there is nothing to refinetune on.
+    """
+
+    draws: ClassVar[bool] = False
+    scores_texts: ClassVar[bool] = False
+    name: Literal["author"] = "author"
 
 
 class MajorityConfig(_Method):
@@ -284,6 +312,8 @@ IrlConfig = Annotated[
     | BayesianConfig
     | ImplicitConfig
     | ProbeConfig
+    | ProbeRegressionConfig
+    | AuthorConfig
     | MajorityConfig,
     Field(discriminator="name"),
 ]

@@ -34,7 +34,10 @@ CURVES = {
     "The learned reward": ("irl/loss", "irl/select_loss", "irl/select_expert_first", "irl/norm", "evaluate/auroc"),
     "RLHF and refinetuning": ("rlhf/reward", "rlhf/kl", "refinetune/reward", "refinetune/kl"),
 }
-BARS = ("irl/auroc", "irl/epic", "irl/pair_accuracy", "irl/accuracy_unsupervised", "refinetuned/reward_mean")
+BARS = (
+    *("irl/auroc", "irl/epic", "irl/pair_accuracy", "irl/accuracy_unsupervised", "pooled/irl/auroc"),
+    *("refinetuned/reward_mean", "equal_kl/difference"),
+)
 WORTH = "refinetuned/toxic_fraction"
 ACCURACIES = ("irl/auroc", "irl/accuracy_unsupervised")
 POLICIES = ("reference/toxic_fraction", "expert/toxic_fraction", WORTH)

@@ -181,6 +181,9 @@ class ConstantScorer:
         return cls()
 
 
+AUTHOR = "author"
+"""The kind of the one reward that has no scorer."""
+
 SCORERS: tuple[type[Scorer], ...] = (LinearScorer, TrainedScorer, ImplicitScorer, ConstantScorer)
 
 
@@ -235,6 +238,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RewardError(f"{path} cannot be read ({error}). Give the folder of a learned reward.") from None
+    if isinstance(found, dict) and found.get("kind") == AUTHOR:
+        raise RewardError(f"{folder}: irl=author knows who wrote the demonstrations and scores no other text.")
     kinds = [scorer.kind for scorer in SCORERS]
     if not isinstance(found, dict) or found.get("kind") not in kinds:
         kind = found.get("kind") if isinstance(found, dict) else found
@@ -271,13 +276,26 @@ def save(
     """
     if not np.isfinite(fitted_on).all():
         raise RewardError("the learned reward is not a finite number for some demonstrations.")
-    # A constant reward has no scale of its own.
-    settings = {"offset": float(fitted_on.mean()), "scale": float(fitted_on.std()) or 1.0, "reference": reference}
-    settings |= {"kind": scorer.kind, **scorer.save(folder)}
-    (folder / "reward.json").write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+    _write_settings(folder, fitted_on, {"reference": reference, "kind": scorer.kind, **scorer.save(folder)})
     if featurizer is not None:
         shutil.copytree(featurizer, folder / "featurizer")
     save_probes(folder, probes, probe_scores)
+
+
+def save_author(folder: Path, fitted_on: Scores, *, reference: str) -> None:
+    """Write the reward that knows who wrote a demonstration: its scale, and that it scores nothing else."""
+    _write_settings(folder, fitted_on, {"reference": reference, "kind": AUTHOR})
+
+
+def _write_settings(folder: Path, fitted_on: Scores, settings: dict[str, Any]) -> None:
+    """reward.json; a constant reward has no scale of its own."""
+    settings |= {"offset": float(fitted_on.mean()), "scale": float(fitted_on.std()) or 1.0}
+    (folder / "reward.json").write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def scores_texts(folder: Path) -> bool:
+    """Whether a learned reward can judge any completion, or that of the demonstrations alone (irl=author)."""
+    return bool(json.loads((folder / "reward.json").read_text(encoding="utf-8"))["kind"] != AUTHOR)
 
 
 def _sibling(folder: Path, stage: str, digest: str) -> Path:

@@ -23,12 +23,14 @@ from irl_exp.config import (
     MaxMarginLoss,
     PlaceboConfig,
     ProbeConfig,
+    ProbeRegressionConfig,
     SquaredLoss,
 )
 from irl_exp.irl import bayesian, losses
 from irl_exp.irl.contrast import Demonstrations, IrlError, Scaling
 from irl_exp.irl.heads import LANES, Heads, Procedure, filled, fit_heads, spread
 from irl_exp.irl.learned_rewards import LinearScorer
+from irl_exp.measures import reward_comparison as compare
 
 Floats = NDArray[np.float64]
 HeadsConfig = MarginConfig | PlaceboConfig | FailureAwareConfig | EnsembleConfig
@@ -275,4 +277,31 @@ def fit_probe(config: ProbeConfig, demonstrations: Demonstrations, truth: Floats
             loss = float(log_loss(civil[select], model.predict_proba(scaled[select])[:, 1], labels=[False, True]))
             scorer = LinearScorer((scaling.transform @ model.coef_[0])[None], scaling.center, None)
             found.append((loss, Fit(scorer, scaling, {"inverse_regularisation": strength, "ridge": ridge})))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def fit_probe_regression(config: ProbeRegressionConfig, demonstrations: Demonstrations, truth: Floats) -> Fit:
+    """Ridge regression of R* on the features, both centred within prompts, on fit: what EPIC and correlations see.
+
+    Of several ridges and penalties that with the least squared error on select.
+
+    Args:
+        truth: (n,) R* of the demonstrations of fit and select.
+    """
+    prompts = demonstrations.frame["prompt_id"].to_numpy()
+    select = np.asarray(demonstrations.frame["part"] == "select")
+    parts = (demonstrations.fit, select)
+    targets = [compare.centre(truth[rows], prompts[rows]) for rows in parts]
+    if not targets[0].any():
+        raise IrlError("irl=probe_regression needs completions of one prompt that differ in R* on fit.")
+    found: list[tuple[float, Fit]] = []
+    for ridge in config.ridge:
+        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
+        fit, held_out = (compare.centre(scaling(demonstrations.features[rows]).T, prompts[rows]).T for rows in parts)
+        gram, cross = fit.T @ fit / len(fit), fit.T @ targets[0] / len(fit)
+        for penalty in config.penalty:
+            weights = np.linalg.solve(gram + penalty * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
+            loss = float(np.square(targets[1] - held_out @ weights).mean())
+            scorer = LinearScorer((scaling.transform @ weights)[None], scaling.center, None)
+            found.append((loss, Fit(scorer, scaling, {"penalty": penalty, "ridge": ridge})))
     return min(found, key=lambda item: item[0])[1]

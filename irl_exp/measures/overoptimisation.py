@@ -12,13 +12,19 @@ a difference of windows, a prompt that is in both is paired with itself, and one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import interpolate, stats
 
 WINDOWS = 5
+KL_WINDOWS = 8
+"""Of the picture of R* against KL."""
+SMOOTH = 6
+"""Numbers of a spline in the step: fewer bend less than KL and R* do on their way."""
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -92,36 +98,130 @@ def verdict(trajectory: pd.DataFrame, windows: int = WINDOWS) -> Metrics:
     return found
 
 
-def reward_at_matched_kl(curve: pd.DataFrame, kl: float) -> Metrics:
-    """R* where a curve first passes a KL, linear between the means of two windows; with its 95 % interval.
+def equal_kl(refinetune: pd.DataFrame, expert: pd.DataFrame) -> Metrics:
+    """R* of two policies at the same distance from the reference, averaged over the KLs that both pass in training.
 
-    The interval treats the two windows as independent. Empty where the curve does not reach the KL, or starts beyond.
+    KL and R* of a policy are smooth in the step: a cubic spline (`SMOOTH` numbers) through the means of the steps for
+    each, which together are its curve of R* against KL, as far as KL rises. Both coordinates are estimates: R* of a
+    prompt, whose completions resemble each other and which both policies may have seen, and KL of a step, of which a
+    trajectory knows no more than the mean. So the variance is by prompt and by step at once (two-way clusters, Cameron,
+    Gelbach and Miller 2011), of the derivatives of the averages by the numbers of the splines.
+
+    Returns:
+        from, to (nats per completion); refinetuned_reward, expert_reward and difference (refinetuned - expert), each
+        with _low and _high (95 %, Student's t). Empty without a KL in both, where no KL is passed by both, or where a
+        way has no more steps than its spline has numbers.
     """
-    place, truth, se = (curve[name].to_numpy(dtype=np.float64) for name in ("kl", "truth", "truth_se"))
-    for before in range(len(curve) - 1):
-        low, high = place[before], place[before + 1]
-        if low != high and min(low, high) <= kl <= max(low, high):
-            weight = (kl - low) / (high - low)
-            value = (1 - weight) * truth[before] + weight * truth[before + 1]
-            half = 1.96 * float(np.hypot((1 - weight) * se[before], weight * se[before + 1]))
-            name = "reward_at_matched_kl"
-            return {name: float(value), f"{name}_low": value - half, f"{name}_high": value + half}
-    return {}
+    if "kl" not in refinetune or "kl" not in expert:
+        return {}
+    ways = [_Way.of(frame) for frame in (refinetune, expert)]
+    if any(way.steps <= SMOOTH for way in ways):
+        return {}
+    splines = np.stack([way.splines for way in ways])  # policies, (kl, truth), SMOOTH
+    ends = _common(splines)
+    if ends is None:
+        return {}
+    values, derivatives = _averages(splines), _derivatives(splines)
+    found: Metrics = {"from": ends[0], "to": ends[1]}
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, sum(way.steps - SMOOTH for way in ways)))
+    for number, name in enumerate(("refinetuned_reward", "expert_reward", "difference")):
+        influence = [way.influence(derivatives[number, place]) for place, way in enumerate(ways)]
+        half = quantile * float(np.sqrt(_variance(ways, influence)))
+        value = float(values[number])
+        found |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    return found
 
 
-def over_optimisation(refinetune: pd.DataFrame, expert: pd.DataFrame | None = None, windows: int = WINDOWS) -> Metrics:
-    """All numbers of one run: the verdict on refinetune and, with the trajectory of rlhf, both R* at the same KL.
+@dataclass(frozen=True)
+class _Way:
+    """A trajectory, with splines in the step through its mean KL and its mean R*.
 
-    The KL is the expert's in its last window; there expert_reward_at_matched_kl is the expert's mean R*.
-    In the trajectory of rlhf the reward that is optimised is R*: `learned` is the same as `truth`. Numbers that are not
-    defined are left out.
+    Attributes:
+        step, prompt: (n,) of each completion, which is one row; steps are numbered 0, 1, ...
+        splines: (2, SMOOTH) numbers of both splines.
+        errors: (2, n) KL of its step and its R*, less the spline.
+        weights: (SMOOTH, n) how much a row adds to each number of a spline.
     """
-    found = verdict(refinetune, windows)
-    if expert is not None and "kl" in refinetune and "kl" in expert:
-        end = curves(expert, windows).iloc[-1]
-        if matched := reward_at_matched_kl(curves(refinetune, windows), float(end["kl"])):
-            found |= {"matched_kl": float(end["kl"]), "expert_reward_at_matched_kl": float(end["truth"]), **matched}
-    return {key: float(value) for key, value in found.items() if np.isfinite(value)}
+
+    step: NDArray[np.int64]
+    prompt: NDArray[Any]
+    splines: Floats
+    errors: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, trajectory: pd.DataFrame) -> _Way:
+        _check(trajectory)
+        names, step = np.unique(trajectory["step"].to_numpy(), return_inverse=True)
+        values = trajectory[["kl", "truth"]].to_numpy(dtype=np.float64).T
+        sizes = np.bincount(step)
+        basis = _basis(np.linspace(0, 1, len(names)))
+        weights = (np.linalg.pinv(basis) / sizes)[:, step]
+        splines = values @ weights.T
+        return cls(step, trajectory["prompt"].to_numpy(), splines, values - (splines @ basis.T)[:, step], weights)
+
+    @property
+    def steps(self) -> int:
+        return int(self.step.max()) + 1
+
+    def influence(self, derivatives: Floats) -> Floats:
+        """(n,) what each row adds to the error of a number with these derivatives (2, SMOOTH) by the splines."""
+        return np.asarray((derivatives @ self.weights * self.errors).sum(axis=0))
+
+
+def _basis(places: Floats) -> Floats:
+    """(n, SMOOTH) cubic B-splines on [0, 1] with knots at equal distances."""
+    inner = np.linspace(0, 1, SMOOTH - 2)
+    knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
+    return np.asarray(interpolate.BSpline.design_matrix(places, knots, 3).toarray(), dtype=np.float64)
+
+
+PATH = _basis(np.linspace(0, 1, 400))
+
+
+def _variance(ways: Sequence[_Way], influence: Sequence[Floats]) -> float:
+    """By prompt, across policies, plus by step, less what is in both."""
+    by_prompt = pd.Series(np.concatenate(influence)).groupby(np.concatenate([way.prompt for way in ways])).sum()
+    least = total = len(by_prompt) / max(len(by_prompt) - 1, 1) * float((by_prompt**2).sum())
+    for way, one in zip(ways, influence, strict=True):
+        by_step = np.bincount(way.step, one)
+        both = pd.Series(one).groupby([way.step, way.prompt]).sum()
+        total += way.steps / (way.steps - SMOOTH) * float((by_step**2).sum()) - float((both**2).sum())
+    return max(total, least)
+
+
+def _rising(splines: Floats) -> tuple[Floats, Floats]:
+    """KL and R* on the way, where it is further from the reference than ever before."""
+    kl, truth = splines @ PATH.T
+    kept = kl > np.concatenate([[-np.inf], np.maximum.accumulate(kl)[:-1]])
+    return kl[kept], truth[kept]
+
+
+def _common(splines: Floats) -> tuple[float, float] | None:
+    """The KLs that both pass: from the later start, at 0 or above, to the earlier end; None where there are none."""
+    ways = [_rising(one)[0] for one in splines]
+    start, end = max(0.0, *(kl[0] for kl in ways)), min(kl[-1] for kl in ways)
+    return (float(start), float(end)) if start < end else None
+
+
+def _averages(splines: Floats) -> Floats:
+    """(3,) R* of both policies and their difference, averaged over the KLs that both pass."""
+    ends = _common(splines)
+    assert ends is not None
+    places = np.linspace(*ends, 400)
+    averages = [float(np.interp(places, *_rising(one)).mean()) for one in splines]
+    return np.array([*averages, averages[0] - averages[1]])
+
+
+def _derivatives(splines: Floats, step: float = 1e-4) -> Floats:
+    """(3, *splines.shape) of `_averages` by each number."""
+    found = np.empty((3, *splines.shape))
+    for place in np.ndindex(splines.shape):
+        moved = [splines.copy(), splines.copy()]
+        moved[0][place] += step
+        moved[1][place] -= step
+        found[:, *place] = (_averages(moved[0]) - _averages(moved[1])) / (2 * step)
+    return found
 
 
 def _check(trajectory: pd.DataFrame) -> None:

@@ -9,6 +9,8 @@ resampled prompts; the same draws serve all numbers of one call, so they can be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -76,49 +78,80 @@ def _orders(scores: Floats, truth: Floats, groups: Ints, counts: Floats) -> Metr
     }
 
 
-def _auroc(name: str, scores: Floats, positive: Bools, groups: Ints, counts: Floats) -> Metrics:
-    resampled = compare.auroc_resamples(scores, positive, groups, counts)
-    return _with_interval(name, compare.auroc(scores, positive), resampled)
+def auroc(name: str, scores: Floats, positive: Bools, groups: Ints) -> Metrics:
+    """AUROC with its interval by prompt, which holds with few of one class too; not defined (NaN) with one class."""
+    low, high = compare.auroc_interval(scores, positive, groups)
+    return {name: compare.auroc(scores, positive), f"{name}_low": low, f"{name}_high": high}
 
 
-def agreement(
-    select: pd.DataFrame, test: pd.DataFrame, column: str, *, resamples: int, generator: np.random.Generator
-) -> Metrics:
-    """One reward against R* on test completions, expert and baseline together.
+def within(test: pd.DataFrame, column: str, *, resamples: int, generator: np.random.Generator) -> Metrics:
+    """One reward against R* on these completions, without a threshold.
 
-    `auroc`, `accuracy...` and `f1...` (toxic class) are about the label `civil`; `epic`, `starc`,
-    `within_prompt_correlation` and `pair_accuracy` compare with R* itself within prompts; `pearson`, `spearman` and
-    `kendall` over all rows. Three thresholds, never mixed: set with R* on select (`accuracy`), without R* on select,
-    where it separates expert from baseline best (`_unsupervised`), and 0 (`_at_zero`, the paper's rule, arbitrary for
-    a reward with a free constant). `discrimination_...` says how well the reward tells expert from baseline.
+    `auroc` is about the label `civil`; `epic`, `starc`, `within_prompt_correlation` and `pair_accuracy` compare with R*
+    itself within prompts. Where all completions are of one policy a reward that knows who wrote a text, and nothing
+    else, has AUROC 1/2.
     """
-    scores, truth, expert = _column(test, column), _column(test, "truth"), _is_expert(test)
+    scores, truth = _column(test, column), _column(test, "truth")
     groups, prompts = _prompts(test)
     counts = compare.prompt_counts(prompts, resamples, generator)
     civil = truth >= 0
     metrics: Metrics = {
         "n_completions": len(test),
         "n_civil": int(civil.sum()),
-        "majority_accuracy": max(civil.mean(), 1 - civil.mean()),
-        **_auroc("auroc", scores, civil, groups, counts),
+        **auroc("auroc", scores, civil, groups),
         **_distances(scores, truth, groups, counts, _policy_weights(test)),
         **_orders(scores, truth, groups, counts),
-        **_accuracies(select, column, scores, civil),
-        **compare.correlations(scores, truth),
-        "discrimination_auroc": compare.auroc(scores, expert),
-        "discrimination_pair_accuracy": compare.pair_accuracy(scores, expert.astype(np.float64), groups),
     }
     return _defined(metrics)
 
 
-def _accuracies(select: pd.DataFrame, column: str, scores: Floats, civil: Bools) -> Metrics:
-    """Accuracy and F1 on test at each of the three thresholds."""
-    calibration, expert = _column(select, column), _is_expert(select)
-    thresholds = {"": compare.best_threshold(calibration, _column(select, "truth") >= 0), "_at_zero": 0.0}
+def agreement(
+    test: pd.DataFrame,
+    column: str,
+    cuts: Mapping[str, float],
+    *,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Metrics:
+    """All that is said of one reward against R*: `within`, correlations over all rows, and `accuracy...`, `f1...`.
+
+    Args:
+        cuts: ending of the two names -> threshold, as `thresholds` sets them on select; F1 is that of the toxic class.
+    """
+    found = within(test, column, resamples=resamples, generator=generator)
+    scores, truth = _column(test, column), _column(test, "truth")
+    civil = truth >= 0
+    metrics: Metrics = {
+        "majority_accuracy": max(civil.mean(), 1 - civil.mean()),
+        **{f"accuracy{name}": compare.accuracy(scores, civil, value) for name, value in cuts.items()},
+        **{f"f1{name}": compare.f1_toxic(scores, civil, value) for name, value in cuts.items()},
+        **compare.correlations(scores, truth),
+    }
+    return found | _defined(metrics)
+
+
+def thresholds(select: pd.DataFrame, own: pd.DataFrame, column: str) -> dict[str, float]:
+    """Three thresholds of a reward, never mixed, by the ending of what is measured with them.
+
+    '' is set with R* on `own`, the completions of select of the policies whose test completions are judged.
+    `_unsupervised` sees no R*: it separates expert from baseline best (Youden) on `select`, which needs both.
+    `_at_zero` is the paper's rule, arbitrary for a reward with a free constant.
+    """
+    found = {"": compare.best_threshold(_column(own, column), _column(own, "truth") >= 0), "_at_zero": 0.0}
+    expert = _is_expert(select)
     if 0 < expert.sum() < len(expert):
-        thresholds["_unsupervised"] = compare.best_threshold(calibration, expert, balanced=True)
-    accuracy = {f"accuracy{name}": compare.accuracy(scores, civil, value) for name, value in thresholds.items()}
-    return accuracy | {f"f1{name}": compare.f1_toxic(scores, civil, value) for name, value in thresholds.items()}
+        found["_unsupervised"] = compare.best_threshold(_column(select, column), expert, balanced=True)
+    return found
+
+
+def discrimination(test: pd.DataFrame, column: str) -> Metrics:
+    """How well a reward tells the completions of expert and baseline apart: agreement with the policies, not R*."""
+    scores, expert, groups = _column(test, column), _is_expert(test), _prompts(test)[0]
+    metrics = {
+        "discrimination_auroc": compare.auroc(scores, expert),
+        "discrimination_pair_accuracy": compare.pair_accuracy(scores, expert.astype(np.float64), groups),
+    }
+    return _defined(metrics)
 
 
 def without_intervals(scores: Floats, truth: Floats) -> Metrics:
@@ -150,7 +183,7 @@ def triangle(frame: pd.DataFrame, *, resamples: int, generator: np.random.Genera
     return _defined(metrics)
 
 
-def uncertainty(select: pd.DataFrame, test: pd.DataFrame, *, resamples: int, generator: np.random.Generator) -> Metrics:
+def uncertainty(select: pd.DataFrame, test: pd.DataFrame) -> Metrics:
     """AUROC of an uncertainty, and of what is cheaper, for the errors of the `learned` reward; below 1/2 as it is.
 
     An error is a completion on the wrong side of the threshold that was set with R* on select. Signals, where their
@@ -162,13 +195,12 @@ def uncertainty(select: pd.DataFrame, test: pd.DataFrame, *, resamples: int, gen
     learned, civil = _column(test, "learned"), _column(test, "truth") >= 0
     threshold = compare.best_threshold(_column(select, "learned"), _column(select, "truth") >= 0)
     wrong = (learned >= threshold) != civil
-    groups, prompts = _prompts(test)
-    counts = compare.prompt_counts(prompts, resamples, generator)
+    groups = _prompts(test)[0]
     metrics: Metrics = {"n_errors": int(wrong.sum())}
     for name, values in _signals(test).items():
-        metrics |= _auroc(f"{name}_auroc", values, wrong, groups, counts)
+        metrics |= auroc(f"{name}_auroc", values, wrong, groups)
     if "learned_sd" in test:
-        metrics |= _pair_errors(learned, _column(test, "truth"), _column(test, "learned_sd"), groups, counts)
+        metrics |= _pair_errors(learned, _column(test, "truth"), _column(test, "learned_sd"), groups)
     return _defined(metrics)
 
 
@@ -181,14 +213,14 @@ def _signals(frame: pd.DataFrame) -> dict[str, Floats]:
     return signals
 
 
-def _pair_errors(learned: Floats, truth: Floats, sd: Floats, groups: Ints, counts: Floats) -> Metrics:
+def _pair_errors(learned: Floats, truth: Floats, sd: Floats, groups: Ints) -> Metrics:
     first, second = compare.pairs(groups)
     alike = np.sign(learned[first] - learned[second]) * np.sign(truth[first] - truth[second])
     first, second, alike = first[alike != 0], second[alike != 0], alike[alike != 0]
     return {
         "n_pairs": len(alike),
         "n_wrong_pairs": int((alike < 0).sum()),
-        **_auroc("epistemic_pair_auroc", np.hypot(sd[first], sd[second]), alike < 0, groups[first], counts),
+        **auroc("epistemic_pair_auroc", np.hypot(sd[first], sd[second]), alike < 0, groups[first]),
     }
 
 

@@ -89,7 +89,7 @@ def _classes(metrics: Metrics, words: Words) -> Cautions:
 
 
 def _counts(metrics: Metrics) -> tuple[int, int]:
-    """Completions on which rewards are judged, else those of the policies; and how many of them are not below 0."""
+    """The reference's completions, on which rewards are judged, else all of the policies; how many are not below 0."""
     total, civil = metrics.get("implicit/n_completions"), metrics.get("implicit/n_civil")
     if total is not None and civil is not None:
         return int(total), int(civil)
@@ -151,9 +151,10 @@ def _refinetuned(metrics: Metrics) -> Cautions:
     if found := _far_below_expert(metrics):
         at, expert = map(number, found)
         yield (
-            "matched KL",
-            f"At the expert's distance from the reference ({number(metrics['overoptimisation/matched_kl'])} nats) "
-            f"refinetune has R* {at}, the expert {expert}: the learned reward pays for something else too.",
+            "equal KL",
+            f"At equal distance from the reference ({number(metrics['equal_kl/from'])} to "
+            f"{number(metrics['equal_kl/to'])} nats) refinetune has R* {at}, the expert {expert}: the learned reward "
+            "pays for something else too.",
         )
     if metrics.get("overoptimisation/over_optimised"):
         yield "over-optimised", "While the learned reward rises in refinetune, R* falls: over-optimised."
@@ -161,9 +162,8 @@ def _refinetuned(metrics: Metrics) -> Cautions:
 
 def _far_below_expert(metrics: Metrics) -> tuple[float, float] | None:
     """R* of refinetune and of the expert at equal KL, where a good part of the expert's gain is clearly lacking."""
-    keys = [f"overoptimisation/{key}" for key in ("reward_at_matched_kl", "expert_reward_at_matched_kl", "matched_kl")]
+    keys = [f"equal_kl/{key}" for key in ("refinetuned_reward", "expert_reward", "difference_high", "from", "to")]
     if not all(key in metrics for key in (*keys, "reference/reward_mean")):
         return None
-    at, expert = metrics[keys[0]], metrics[keys[1]]
-    below = metrics.get(f"{keys[0]}_high", at) < expert
-    return (at, expert) if below and expert - at > LOST * (expert - metrics["reference/reward_mean"]) else None
+    at, expert, high = (metrics[key] for key in keys[:3])
+    return (at, expert) if high < 0 and expert - at > LOST * (expert - metrics["reference/reward_mean"]) else None

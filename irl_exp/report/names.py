@@ -53,7 +53,9 @@ METHODS = {
     "implicit": "log ratio of expert and reference (implicit)",
     "majority": "constant reward (majority)",
     "placebo": "placebo, a reward of expert and reference swapped at random in each pair,",
-    "probe": "probe, which is fitted on R* itself,",
+    "probe": "probe, which is fitted on the label of R* itself,",
+    "probe_regression": "probe (regression), which is fitted on R* itself,",
+    "author": "reward that knows who wrote a text and nothing else (author)",
 }
 """What a sentence calls the reward of a method that is no inverse RL of these demonstrations."""
 
@@ -82,21 +84,40 @@ REWARD_ROWS = {
     "pearson": "Pearson correlation with R*",
     "spearman": "Spearman correlation with R*",
     "kendall": "Kendall correlation with R*",
-    "discrimination_auroc": "AUROC expert against reference (not R*)",
+    "discrimination_auroc": "AUROC expert against reference, pooled (not R*)",
 }
 
-REWARD_COLUMNS = {"irl": "learned [95 %]", "implicit": "implicit [95 %]"}
+REWARD_COLUMNS = {
+    "irl": "learned [95 %]",
+    "implicit": "log ratio [95 %]",
+    "pooled/irl": "learned pooled",
+    "pooled/implicit": "log ratio pooled",
+    "pooled/author": "author pooled",
+}
+"""On the completions of the reference; pooled with the expert's, where knowing the author alone looks good."""
+
+WITHIN = {
+    "irl": ("learned", "reference"),
+    "irl/expert": ("learned", "expert"),
+    "irl/refinetuned": ("learned", "refinetuned"),
+    "implicit": ("log ratio", "reference"),
+    "implicit/expert": ("log ratio", "expert"),
+    "implicit/refinetuned": ("log ratio", "refinetuned"),
+}
+"""A reward on the completions of one policy."""
+WITHIN_COLUMNS = {"auroc": "AUROC [95 %]", "epic": "EPIC to R* [95 %]", "pair_accuracy": "pair accuracy [95 %]"}
 
 SIDES = {
-    "truth_implicit": "R* - implicit: what RLHF did not install",
-    "implicit_learned": "implicit - learned: what IRL did not recover",
+    "truth_implicit": "R* - log ratio: what RLHF did not install",
+    "implicit_learned": "log ratio - learned: what IRL did not recover",
     "truth_learned": "R* - learned",
 }
 
 COVERAGES = {
-    "triangle": "expert + reference",
-    "triangle_reference": "reference",
+    "triangle": "reference",
+    "triangle_expert": "expert",
     "triangle_refinetuned": "refinetuned",
+    "pooled/triangle": "expert + reference",
 }
 
 SIGNALS = {
@@ -115,8 +136,12 @@ SHORTCUT_ROWS = {
 OVER_OPTIMISATION_ROWS = {
     "truth_change": "R*, last fifth minus its best fifth",
     "learned_change": "learned reward, the same",
-    "reward_at_matched_kl": "R* of refinetune at the expert's KL",
-    "expert_reward_at_matched_kl": "R* of the expert there",
+}
+
+EQUAL_KL_ROWS = {
+    "difference": "R* at equal KL, refinetuned less expert",
+    "refinetuned_reward": "R* of the refinetuned policy there",
+    "expert_reward": "R* of the expert there",
 }
 
 BOUNDS = ("_low", "_high")
@@ -132,13 +157,19 @@ STUDY_METRICS = (
     "irl/spearman",
     "irl/discrimination_auroc",
     "implicit/auroc",
+    "irl/expert/auroc",
+    "irl/refinetuned/auroc",
+    "pooled/irl/auroc",
+    "pooled/author/auroc",
     "triangle/truth_implicit/epic",
     "triangle/implicit_learned/epic",
     "reference/toxic_fraction",
     "expert/toxic_fraction",
     "refinetuned/toxic_fraction",
+    "equal_kl/difference",
     "refinetuned/reward_mean",
     "refinetuned/kl",
+    "expert/kl",
     "refinetuned/nll",
     "refinetuned/distinct_fraction",
     "refinetuned/length_mean",
@@ -149,7 +180,6 @@ STUDY_METRICS = (
     "benchmark/refinetuned/toxic_fraction",
     "benchmark/recovered_fraction",
     "overoptimisation/over_optimised",
-    "overoptimisation/reward_at_matched_kl",
     "shortcut/learned_share",
     "uncertainty/epistemic_auroc",
     "uncertainty/norm_auroc",
@@ -161,18 +191,21 @@ COMPARED = {
     "learned rewards": {
         "irl/auroc": "AUROC",
         "irl/epic": "EPIC to R*",
-        "triangle/implicit_learned/epic": "EPIC to implicit",
+        "triangle/implicit_learned/epic": "EPIC to log ratio",
         "irl/pair_accuracy": "pair accuracy",
         "irl/accuracy_unsupervised": "accuracy (no R*)",
+        "pooled/irl/auroc": "AUROC pooled",
+        "pooled/author/auroc": "author pooled",
     },
     "refinetuned policies": {
         "refinetuned/toxic_fraction": "{below}",
         "refinetuned/reward_mean": "R* mean",
         "refinetuned/kl": "KL (nats)",
         "refinetuned/distinct_fraction": "distinct",
+        "equal_kl/difference": "R* at equal KL, less the expert's",
         "recovered_fraction": "recovered",
+        "expert/kl": "KL of the expert",
         "overoptimisation/over_optimised": "over-optimised",
-        "overoptimisation/reward_at_matched_kl": "R* at matched KL",
     },
 }
 """Columns of the tables that compare cells."""

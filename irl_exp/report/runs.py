@@ -8,6 +8,7 @@ from irl_exp.report.cells import Facts
 from irl_exp.report.names import (
     BOUNDS,
     COVERAGES,
+    EQUAL_KL_ROWS,
     OVER_OPTIMISATION_ROWS,
     POLICIES,
     POLICY_COLUMNS,
@@ -16,6 +17,8 @@ from irl_exp.report.names import (
     SHORTCUT_ROWS,
     SIDES,
     SIGNALS,
+    WITHIN,
+    WITHIN_COLUMNS,
     Words,
     words_of,
 )
@@ -32,12 +35,12 @@ def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list
         own = {key.removeprefix("benchmark/"): metrics[key] for key in metrics if key.startswith("benchmark/")}
         tables.append(_policies(own, title, words))
     if "implicit/n_completions" in metrics:
-        tables += [_rewards(metrics, words), _triangle(metrics), _tradeoff(metrics)]
+        tables += [_rewards(metrics, words), _within(metrics, words), _triangle(metrics), _tradeoff(metrics)]
     if "uncertainty/n_errors" in metrics:
         tables.append(_uncertainty(metrics))
     if "shortcut/expert_value" in metrics:
         tables.append(_shortcut(metrics))
-    return [table for table in [*tables, _over_optimisation(metrics), _judges(metrics)] if table.rows]
+    return [table for table in [*tables, _refinetuning(metrics), _judges(metrics)] if table.rows]
 
 
 def _judges(metrics: Mapping[str, float]) -> Table:
@@ -77,19 +80,44 @@ def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:
 def _rewards(metrics: Mapping[str, float], words: Words) -> Table:
     present = [name for name in REWARD_COLUMNS if f"{name}/n_completions" in metrics]
     rows = [
-        (words.name(text), *(_with_interval(metrics, f"{name}/{key}") for name in present))
-        for key, text in REWARD_ROWS.items()
+        (words.name(text), *(_of_reward(metrics, name, key) for name in present)) for key, text in REWARD_ROWS.items()
     ]
     if "human/truth/auroc" in metrics:
         labels = [_with_interval(metrics, f"human/{name}/auroc") if name == "irl" else "" for name in present]
         own = _with_interval(metrics, "human/truth/auroc")
         rows.append((f"AUROC against labels of people (R* itself {own})", *labels))
-    if "irl" in present:
-        blank = ("",) * (len(present) - 1)
-        rows.append(("fraction of R* that refinetune recovered", _with_interval(metrics, "recovered_fraction"), *blank))
-    count, civil = int(metrics["implicit/n_completions"]), int(metrics["implicit/n_civil"])
-    title = f"Rewards on {count:,} test completions of expert and reference, {count - civil:,} {words.judged}"
+    title = f"Rewards on the reference's {_counted(metrics, 'implicit', words)}"
+    if "pooled/implicit/n_completions" in metrics:
+        title += f"; pooled with the expert's: {_counted(metrics, 'pooled/implicit', words)}"
     return Table(title, ("reward", *(REWARD_COLUMNS[name] for name in present)), tuple(rows))
+
+
+def _of_reward(metrics: Mapping[str, float], name: str, key: str) -> str:
+    """A number on the reference's completions with its interval; pooled ones are beside it, without."""
+    if not name.startswith("pooled/"):
+        return "" if key.startswith("discrimination") else _with_interval(metrics, f"{name}/{key}")
+    if key.startswith("discrimination"):  # it has no other coverage
+        name = name.removeprefix("pooled/")
+    value = metrics.get(f"{name}/{key}")
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _counted(metrics: Mapping[str, float], name: str, words: Words) -> str:
+    """How many completions a reward was judged on, and how many of them R* is below 0 on."""
+    count, civil = int(metrics[f"{name}/n_completions"]), int(metrics[f"{name}/n_civil"])
+    return f"{count:,} test completions ({count - civil:,} {words.judged})"
+
+
+def _within(metrics: Mapping[str, float], words: Words) -> Table:
+    """Each reward on the completions of one policy at a time; of a class that is rare there the interval is wide."""
+    rows = []
+    for name, (reward, policy) in WITHIN.items():
+        if f"{name}/n_completions" in metrics:
+            rare = int(metrics[f"{name}/n_completions"] - metrics[f"{name}/n_civil"])
+            numbers = (_with_interval(metrics, f"{name}/{key}") for key in WITHIN_COLUMNS)
+            rows.append((reward, policy, *numbers, f"{rare:,}"))
+    columns = ("reward", "on completions of", *WITHIN_COLUMNS.values(), words.below)
+    return Table("Rewards within each policy: who wrote a text tells nothing here", columns, tuple(rows), names=2)
 
 
 def _triangle(metrics: Mapping[str, float]) -> Table:
@@ -137,19 +165,29 @@ def _shortcut(metrics: Mapping[str, float]) -> Table:
     return Table(title, ("shortcut", "learned [95 %]", "R* [95 %]"), rows)
 
 
-def _over_optimisation(metrics: Mapping[str, float]) -> Table:
-    """Whether R* fell while refinetune raised the learned reward."""
-    if "overoptimisation/over_optimised" not in metrics:
-        return Table("", (), ())
-    verdict = "OVER-OPTIMISED: R* falls while the learned reward rises"
-    if not metrics["overoptimisation/over_optimised"]:
-        verdict = "no fall of R* beyond its interval while the learned reward rises"
-    rows = [
-        (text, _with_interval(metrics, f"overoptimisation/{key}"))
-        for key, text in OVER_OPTIMISATION_ROWS.items()
-        if f"overoptimisation/{key}" in metrics
-    ]
-    return Table(f"Refinetuning on the way (prompts of fit): {verdict}", ("", "value [95 %]"), tuple(rows))
+def _refinetuning(metrics: Mapping[str, float]) -> Table:
+    """R* at equal KL, whether R* fell while the learned reward rose, and what of the gain was recovered at which KL."""
+    rows = [(text, f"equal_kl/{key}") for key, text in EQUAL_KL_ROWS.items()]
+    rows += [(text, f"overoptimisation/{key}") for key, text in OVER_OPTIMISATION_ROWS.items()]
+    rows.append((f"fraction of the expert's gain recovered{_kls(metrics)}", "recovered_fraction"))
+    told = []
+    if "equal_kl/from" in metrics:
+        told.append(f"equal KL: {metrics['equal_kl/from']:.2f} to {metrics['equal_kl/to']:.2f} nats")
+    if "overoptimisation/over_optimised" in metrics:
+        fell = bool(metrics["overoptimisation/over_optimised"])
+        told.append("OVER-OPTIMISED: R* falls while the learned reward rises" if fell else "R* does not clearly fall")
+    title = f"Refinetuning on the way (prompts of fit){'; ' if told else ''}{'; '.join(told)}"
+    kept = tuple((text, _with_interval(metrics, key)) for text, key in rows if key in metrics)
+    return Table(title, ("", "value [95 %]"), kept)
+
+
+def _kls(metrics: Mapping[str, float]) -> str:
+    """How far the two policies are from the reference, without which a fraction of a gain says little."""
+    keys = ("refinetuned/kl", "expert/kl")
+    if not all(key in metrics for key in keys):
+        return ""
+    own, expert = (metrics[key] for key in keys)
+    return f" (test prompts, at {own:.2f} nats, the expert's {expert:.2f})"
 
 
 def _with_interval(metrics: Mapping[str, float], key: str) -> str:

@@ -14,16 +14,18 @@ from irl_exp.report.cautions import cautions
 from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without
 from irl_exp.report.names import METHODS, Words, number, share, words_of
 
-POOLED = "on test completions of expert and reference together"
-BETWEEN = 0.05
-"""An AUROC so near to 1/2 tells nothing."""
+WHERE = "on test completions of the reference"
 CHAIN = {
     "sft": ("one reference policy", "reference policies"),
     "rlhf": ("one expert", "experts"),
     "demonstrations": ("one set of demonstrations", "sets of demonstrations"),
 }
 """What runs may have in common, one and many."""
-RANKED = {"irl/auroc": "AUROC of the learned reward", "refinetuned/reward_mean": "mean R* of the refinetuned policy"}
+KLS = {"refinetuned": "its KL in nats", "expert": "the expert's"}
+RANKED = {
+    "irl/auroc": "AUROC of the learned reward on the reference's completions",
+    "refinetuned/reward_mean": "mean R* of the refinetuned policy",
+}
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ def _recovered(runs: _Runs) -> Iterator[str]:
     name = runs.fact("irl.name")
     if agreement := _agreement(runs, "irl"):
         reward = METHODS.get(name, f"learned reward{_in_brackets(name)}")
-        yield f"The {reward} {agreement}, {POOLED}{_authors(runs)}."
+        yield f"The {reward} {agreement}, {WHERE}{_pooled(runs)}."
     elif agreement := _agreement(runs, "implicit"):
-        yield f"The log ratio of expert and reference, all that IRL could find, {agreement}, {POOLED}."
+        yield f"The log ratio of expert and reference {agreement}, {WHERE}."
 
 
 def _in_brackets(text: str) -> str:
@@ -166,8 +168,8 @@ def _agreement(runs: _Runs, reward: str) -> str:
     """How far a reward agrees with R*; nothing where neither number is there."""
     parts = []
     if runs.has(f"{reward}/auroc"):
-        ceiling = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
-        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if ceiling else ""
+        another = reward == "irl" and runs.has("implicit/auroc") and runs.fact("irl.name") != "implicit"
+        beside = f" (the log ratio of the policies: {runs.tell('implicit/auroc')})" if another else ""
         classes = f"{runs.words.above} against {runs.words.below}"
         parts.append(f"has AUROC {runs.tell(f'{reward}/auroc')} for {classes}{beside}")
     if runs.has(f"{reward}/pair_accuracy"):
@@ -175,14 +177,13 @@ def _agreement(runs: _Runs, reward: str) -> str:
     return " and ".join(parts)
 
 
-def _authors(runs: _Runs) -> str:
-    """What who wrote a text has to do with it: the two policies differ in more than R*."""
-    key = "irl/discrimination_auroc"
-    if not runs.has(key):
+def _pooled(runs: _Runs) -> str:
+    """The number that is usually reported, and what knowing who wrote a text gets of it."""
+    keys = ("pooled/irl/auroc", "pooled/author/auroc")
+    if not runs.has(*keys):
         return ""
-    if all(abs(run[key] - 0.5) < BETWEEN for run in runs.metrics if key in run):
-        return f"; which of the two wrote a text it does not tell (AUROC {runs.tell(key)})"
-    return f"; which of the two wrote a text, which counts in these numbers, it tells with AUROC {runs.tell(key)}"
+    own, author = map(runs.tell, keys)
+    return f"; pooled with the expert's the AUROC is {own}, where knowing who wrote a text, and no more, gets {author}"
 
 
 def _refinetuned(runs: _Runs) -> Iterator[str]:
@@ -193,9 +194,15 @@ def _refinetuned(runs: _Runs) -> Iterator[str]:
     told = f"A policy trained on it writes {runs.tell(f'refinetuned/{key}', share)} {words.completions}"
     if words != Words() and runs.has(f"refinetuned/second_{key}"):
         told += f", by the second judge {runs.tell(f'refinetuned/second_{key}', share)}"
-    if runs.has("recovered_fraction"):
-        told += f"; it recovers {runs.tell('recovered_fraction', share)} of the expert's gain in mean R*"
     yield f"{told}."
+    if runs.has("equal_kl/difference", "equal_kl/from", "equal_kl/to"):
+        ends = " to ".join(runs.tell(f"equal_kl/{end}") for end in ("from", "to"))
+        difference = runs.tell("equal_kl/difference")
+        yield f"At equal KL ({ends} nats, prompts of fit) its mean R* less the expert's is {difference}."
+    if runs.has("recovered_fraction"):
+        told = f"It recovers {runs.tell('recovered_fraction', share)} of the expert's gain in mean R*"
+        kls = [f"{whose} {runs.tell(f'{policy}/kl')}" for policy, whose in KLS.items() if runs.has(f"{policy}/kl")]
+        yield f"{told}{_in_brackets(', '.join(kls))}."
 
 
 def _ranked(done: Sequence[Outcome], runs: _Runs) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 R* has its say here: it labels the test completions, and on `select` it sets the threshold of the one accuracy that
 says so. What could not be measured (no learned reward yet, one class only) is left out of metrics.json, never made up.
-docs/metrics.md says what each number is.
+docs/metrics.md says what each number is. equal_kl.parquet: mean R* and KL of the windows of both ways of RL.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from irl_exp.config import EvaluateConfig
-from irl_exp.irl.learned_rewards import LearnedReward
+from irl_exp.irl.learned_rewards import LearnedReward, scores_texts
 from irl_exp.machinery.runtime import Context
 from irl_exp.measures import overoptimisation, policy_metrics, reward_metrics
-from irl_exp.measures import reward_comparison as compare
 from irl_exp.measures.reward_metrics import Metrics
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
@@ -30,7 +28,7 @@ from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
-VERSION = 11
+VERSION = 12
 
 
 def run(
@@ -64,11 +62,11 @@ def run(
         if irl:
             settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
             metrics |= {f"irl/{name}": settings[name] for name in ("offset", "scale")}
-            log_epochs(irl, test["truth"].to_numpy(), context)
-        if shortcut and irl:
+            log_epochs(irl, test, context)
+        if shortcut and irl and scores_texts(irl):
             metrics |= _prefixed("shortcut", sampler.shortcut(shortcut, test))
-        metrics |= _prefixed("tradeoff", tradeoff(test, config))
-        metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl, config))
+        metrics |= _prefixed("tradeoff", tradeoff(of_reference(test), config))
+        metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl))
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
             tables[policy] = sampler.table(policy, folder)
@@ -78,9 +76,9 @@ def run(
         tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
     metrics |= of_policies(tables, reward, config)
     if "refinetuned" in tables:
-        metrics |= _prefixed("triangle_refinetuned", _triangle(tables["refinetuned"], config))
+        metrics |= beside("refinetuned", tables["refinetuned"], config)
     if refinetune and expert:
-        metrics |= _prefixed("overoptimisation", sampler.over_optimisation(refinetune, expert))
+        metrics |= sampler.on_the_way(refinetune, expert)
     on_benchmark = read_benchmark(benchmark, benchmark_refinetuned)
     if on_benchmark:
         metrics |= _prefixed("benchmark", of_policies(on_benchmark, reward, config))
@@ -191,15 +189,23 @@ class _Sampler:
             frame["learned"] = learned.standardised(learned.score(completions))
         return frame
 
-    def over_optimisation(self, refinetune: Path, expert: Path) -> Metrics:
-        """The way of refinetune, and that of the expert, judged by R* afterwards."""
+    def on_the_way(self, refinetune: Path, expert: Path) -> Metrics:
+        """The way of refinetune, and that of the expert, judged by R* afterwards: what each earns at equal KL."""
         truth = load_ground_truth(self.judges.reward, self.context.device)
         ways = {}
-        for name, folder in (("refinetune", refinetune), ("expert", expert)):
+        for name, folder in (("refinetune", refinetune), ("rlhf", expert)):
             frame = pd.read_parquet(folder / "trajectory.parquet")
             scores = truth.score(Completions.from_frame(frame))
             ways[name] = frame.assign(truth=scores, learned=frame["reward"] if name == "refinetune" else scores)
-        return overoptimisation.over_optimisation(ways["refinetune"], ways["expert"])
+        curves = {
+            policy: overoptimisation.curves(ways[name], overoptimisation.KL_WINDOWS)
+            for policy, name in (("refinetuned", "refinetune"), ("expert", "rlhf"))
+        }
+        pd.concat(curves, names=["policy"]).reset_index("policy").to_parquet(self.context.folder / "equal_kl.parquet")
+        return {
+            **_prefixed("overoptimisation", overoptimisation.verdict(ways["refinetune"])),
+            **_prefixed("equal_kl", overoptimisation.equal_kl(ways["refinetune"], ways["rlhf"])),
+        }
 
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
         """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
@@ -224,32 +230,62 @@ class _Sampler:
 
 
 def reward_report(select: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
-    """Every reward on the demonstrations of expert and reference, half and half.
+    """Every reward on the test completions of the reference, those of the expert beside them, and on both together.
 
-    `implicit/` and `irl/` against R*; `baseline/` what needs no IRL; `triangle/` where R* got lost.
+    IRL is fitted to tell the two policies apart, so on both together a reward that knows who wrote a text and nothing
+    of R* looks good: `pooled/author/` says how good. On the completions of one policy it is a constant.
     """
-    metrics = _prefixed("implicit", _agreement(select, test, "implicit", config))
-    for name in ("length", "reference_log_probability"):
-        known = _agreement(select, test, name, config)
-        kept = {key: known[key] for key in BASELINE_KEYS if key in known}
-        metrics |= _prefixed(f"baseline/{name}", kept)
+    select, test = (frame.assign(author=(frame["policy"] == "expert").astype(float)) for frame in (select, test))
+    rewards = {"implicit": "implicit"}
     if "learned" in test:
         # Its threshold at 0 is that of the reward as the method left it.
-        metrics |= _prefixed("irl", _agreement(select, test, "raw_learned", config))
+        rewards["irl"] = "raw_learned"
+    own = of_reference(test)
+    metrics: Metrics = {}
+    for name, column in rewards.items():
+        cuts = reward_metrics.thresholds(select, of_reference(select), column)
+        metrics |= _prefixed(name, reward_metrics.agreement(own, column, cuts, **_draws(config)))
+        metrics |= _prefixed(name, reward_metrics.discrimination(test, column))
+    for name, column in {**rewards, "author": "author"}.items():
+        cuts = reward_metrics.thresholds(select, select, column)
+        metrics |= _prefixed(f"pooled/{name}", reward_metrics.agreement(test, column, cuts, **_draws(config)))
+    for coverage, rows in (("", own), ("pooled/", test)):
+        for name in ("length", "reference_log_probability"):
+            known = reward_metrics.within(rows, name, **_draws(config))
+            kept = {key: known[key] for key in BASELINE_KEYS if key in known}
+            metrics |= _prefixed(f"{coverage}baseline/{name}", kept)
+        metrics |= _prefixed(f"{coverage}triangle", _triangle(rows, config))
     if "learned_sd" in test:
-        uncertainty = reward_metrics.uncertainty(select, test, **_draws(config))
-        metrics |= _prefixed("uncertainty", uncertainty)
-    metrics |= _prefixed("triangle", _triangle(test, config))
-    return metrics | _prefixed("triangle_reference", _triangle(test[test["policy"] == "baseline"], config))
+        metrics |= _prefixed("uncertainty", reward_metrics.uncertainty(of_reference(select), own))
+    return metrics | beside("expert", test[test["policy"] == "expert"], config)
 
 
-def log_epochs(irl: Path, truth: NDArray[np.float64], context: Context) -> None:
-    """The learned reward of each epoch against R* on test, as a curve; which epoch is used, select has decided."""
+def of_reference(demonstrations: pd.DataFrame) -> pd.DataFrame:
+    """The completions that the reference policy wrote."""
+    return demonstrations[demonstrations["policy"] == "baseline"]
+
+
+def beside(policy: str, table: pd.DataFrame, config: EvaluateConfig) -> Metrics:
+    """The rewards on the completions of another policy than the reference, and their triangle there."""
+    metrics = _prefixed(f"triangle_{policy}", _triangle(table, config))
+    for name, column in (("implicit", "implicit"), ("irl", "learned")):
+        if column in table:
+            metrics |= _prefixed(f"{name}/{policy}", reward_metrics.within(table, column, **_draws(config)))
+    return metrics
+
+
+def log_epochs(irl: Path, test: pd.DataFrame, context: Context) -> None:
+    """The learned reward of each epoch against R* on the reference's test completions, as a curve.
+
+    Which epoch is used, select has decided.
+    """
     path = irl / "epochs.npy"
     if not path.exists():
         return
+    own = np.asarray(test["policy"] == "baseline")
+    truth = test["truth"].to_numpy()[own]
     for epoch, scores in enumerate(np.load(path).astype(np.float64), start=1):
-        context.log({"step": epoch, **reward_metrics.without_intervals(scores, truth)})
+        context.log({"step": epoch, **reward_metrics.without_intervals(scores[own], truth)})
 
 
 def tradeoff(test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
@@ -264,22 +300,19 @@ def tradeoff(test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
     return metrics
 
 
-def human_agreement(human: pd.DataFrame, judge: Path, irl: Path | None, config: EvaluateConfig) -> Metrics:
+def human_agreement(human: pd.DataFrame, judge: Path, irl: Path | None) -> Metrics:
     """AUROC of R* and of the learned reward against the labels that people gave to texts of the test prompts."""
     scores = {"truth": pd.read_parquet(judge / "human.parquet")["truth"].to_numpy()}
-    if irl:
+    if irl and scores_texts(irl):
         scores["irl"] = pd.read_parquet(irl / "human.parquet")["score"].to_numpy()
     labelled = human["toxic"].notna().to_numpy()
     civil = ~human.loc[labelled, "toxic"].to_numpy(dtype=bool)
     if civil.all() or not civil.any():
         return {}
-    names, groups = np.unique(human.loc[labelled, "prompt"], return_inverse=True)
-    counts = compare.prompt_counts(len(names), config.bootstrap, np.random.default_rng(config.seed))
+    _, groups = np.unique(human.loc[labelled, "prompt"], return_inverse=True)
     metrics: Metrics = {"n_texts": len(civil), "n_civil": int(civil.sum())}
     for name, values in scores.items():
-        known = values[labelled]
-        low, high = compare.interval(compare.auroc_resamples(known, civil, groups, counts))
-        metrics |= _prefixed(name, {"auroc": compare.auroc(known, civil), "auroc_low": low, "auroc_high": high})
+        metrics |= _prefixed(name, reward_metrics.auroc("auroc", values[labelled], civil, groups))
     return metrics
 
 
@@ -288,10 +321,6 @@ BASELINE_KEYS = ("auroc", "auroc_low", "auroc_high", "pair_accuracy", "pair_accu
 
 def _draws(config: EvaluateConfig) -> dict[str, Any]:
     return {"resamples": config.bootstrap, "generator": np.random.default_rng(config.seed)}
-
-
-def _agreement(select: pd.DataFrame, test: pd.DataFrame, column: str, config: EvaluateConfig) -> Metrics:
-    return reward_metrics.agreement(select, test, column, **_draws(config))
 
 
 def _triangle(table: pd.DataFrame, config: EvaluateConfig) -> Metrics:

@@ -1,10 +1,11 @@
-"""Demonstrations -> learned reward, by the method of the config; R* is seen by `probe` alone, which says so.
+"""Demonstrations -> learned reward, by the method of the config; R* is seen by the two probes alone, which say so.
 
 scores.parquet has a row for every demonstration, in their order: score (as the method left it) and, where the method
 knows its uncertainty, deviation (epistemic sd of the score), norm (of the scaled features) and for bayesian the
 epistemic and aleatoric part in nats. human.parquet: score of the texts that people wrote, one row a row of
-data.test_texts. epochs.npy, of a fit with epochs and one head: (epochs, rows of test) float32, their scores after each
-epoch. The other files are the reward itself (learned_rewards.py).
+data.test_texts; not of irl=author, who knows the authors of the demonstrations alone. epochs.npy, of a fit with epochs
+and one head: (epochs, rows of test) float32, their scores after each epoch. The other files are the reward itself
+(learned_rewards.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from irl_exp.config import (
+    AuthorConfig,
     BayesianConfig,
     EnsembleConfig,
     FailureAwareConfig,
@@ -28,6 +30,7 @@ from irl_exp.config import (
     MarginConfig,
     PlaceboConfig,
     ProbeConfig,
+    ProbeRegressionConfig,
 )
 from irl_exp.irl import backbones, contrast, learned_rewards, methods
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
@@ -76,6 +79,8 @@ def run(
         return _write_fit(fit, seen, context, note=_note(config, seen))
     if isinstance(config, MajorityConfig):
         return _write(ConstantScorer(), {"score": np.zeros(len(seen.frame))}, seen, context, note="constant")
+    if isinstance(config, AuthorConfig):
+        return _author(seen, context)
     if isinstance(config, MarginConfig):
         scorer, info = backbones.train(config, reference, seen.frame, context)
         scores = {"score": scorer.score(Completions.from_frame(seen.frame), context.progress)[0]}
@@ -87,6 +92,9 @@ def run(
     if isinstance(config, ProbeConfig):
         assert reward is not None
         fit = methods.fit_probe(config, seen.demonstrations, _truth(seen.frame, reward, context))
+    elif isinstance(config, ProbeRegressionConfig):
+        assert reward is not None
+        fit = methods.fit_probe_regression(config, seen.demonstrations, _truth(seen.frame, reward, context))
     else:
         assert isinstance(config, BayesianConfig)
         fit = methods.fit_bayesian(config, seen.demonstrations)
@@ -127,7 +135,7 @@ class _Seen:
         self.folder, self.reference, self.features, self.device = folder, reference, features, context.device
         self.check("reference", reference)
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
-        if not isinstance(config, ImplicitConfig | MajorityConfig):
+        if not isinstance(config, ImplicitConfig | MajorityConfig | AuthorConfig):
             self.frame = contrast.part_of_fit(self.frame, config.prompt_fraction, config.completions)
         self.arrays = load_file(features / "features.safetensors") if features else {}
         self.human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
@@ -172,6 +180,15 @@ def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Contex
     scorer = ImplicitScorer(*policies, config.kl_coefficient, expert.name)
     scores = scorer.score(Completions.from_frame(seen.frame), context.progress)[0]
     return _write(scorer, {"score": scores}, seen, context, note="log ratio of the policies")
+
+
+def _author(seen: _Seen, context: Context) -> dict[str, Any]:
+    """Who wrote each demonstration: scores without a scorer, as nothing else has an author that is known."""
+    scores = np.asarray(seen.frame["policy"] == "expert", dtype=np.float64)
+    pd.DataFrame({"score": scores}).to_parquet(context.folder / "scores.parquet")
+    fitted_on = scores[np.asarray(seen.frame["part"] == "fit")]
+    learned_rewards.save_author(context.folder, fitted_on, reference=seen.reference.name)
+    return {"note": "who wrote it"}
 
 
 def _write_fit(fit: methods.Fit, seen: _Seen, context: Context, *, note: str) -> dict[str, Any]:

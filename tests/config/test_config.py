@@ -105,6 +105,7 @@ def test_every_option_of_every_group_composes(path: Path, tmp_path: Path) -> Non
         "benchmark=file": [f"benchmark.path={tmp_path}/config.json"],
         "reward=sequence_classifier": [f"reward.path={tmp_path}"],
         "reward=imported": ["reward.function=json:dumps"],
+        "irl=author": ["until=irl"],
     }
     composed = configured(choice(path), *needed.get(choice(path), []))
     group = path.parent.relative_to(CONF)

@@ -26,6 +26,7 @@ from irl_exp.config import (
     MaxMarginLoss,
     PlaceboConfig,
     ProbeConfig,
+    ProbeRegressionConfig,
     SquaredLoss,
 )
 from irl_exp.irl import contrast, losses, methods
@@ -407,3 +408,15 @@ def test_the_probe_is_an_upper_bound_and_needs_both_labels() -> None:
     assert recovered(methods.fit_probe(ProbeConfig(seed=0, features=FEATURES), demos, seen)) > 0.98
     with pytest.raises(IrlError, match="both labels"):
         methods.fit_probe(ProbeConfig(seed=0, features=FEATURES), demos, np.abs(seen) + 1)
+
+
+def test_the_regression_of_r_star_is_an_upper_bound_and_sees_no_constant_of_a_prompt() -> None:
+    demos, truth = bandit()
+    seen = np.where(demos.frame["part"] == "test", np.nan, truth)
+    config = ProbeRegressionConfig(seed=0, features=FEATURES)
+    fit = methods.fit_probe_regression(config, demos, seen)
+    assert recovered(fit) > 0.98
+    shifted = methods.fit_probe_regression(config, demos, seen + 7.0 * demos.frame["prompt_id"].to_numpy())
+    np.testing.assert_allclose(shifted.scorer.weights, fit.scorer.weights, atol=1e-6)
+    with pytest.raises(IrlError, match="differ in R"):
+        methods.fit_probe_regression(config, demos, np.where(np.isnan(seen), np.nan, 1.0))

@@ -353,7 +353,7 @@ def test_losses_and_seeds_share_one_expert(store: Path, launch: Launch) -> None:
 def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
     done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,refinetune")
     groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(5)]
-    compared = {"implicit", "baseline", "triangle", "triangle_reference", "human"}
+    compared = {"implicit", "baseline", "triangle", "triangle_expert", "pooled", "human"}
     judges = {"reward", "second_judge", "reference"}
     assert groups == [
         judges,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from irl_exp.measures.overoptimisation import curves, over_optimisation, reward_at_matched_kl, verdict, windows_of
+from irl_exp.measures.overoptimisation import curves, equal_kl, verdict, windows_of
 
 PROMPTS = 40
 
@@ -121,29 +121,63 @@ def test_noise_alone_is_never_called_over_optimised_in_practice() -> None:
     assert sum(called) <= 2
 
 
-def test_the_reward_at_a_kl_is_interpolated_where_the_curve_first_gets_there() -> None:
-    curve = pd.DataFrame({"kl": [0.0, 1.0, 3.0, 2.0], "truth": [0.0, 1.0, 2.0, 9.0], "truth_se": [0.3, 0.4, 0.0, 0.0]})
-    assert reward_at_matched_kl(curve, 1.5)["reward_at_matched_kl"] == pytest.approx(1.25)
-    assert reward_at_matched_kl(curve, 3.0)["reward_at_matched_kl"] == pytest.approx(2)
-    half = reward_at_matched_kl(curve, 0.5)
-    se = np.hypot(0.5 * 0.3, 0.5 * 0.4)
-    assert half["reward_at_matched_kl_high"] - half["reward_at_matched_kl"] == pytest.approx(1.96 * se)
-    assert reward_at_matched_kl(curve, 3.1) == {}
-    assert reward_at_matched_kl(curve, -0.1) == {}
-    assert reward_at_matched_kl(curve.iloc[:1], 0.0) == {}
+# ---------------------------------------------------------------- at equal KL
 
 
-def test_all_numbers_of_a_run_in_one_flat_dictionary() -> None:
-    refinetune = trajectory(RISE, BUMP)
-    expert = trajectory(RISE, RISE).assign(kl=lambda rows: 0.5 * rows["kl"])
-    found = over_optimisation(refinetune, expert)
-    assert found["matched_kl"] == pytest.approx(0.05 * np.arange(32, 40).mean())
-    assert found["expert_reward_at_matched_kl"] == pytest.approx(RISE[32:].mean())
-    centres, means = (values.reshape(5, 8).mean(axis=1) for values in (np.arange(40) / 10, BUMP))
-    assert found["reward_at_matched_kl"] == pytest.approx(np.interp(found["matched_kl"], centres, means))
-    assert found["over_optimised"] == 1
-    assert over_optimisation(refinetune) == verdict(refinetune)
-    assert over_optimisation(refinetune.drop(columns="kl"), expert) == verdict(refinetune)
+def way(top: float, furthest: float, *, noise: float = 0.0, steps: int = 32, seed: int = 0) -> pd.DataFrame:
+    """A policy that goes from 0 to `furthest` nats; R* of a KL is `top` times a curve that all policies share."""
+    generator = np.random.default_rng(seed)
+    kl = furthest * (1 - np.exp(-2.5 * np.arange(steps) / (steps - 1))) / (1 - np.exp(-2.5))
+    frame = trajectory(top * earned(kl), top * earned(kl), noise=noise, prompt_sd=noise, seed=generator)
+    return frame.assign(kl=(kl + noise / 5 * generator.normal(size=steps)).repeat(16))
+
+
+def earned(kl: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 - np.exp(-kl))
+
+
+def test_at_equal_kl_a_policy_that_only_went_further_gains_nothing() -> None:
+    """It has 1.14 times the gain; at the KLs that both pass their R* is the same."""
+    found = equal_kl(way(2.0, 4.0), way(2.0, 2.0))
+    assert found["difference"] == pytest.approx(0, abs=0.01)
+    assert (found["from"], found["to"]) == pytest.approx((0, 2), abs=0.02)
+
+
+def test_a_policy_that_buys_less_for_its_kl_is_below_by_that_much() -> None:
+    found = equal_kl(way(1.0, 2.0), way(2.0, 2.0))
+    assert found["refinetuned_reward"] == pytest.approx(found["expert_reward"] / 2)
+    assert found["difference"] == pytest.approx(found["refinetuned_reward"] - found["expert_reward"])
+    assert found["expert_reward"] == pytest.approx(2 * earned(np.linspace(0, 2, 1000)).mean(), rel=0.01)
+    assert found["difference_high"] < 0
+
+
+def test_the_interval_at_equal_kl_knows_that_both_coordinates_are_estimates() -> None:
+    """Over worlds the estimates scatter as their intervals say; 60 worlds, so between 85 and 100 % are right."""
+    worlds = [equal_kl(way(2.0, 3.0, noise=1, seed=2 * n), way(2.0, 2.0, noise=1, seed=2 * n + 1)) for n in range(60)]
+    for name in ("difference", "refinetuned_reward", "expert_reward"):
+        scale = {"difference": 0.0}.get(name, 2 * earned(np.linspace(0, 2, 1000)).mean())
+        middle = np.mean([found[name] for found in worlds])
+        assert middle == pytest.approx(scale, abs=0.1)
+        inside = [found[f"{name}_low"] <= middle <= found[f"{name}_high"] for found in worlds]
+        assert 0.85 <= np.mean(inside) <= 1
+        half = np.mean([found[f"{name}_high"] - found[name] for found in worlds])
+        assert 0.7 < half / (1.96 * np.std([found[name] for found in worlds], ddof=1)) < 1.6
+
+
+def test_the_kl_of_one_step_that_is_off_makes_the_interval_wider() -> None:
+    exact = equal_kl(way(2.0, 3.0), way(2.0, 2.0))
+    frame = way(2.0, 2.0)
+    frame["kl"] += np.where(frame["step"] % 2, 0.2, -0.2)
+    noisy = equal_kl(way(2.0, 3.0), frame)
+    widths = [found["difference_high"] - found["difference_low"] for found in (exact, noisy)]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_where_no_kl_is_passed_by_both_or_none_is_known_nothing_is_said() -> None:
+    expert = way(2.0, 2.0)
+    assert equal_kl(way(2.0, 4.0).assign(kl=lambda rows: rows["kl"] + 5), expert) == {}
+    assert equal_kl(way(2.0, 4.0).drop(columns="kl"), expert) == {}
+    assert equal_kl(way(2.0, 4.0, steps=6), expert) == {}, "no step is left to tell its error"
 
 
 def test_what_is_too_little_is_left_out_and_what_is_broken_raises() -> None:

@@ -41,7 +41,9 @@ def completions(prompts: int = 20, each: int = 3, *, seed: int = 0) -> pd.DataFr
 
 
 def agree(select: pd.DataFrame, test: pd.DataFrame, column: str = "learned", seed: int = 0) -> Metrics:
-    return report.agreement(select, test, column, resamples=100, generator=seeded(seed))
+    cuts = report.thresholds(select, select, column)
+    found = report.agreement(test, column, cuts, resamples=100, generator=seeded(seed))
+    return found | report.discrimination(test, column)
 
 
 def triangle(frame: pd.DataFrame) -> Metrics:
@@ -152,6 +154,40 @@ def test_one_policy_alone_is_compared_without_discrimination() -> None:
     }
 
 
+# ---------------------------------------------------------------- who wrote it
+
+
+def authored(prompts: int, each: int, know: float, *, seed: int = 0) -> pd.DataFrame:
+    """The expert is civil more often; the learned reward knows the author, and R* as far as `know` says."""
+    generator = seeded(seed)
+    frame = pd.DataFrame({"prompt_id": np.repeat(np.arange(prompts), 2 * each)})
+    frame["policy"] = np.tile(np.repeat(["expert", "baseline"], each), prompts)
+    expert = np.asarray(frame["policy"] == "expert")
+    frame["truth"] = generator.normal(size=len(frame)) + 2.0 * expert
+    frame["learned"] = know * frame["truth"] + (1 - know) * (3 * expert + generator.normal(size=len(frame)))
+    return frame
+
+
+def test_a_reward_that_knows_the_author_alone_is_chance_within_a_policy_and_good_on_the_pool() -> None:
+    frame = authored(2000, 4, 0.0)
+    own = frame[frame["policy"] == "baseline"]
+    within, pooled = (report.within(rows, "learned", resamples=50, generator=seeded()) for rows in (own, frame))
+    assert within["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert within["pair_accuracy"] == pytest.approx(0.5, abs=0.02)
+    assert within["epic"] == pytest.approx(np.sqrt(0.5), abs=0.02)
+    assert pooled["auroc"] > 0.75
+    assert pooled["pair_accuracy"] > 0.65
+    assert pooled["epic"] < 0.55
+
+
+def test_a_reward_that_is_the_ground_truth_is_perfect_within_a_policy_and_on_the_pool() -> None:
+    frame = authored(50, 4, 1.0)
+    for rows in (frame, frame[frame["policy"] == "baseline"]):
+        found = report.within(rows, "learned", resamples=50, generator=seeded())
+        assert (found["auroc"], found["pair_accuracy"]) == (1, 1)
+        assert found["epic"] == pytest.approx(0, abs=1e-6)
+
+
 def test_a_constant_reward_leaves_out_what_it_does_not_define() -> None:
     test = completions().assign(learned=1.0)
     found = agree(test, test)
@@ -182,7 +218,7 @@ def test_no_number_is_ever_undefined(prompts: int, each: int, distinct: int, see
     found = [
         agree(frame, frame),
         triangle(frame),
-        report.uncertainty(frame, frame, resamples=10, generator=generator),
+        report.uncertainty(frame, frame),
         report.shortcut(marked, frame, frame, "length", resamples=10, generator=generator),
         report.tradeoff(
             frame[["truth", "length"]],
@@ -218,7 +254,7 @@ def test_the_same_generator_gives_the_same_numbers_and_the_order_of_rows_does_no
     assert agree(select, test) == agree(select, test)
     shuffled = test.sample(frac=1, random_state=5)
     assert agree(select, shuffled) == pytest.approx(agree(select, test), abs=1e-12)
-    assert agree(select, test, seed=1)["auroc_low"] != agree(select, test)["auroc_low"]
+    assert agree(select, test, seed=1)["epic_low"] != agree(select, test)["epic_low"]
 
 
 # ---------------------------------------------------------------------------- triangle
@@ -275,7 +311,7 @@ def test_a_side_without_reward_or_order_is_left_out(
 
 
 def uncertain(test: pd.DataFrame, select: pd.DataFrame | None = None) -> Metrics:
-    return report.uncertainty(completions(seed=1) if select is None else select, test, resamples=50, generator=seeded())
+    return report.uncertainty(completions(seed=1) if select is None else select, test)
 
 
 def test_uncertainty_of_the_errors_is_perfect_or_upside_down_and_said_so() -> None:
@@ -286,7 +322,9 @@ def test_uncertainty_of_the_errors_is_perfect_or_upside_down_and_said_so() -> No
     found = uncertain(test, select)
     assert found["n_errors"] == wrong.sum() > 0
     for name, value in (("epistemic", 1), ("norm", 0), ("length", 0.5)):
-        assert [found[f"{name}_auroc{end}"] for end in ("", "_low", "_high")] == [value] * 3
+        assert found[f"{name}_auroc"] == value
+        assert found[f"{name}_auroc_low"] <= value <= found[f"{name}_auroc_high"]
+    assert found["epistemic_auroc_low"] < 1, "so few errors do not show that it is never wrong"
 
 
 def test_perplexity_is_the_mean_over_the_tokens_of_a_completion() -> None:

@@ -40,16 +40,27 @@ RUN = {
 LEARNED = {
     **RUN,
     "reference/learned_reward_mean": -0.1,
-    "implicit/n_completions": 2000.0,
-    "implicit/n_civil": 1400.0,
+    "implicit/n_completions": 1000.0,
+    "implicit/n_civil": 400.0,
     "implicit/auroc": 0.95,
+    "pooled/implicit/n_completions": 2000.0,
+    "pooled/implicit/n_civil": 1300.0,
+    "pooled/irl/n_completions": 2000.0,
+    "pooled/irl/auroc": 0.96,
+    "pooled/author/n_completions": 2000.0,
+    "pooled/author/auroc": 0.8,
+    "irl/expert/n_completions": 1000.0,
+    "irl/expert/n_civil": 900.0,
+    "irl/expert/auroc": 0.85,
+    "irl/expert/auroc_low": 0.8,
+    "irl/expert/auroc_high": 0.9,
     "triangle/truth_implicit/epic": 0.2,
     "triangle/implicit_learned/epic": 0.15,
     "triangle/implicit_learned/epic_low": 0.1,
     "triangle/implicit_learned/epic_high": 0.2,
-    "triangle_reference/truth_implicit/epic": 0.3,
-    "irl/n_completions": 2000.0,
-    "irl/n_civil": 1400.0,
+    "pooled/triangle/truth_implicit/epic": 0.3,
+    "irl/n_completions": 1000.0,
+    "irl/n_civil": 400.0,
     "irl/auroc": 0.91234,
     "irl/auroc_low": 0.9,
     "irl/auroc_high": 0.925,
@@ -97,27 +108,55 @@ def test_a_run_without_a_learned_reward_has_the_table_of_its_policies() -> None:
 
 
 def test_a_run_with_a_learned_reward_has_its_table_with_the_implicit_one_beside_it() -> None:
-    policies, rewards, _ = runs.run_tables(LEARNED, TOXICITY)
+    policies, rewards, *_ = runs.run_tables(LEARNED, TOXICITY)
     assert rows(policies)["expert"]["learned R"] == "-", "not measured for this policy"
-    assert rewards.title == "Rewards on 2,000 test completions of expert and reference, 600 toxic by R*"
+    assert rewards.title == (
+        "Rewards on the reference's 1,000 test completions (600 toxic by R*); pooled with the expert's: 2,000 test "
+        "completions (700 toxic by R*)"
+    )
     found = rows(rewards)
     assert found[names.REWARD_ROWS["auroc"]]["learned [95 %]"] == "0.912 [0.900, 0.925]"
-    assert found[names.REWARD_ROWS["auroc"]]["implicit [95 %]"] == "0.950"
+    assert found[names.REWARD_ROWS["auroc"]]["log ratio [95 %]"] == "0.950"
+    assert found[names.REWARD_ROWS["auroc"]]["learned pooled"] == "0.960"
+    assert found[names.REWARD_ROWS["auroc"]]["author pooled"] == "0.800", "beside what it belongs to"
     assert found[names.REWARD_ROWS["accuracy"]]["learned [95 %]"] == "0.800"
     assert found[names.REWARD_ROWS["kendall"]]["learned [95 %]"] == "-"
-    assert found["fraction of R* that refinetune recovered"]["learned [95 %]"] == "0.750 [0.500, 1.000]"
 
 
 def test_without_a_learned_reward_the_implicit_one_stands_alone() -> None:
-    alone = {key: value for key, value in LEARNED.items() if not key.startswith(("irl/", "triangle/implicit_learned"))}
-    _, rewards, triangle = runs.run_tables(alone)
-    assert rewards.columns == ("reward", "implicit [95 %]")
+    learned = ("irl/", "pooled/", "triangle/implicit_learned", "recovered")
+    alone = {key: value for key, value in LEARNED.items() if not key.startswith(learned)}
+    _, rewards, _, triangle = runs.run_tables(alone)
+    assert rewards.columns == ("reward", "log ratio [95 %]")
     assert [row[0] for row in triangle.rows] == [names.SIDES["truth_implicit"]]
 
 
+def test_within_each_policy_a_reward_has_a_row_with_how_many_are_of_the_rare_class() -> None:
+    within = runs.run_tables(LEARNED, TOXICITY)[2]
+    assert within.columns == ("reward", "on completions of", *names.WITHIN_COLUMNS.values(), "toxic")
+    assert [(row[:2], row[2], row[-1]) for row in within.rows] == [
+        (("learned", "reference"), "0.912 [0.900, 0.925]", "600"),
+        (("learned", "expert"), "0.850 [0.800, 0.900]", "100"),
+        (("log ratio", "reference"), "0.950", "600"),
+    ]
+
+
+def test_what_refinetuning_recovered_says_at_which_kl() -> None:
+    known = {"equal_kl/from": 0.1, "equal_kl/to": 2.25, "equal_kl/difference": -0.2, "refinetuned/kl": 3.5}
+    table = runs.run_tables({**LEARNED, **known})[-1]
+    assert table.title == "Refinetuning on the way (prompts of fit); equal KL: 0.10 to 2.25 nats"
+    assert table.rows == (
+        (names.EQUAL_KL_ROWS["difference"], "-0.200"),
+        (
+            "fraction of the expert's gain recovered (test prompts, at 3.50 nats, the expert's 2.00)",
+            "0.750 [0.500, 1.000]",
+        ),
+    )
+
+
 def test_the_triangle_has_a_row_a_side_and_a_column_a_coverage() -> None:
-    triangle = runs.run_tables(LEARNED)[2]
-    assert triangle.columns == ("between", "expert + reference", "reference")
+    triangle = runs.run_tables(LEARNED)[3]
+    assert triangle.columns == ("between", "reference", "expert + reference")
     assert triangle.rows == (
         (names.SIDES["truth_implicit"], "0.200", "0.300"),
         (names.SIDES["implicit_learned"], "0.150 [0.100, 0.200]", "-"),
@@ -126,8 +165,8 @@ def test_the_triangle_has_a_row_a_side_and_a_column_a_coverage() -> None:
 
 def test_what_predicts_errors_is_shown_where_the_reward_knows_its_uncertainty() -> None:
     known = {"uncertainty/n_errors": 30.0, "uncertainty/epistemic_auroc": 0.7, "uncertainty/length_auroc": 0.5}
-    table = runs.run_tables({**LEARNED, **known})[-1]
-    assert table.title == "What predicts the 30 errors of the learned reward in 2,000?"
+    table = runs.run_tables({**LEARNED, **known})[-2]
+    assert table.title == "What predicts the 30 errors of the learned reward in 1,000?"
     assert table.rows == ((names.SIGNALS["epistemic"], "0.700"), (names.SIGNALS["length"], "0.500"))
 
 
@@ -281,9 +320,11 @@ REFINED = {
     "refinetuned/second_toxic_fraction": 0.042,
     "benchmark/refinetuned/toxic_fraction": 0.05,
     "overoptimisation/over_optimised": 0.0,
-    "overoptimisation/reward_at_matched_kl": 2.3,
-    "overoptimisation/reward_at_matched_kl_low": 2.213,
-    "overoptimisation/reward_at_matched_kl_high": 2.389,
+    "equal_kl/from": 0.1,
+    "equal_kl/to": 2.3,
+    "equal_kl/difference": -0.3,
+    "equal_kl/difference_low": -0.413,
+    "equal_kl/difference_high": -0.189,
     "overoptimisation/truth_change": -0.001,
 }
 MANY = [

@@ -45,18 +45,19 @@ RLHF = {
 }
 DEMONSTRATIONS = {
     **RLHF,
-    "implicit/n_completions": 3500.0,
-    "implicit/n_civil": 2555.0,
-    "implicit/auroc": 0.938,
-    "implicit/pair_accuracy": 0.843,
+    "implicit/n_completions": 1750.0,
+    "implicit/n_civil": 875.0,
+    "implicit/auroc": 0.859,
+    "implicit/pair_accuracy": 0.743,
+    "pooled/author/auroc": 0.8,
 }
 IRL = {
     **DEMONSTRATIONS,
-    "irl/auroc": 0.94,
-    "irl/auroc_low": 0.93,
-    "irl/auroc_high": 0.95,
-    "irl/pair_accuracy": 0.836,
-    "irl/discrimination_auroc": 0.878,
+    "irl/auroc": 0.87,
+    "irl/auroc_low": 0.86,
+    "irl/auroc_high": 0.88,
+    "irl/pair_accuracy": 0.736,
+    "pooled/irl/auroc": 0.94,
 }
 WHOLE = {
     **IRL,
@@ -72,10 +73,15 @@ WHOLE = {
     "recovered_fraction_low": 0.85,
     "recovered_fraction_high": 0.91,
     "overoptimisation/over_optimised": 0.0,
-    "overoptimisation/matched_kl": 2.28,
-    "overoptimisation/reward_at_matched_kl": 2.3,
-    "overoptimisation/reward_at_matched_kl_high": 2.4,
-    "overoptimisation/expert_reward_at_matched_kl": 2.5,
+    "refinetuned/kl": 2.9,
+    "expert/kl": 2.2,
+    "equal_kl/from": 0.1,
+    "equal_kl/to": 2.3,
+    "equal_kl/refinetuned_reward": 2.3,
+    "equal_kl/expert_reward": 2.5,
+    "equal_kl/difference": -0.2,
+    "equal_kl/difference_low": -0.3,
+    "equal_kl/difference_high": -0.1,
 }
 ONE = "One run: [ ] are 95 % intervals over prompts, which say nothing of other seeds."
 POLICIES = (
@@ -83,13 +89,14 @@ POLICIES = (
     "second judge from 48.0 % to 5.0 %."
 )
 LEARNED = (
-    "The learned reward (margin) has AUROC 0.940 [0.930, 0.950] for civil against toxic (the log ratio of the "
-    "policies: 0.938) and orders 83.6 % of the pairs of a prompt as R* does, on test completions of expert and "
-    "reference together; which of the two wrote a text, which counts in these numbers, it tells with AUROC 0.878."
+    "The learned reward (margin) has AUROC 0.870 [0.860, 0.880] for civil against toxic (the log ratio of the "
+    "policies: 0.859) and orders 73.6 % of the pairs of a prompt as R* does, on test completions of the reference; "
+    "pooled with the expert's the AUROC is 0.940, where knowing who wrote a text, and no more, gets 0.800."
 )
 REFINETUNED = (
-    "A policy trained on it writes 5.0 % toxic completions, by the second judge 6.0 %; it recovers 88.0 % [85.0 %, "
-    "91.0 %] of the expert's gain in mean R*."
+    "A policy trained on it writes 5.0 % toxic completions, by the second judge 6.0 %.",
+    "At equal KL (0.100 to 2.300 nats, prompts of fit) its mean R* less the expert's is -0.200 [-0.300, -0.100].",
+    "It recovers 88.0 % [85.0 %, 91.0 %] of the expert's gain in mean R* (its KL in nats 2.900, the expert's 2.200).",
 )
 
 
@@ -103,7 +110,7 @@ SEEDS = [
     run(
         seed,
         f"irl.seed={seed}",
-        {**WHOLE, "irl/auroc": 0.93 + seed / 100, "refinetuned/toxic_fraction": 0.03 + seed / 100},
+        {**WHOLE, "irl/auroc": 0.86 + seed / 100, "refinetuned/toxic_fraction": 0.03 + seed / 100},
         artifacts__sft="a",
         artifacts__rlhf="b",
         artifacts__demonstrations="c",
@@ -124,13 +131,12 @@ SEEDS = [
             DEMONSTRATIONS,
             [
                 POLICIES,
-                "The log ratio of expert and reference, all that IRL could find, has AUROC 0.938 for civil against "
-                "toxic and orders 84.3 % of the pairs of a prompt as R* does, on test completions of expert and "
-                "reference together.",
+                "The log ratio of expert and reference has AUROC 0.859 for civil against toxic and orders 74.3 % of "
+                "the pairs of a prompt as R* does, on test completions of the reference.",
             ],
         ),
         (IRL, [POLICIES, LEARNED]),
-        (WHOLE, [POLICIES, LEARNED, REFINETUNED]),
+        (WHOLE, [POLICIES, LEARNED, *REFINETUNED]),
     ],
     ids=["sft", "rlhf", "demonstrations", "irl", "evaluate"],
 )
@@ -140,12 +146,12 @@ def test_what_a_run_has_come_to_is_said_and_nothing_else(metrics: Mapping[str, f
 
 def test_a_reward_that_is_not_about_toxicity_is_told_by_its_mean() -> None:
     """The second judge, who judges toxicity, is no witness there."""
-    first, _, policy, _ = verdict.of_run(WHOLE, {"reward.name": "length"}).sentences
+    first, _, policy, *_ = verdict.of_run(WHOLE, {"reward.name": "length"}).sentences
     assert first == (
         "RLHF on R* (length) took completions with R* < 0 from 50.0 % [46.0 %, 54.0 %] to 4.0 % [3.0 %, 5.0 %]; mean "
         "R* from 0.000 to 2.500."
     )
-    assert policy.startswith("A policy trained on it writes 5.0 % completions with R* < 0; it recovers 88.0 %")
+    assert policy == "A policy trained on it writes 5.0 % completions with R* < 0."
 
 
 def test_labels_of_a_sequence_classifier_are_its_own_words() -> None:
@@ -165,7 +171,9 @@ def test_a_change_within_the_intervals_is_no_clear_change() -> None:
     ("method", "told"),
     [
         ("placebo", "The placebo, a reward of expert and reference swapped at random in each pair, has AUROC"),
-        ("probe", "The probe, which is fitted on R* itself, has AUROC"),
+        ("probe", "The probe, which is fitted on the label of R* itself, has AUROC"),
+        ("probe_regression", "The probe (regression), which is fitted on R* itself, has AUROC"),
+        ("author", "The reward that knows who wrote a text and nothing else (author) has AUROC"),
         ("majority", "The constant reward (majority) has AUROC"),
         ("implicit", "The log ratio of expert and reference (implicit) has AUROC"),
     ],
@@ -183,9 +191,9 @@ def test_a_planted_shortcut_is_a_part_of_what_rlhf_optimised() -> None:
     assert "RLHF on R* (classifier) took" in verdict.of_run(RLHF, later).text()
 
 
-def test_who_wrote_a_text_counts_only_where_it_is_told() -> None:
-    blind = {**IRL, "irl/discrimination_auroc": 0.51}
-    assert "which of the two wrote a text it does not tell (AUROC 0.510)" in verdict.of_run(blind, TOXICITY).text()
+def test_a_pooled_number_is_never_told_without_that_of_the_author() -> None:
+    alone = {key: value for key, value in IRL.items() if key != "pooled/author/auroc"}
+    assert "0.940" not in verdict.of_run(alone, TOXICITY).text()
 
 
 def test_without_facts_the_sentences_say_less_and_hold() -> None:
@@ -206,7 +214,7 @@ def test_whatever_is_missing_of_the_numbers_the_rest_is_told(lost: set[str], fac
 def test_one_number_of_two_is_told_alone() -> None:
     lost = {key: value for key, value in IRL.items() if key != "irl/pair_accuracy"}
     found = verdict.of_run(lost, TOXICITY).sentences[1]
-    assert found.startswith("The learned reward (margin) has AUROC 0.940")
+    assert found.startswith("The learned reward (margin) has AUROC 0.870")
     assert "pairs" not in found
 
 
@@ -216,9 +224,9 @@ def test_one_number_of_two_is_told_alone() -> None:
 def test_runs_of_one_expert_say_what_was_held_fixed() -> None:
     found = verdict.of_launch(SEEDS)
     assert found.sentences[0] == POLICIES, "one expert, one number, with its interval"
-    assert "has AUROC 0.940 (0.930 to 0.950)" in found.sentences[1]
+    assert "has AUROC 0.870 (0.860 to 0.880)" in found.sentences[1]
     assert "writes 4.0 % (3.0 % to 5.0 %) toxic completions" in found.sentences[2]
-    assert found.sentences[3] == (
+    assert found.sentences[-1] == (
         "3 runs ([ ]: 95 % over prompts, ( ): range over runs) that differ in irl.seed share one reference policy, one "
         "expert and one set of demonstrations: they say nothing of how another would come out."
     )
@@ -276,8 +284,8 @@ def test_cells_are_told_by_their_ends_and_not_thrown_together() -> None:
     ]
     found = verdict.of_launch(runs).sentences
     assert found[1] == (
-        "Of 3 cells, AUROC of the learned reward is on average highest at 0.965 in irl=implicit (2 runs, 0.960 to "
-        "0.970) and lowest at 0.505 in irl=placebo (2 runs, 0.500 to 0.510)."
+        "Of 3 cells, AUROC of the learned reward on the reference's completions is on average highest at 0.965 in "
+        "irl=implicit (2 runs, 0.960 to 0.970) and lowest at 0.505 in irl=placebo (2 runs, 0.500 to 0.510)."
     )
     assert not any("The learned reward" in sentence for sentence in found)
 
@@ -338,17 +346,17 @@ def test_texts_of_test_that_stand_in_training_and_judges_that_err_alike() -> Non
 
 
 def test_few_of_one_class() -> None:
-    found = warnings({"implicit/n_civil": 3460.0})
-    assert found == "40 of 3500 completions are toxic: AUROC, accuracy and shares rest on these."
-    assert warnings({"implicit/n_civil": 3450.0}) == ""
-    assert "40 of 3500 completions are civil" in warnings({"implicit/n_civil": 40.0})
+    found = warnings({"implicit/n_civil": 1710.0})
+    assert found == "40 of 1750 completions are toxic: AUROC, accuracy and shares rest on these."
+    assert warnings({"implicit/n_civil": 1700.0}) == ""
+    assert "40 of 1750 completions are civil" in warnings({"implicit/n_civil": 40.0})
 
 
 def test_one_class_only() -> None:
-    changes = {"implicit/n_civil": 3500.0, "irl/auroc": None, "implicit/auroc": None}
-    assert warnings(changes) == "All 3500 completions are civil: no AUROC, and an accuracy says nothing."
+    changes = {"implicit/n_civil": 1750.0, "irl/auroc": None, "implicit/auroc": None}
+    assert warnings(changes) == "All 1750 completions are civil: no AUROC, and an accuracy says nothing."
     metrics = {key: value for key, value in {**WHOLE, **changes}.items() if value is not None}
-    assert "The learned reward (margin) orders 83.6 % of the pairs" in verdict.of_run(metrics, TOXICITY).text()
+    assert "The learned reward (margin) orders 73.6 % of the pairs" in verdict.of_run(metrics, TOXICITY).text()
 
 
 def test_one_class_of_a_chain_that_ends_before_its_demonstrations() -> None:
@@ -378,9 +386,9 @@ def test_many_empty_completions(policy: str) -> None:
 
 
 def test_far_below_the_expert_at_equal_kl() -> None:
-    low = {"overoptimisation/reward_at_matched_kl": 1.5, "overoptimisation/reward_at_matched_kl_high": 1.7}
-    assert "(2.280 nats) refinetune has R* 1.500, the expert 2.500" in warnings(low)
-    assert warnings({**low, "overoptimisation/reward_at_matched_kl_high": 2.6}) == "", "within its interval"
+    low = {"equal_kl/refinetuned_reward": 1.5, "equal_kl/difference_high": -0.8}
+    assert "(0.100 to 2.300 nats) refinetune has R* 1.500, the expert 2.500" in warnings(low)
+    assert warnings({**low, "equal_kl/difference_high": 0.1}) == "", "within its interval"
 
 
 @pytest.mark.parametrize("policy", ["expert", "refinetuned"])

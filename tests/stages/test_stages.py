@@ -253,10 +253,10 @@ def test_the_seed_of_irl_changes_irl_and_what_follows_and_nothing_before(root: P
         assert world.metrics[key] == other.metrics[key]
 
 
-@pytest.mark.parametrize("method", ["implicit", "probe", "majority", "bayesian"])
+@pytest.mark.parametrize("method", ["implicit", "probe", "probe_regression", "majority", "author", "bayesian"])
 def test_a_method_that_draws_nothing_is_computed_once_for_all_seeds(method: str) -> None:
     def identity(*overrides: str) -> str:
-        config = small.compose(*SIZES, f"irl={method}", *overrides)
+        config = small.compose(*SIZES, f"irl={method}", "until=irl", *overrides)
         return chain.build(config, small.DEVICE)["evaluate"].identity.digest
 
     assert identity("irl.seed=0") == identity("irl.seed=7")
@@ -423,7 +423,8 @@ def best_split(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
 
 def test_metrics_of_the_learned_reward_are_those_of_scikit_learn(world: World) -> None:
     frame = judged(world)
-    select, test = (frame[frame["part"] == part] for part in ("select", "test"))
+    both = frame[frame["part"] == "test"]
+    select, test = (frame[(frame["part"] == part) & (frame["policy"] == "baseline")] for part in ("select", "test"))
     civil, scores = test["truth"].to_numpy() >= 0, test["score"].to_numpy()
     threshold = best_split(select["score"].to_numpy(), select["truth"].to_numpy() >= 0)
     by_hand = {
@@ -434,14 +435,40 @@ def test_metrics_of_the_learned_reward_are_those_of_scikit_learn(world: World) -
         "f1": f1_score(~civil, scores < threshold),
         "accuracy_at_zero": np.mean((scores >= 0) == civil),
         "majority_accuracy": max(np.mean(civil), np.mean(~civil)),
-        "discrimination_auroc": roc_auc_score(test["policy"] == "expert", scores),
+        "discrimination_auroc": roc_auc_score(both["policy"] == "expert", both["score"]),
         "pearson": test["truth"].corr(test["score"]),
         "spearman": test["truth"].corr(test["score"], method="spearman"),
         "kendall": test["truth"].corr(test["score"], method="kendall"),
     }
     for key, value in by_hand.items():
         assert world.metrics[f"irl/{key}"] == pytest.approx(float(value), abs=1e-6), key
+    for name, rows in (("pooled/irl", both), ("irl/expert", both[both["policy"] == "expert"])):
+        assert world.metrics[f"{name}/auroc"] == pytest.approx(roc_auc_score(rows["truth"] >= 0, rows["score"]))
+    author = roc_auc_score(both["truth"] >= 0, both["policy"] == "expert")
+    assert world.metrics["pooled/author/auroc"] == pytest.approx(author)
     assert world.metrics["irl/auroc_low"] <= world.metrics["irl/auroc"] <= world.metrics["irl/auroc_high"]
+
+
+def test_who_wrote_it_is_chance_within_a_policy_and_scores_nothing_else(root: Path, world: World) -> None:
+    found = world_of(root, "irl=author", "until=irl")
+    assert SEEN == ["irl", "evaluate"]
+    assert found.metrics["irl/auroc"] == found.metrics["irl/expert/auroc"] == 0.5
+    assert found.metrics["irl/pair_accuracy"] == 0.5
+    assert found.metrics["pooled/irl/auroc"] == found.metrics["pooled/author/auroc"] > 0.5
+    assert found.metrics["irl/discrimination_auroc"] == 1
+    assert "human/irl/auroc" not in found.metrics
+    assert found.metrics["human/truth/auroc"] == world.metrics["human/truth/auroc"]
+    with pytest.raises(Exception, match="irl=author knows who wrote the demonstrations"):
+        LearnedReward.load(found.of("irl"), small.DEVICE)
+    with pytest.raises(Exception, match=r"irl=author .* cannot score what refinetune writes: set until=irl"):
+        small.compose(*SIZES, "irl=author")
+
+
+def test_both_probes_know_more_of_r_star_than_chance_and_see_no_test(root: Path) -> None:
+    for method in ("probe", "probe_regression"):
+        found = world_of(root, f"irl={method}", "until=irl")
+        assert found.metrics["pooled/irl/auroc"] > 0.5
+        assert set(chain.build(found.config, small.DEVICE)["irl"].inputs) >= {"reward", "features"}
 
 
 def demos_with(truth: NDArray[np.float64], scores: NDArray[np.float64], *, parts: list[str]) -> pd.DataFrame:
@@ -476,11 +503,12 @@ def test_thresholds_come_from_select_and_never_from_test() -> None:
     generator = np.random.default_rng(0)
     truth, scores = generator.normal(size=80), generator.normal(size=80)
     frame = demos_with(truth, scores, parts=["select"] * 40 + ["test"] * 40)
-    threshold = best_split(scores[:40], truth[:40] >= 0)
+    (select, held_out), (truth_select, truth_test) = ((row[:40:2], row[40::2]) for row in (scores, truth))
+    threshold = best_split(select, truth_select >= 0)
     found = of_reward(frame)
-    assert found["accuracy"] == np.mean((scores[40:] >= threshold) == (truth[40:] >= 0))
-    own = best_split(scores[40:], truth[40:] >= 0)
-    assert found["accuracy"] < np.mean((scores[40:] >= own) == (truth[40:] >= 0)), "the best on test is better"
+    assert found["accuracy"] == np.mean((held_out >= threshold) == (truth_test >= 0)), "the reference's completions"
+    own = best_split(held_out, truth_test >= 0)
+    assert found["accuracy"] < np.mean((held_out >= own) == (truth_test >= 0)), "the best on test is better"
 
 
 def test_the_unsupervised_threshold_does_not_know_the_ground_truth() -> None:
@@ -505,7 +533,7 @@ def test_fit_rows_do_not_enter_the_metrics() -> None:
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_majority_is_what_a_constant_answer_reaches(sign: float) -> None:
-    truth = sign * np.array([1.0, 1, 1, -1] * 4)
+    truth = sign * np.array([1.0, 1, 1, 1, 1, 1, -1, -1] * 2)
     frame = demos_with(truth, np.zeros(16), parts=["select"] * 8 + ["test"] * 8)
     found = of_reward(frame)
     assert found["majority_accuracy"] == found["accuracy"] == 0.75
@@ -595,7 +623,7 @@ def test_what_is_not_defined_is_left_out_of_the_metrics(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"irl/accuracy": 0.5}
 
 
-COMPARED = {"implicit", "baseline", "triangle", "triangle_reference", "human"}
+COMPARED = {"implicit", "baseline", "triangle", "triangle_expert", "pooled", "human"}
 REFINED = {"refinetuned", "triangle_refinetuned", "overoptimisation"}
 UNTIL = {
     "sft": {"reference"},

@@ -17,7 +17,7 @@ from irl_exp.measures import reward_comparison as compare
 
 
 def distances(study: Study) -> tuple[list[str], Floats]:
-    """EPIC distances between rewards on the same test completions of expert and reference.
+    """EPIC distances between rewards on the same test completions of the reference.
 
     Returns:
         labels: (r,) "R*", "implicit", then the numbers of the runs, by cell in the order of the launch, then by seed.
@@ -43,7 +43,7 @@ def distances(study: Study) -> tuple[list[str], Floats]:
 def distance_matrix(study: Study) -> Picture:
     """Do the runs agree with each other more than with R*? EPIC distances of all pairs of learned rewards.
 
-    Rewards are compared on the same test completions of expert and reference: centred within prompts, scaled to norm 1,
+    Rewards are compared on the same test completions of the reference: centred within prompts, scaled to norm 1,
     then sqrt((1 - correlation) / 2); 0 is the same reward up to what no data can tell (a constant per prompt, a scale),
     0.707 unrelated, 1 opposite. Left: all pairs, runs ordered by cell and then by seed. Right: what part of the pairs
     is nearer than a distance. Where the lines between runs lie left of those to R*, runs agree with each other more
@@ -84,9 +84,9 @@ def _name_blocks(axes: Axes, cells: Sequence[str], names: Mapping[str, str], thi
         blocks = [cut(" ".join(name.split("\n"))) for name in blocks]
     ticks = dict(zip(middles, blocks, strict=True)) if len(starts) <= MOST_BLOCKS else {}
     if len(cells) <= 12:
-        ticks = {0.0: "R*", 1.0: "implicit"} | ticks
+        ticks = {0.0: "R*", 1.0: "log ratio"} | ticks
     else:  # two thin rows share a name, which stands above them
-        panels.note(axes, "R*, implicit", (-0.5, 2 * thick - 0.5), (-5, 0), ha="right", va="bottom")
+        panels.note(axes, "R*, log ratio", (-0.5, 2 * thick - 0.5), (-5, 0), ha="right", va="bottom")
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=panels.SMALL)
     axes.set_xticks([])
     axes.set_xlabel("the same order" if ticks else f"{len(starts)} cells in the order of the launch")
@@ -100,7 +100,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
     kinds = {
         "run to run, one cell": (between[same], drawing.ORANGE, "-"),
         "run to run, two cells": (between[~same], drawing.PURPLE, "-"),
-        "run to implicit": (matrix[1, 2:], drawing.BLUE, "--"),
+        "run to log ratio": (matrix[1, 2:], drawing.BLUE, "--"),
         "run to R*": (matrix[0, 2:], "black", "--"),
     }
     shown = {name: kind for name, kind in kinds.items() if len(kind[0])}
@@ -114,7 +114,7 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=0)
-    axes.axvline(float(matrix[0, 1]), color=drawing.GREY, linestyle=":", label=f"implicit to R*: {matrix[0, 1]:.3f}")
+    axes.axvline(float(matrix[0, 1]), color=drawing.GREY, linestyle=":", label=f"log ratio to R*: {matrix[0, 1]:.3f}")
     axes.set_xlabel("EPIC distance")
     axes.set_ylabel("fraction of pairs that are nearer")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -124,21 +124,22 @@ def _pairs(axes: Axes, matrix: Floats, cells: Sequence[str]) -> None:
 # ---------------------------------------------------------------------------------------------------------- triangle
 
 SIDES = {
-    "truth_implicit": "R* to implicit:\nwhat RLHF did not install",
-    "implicit_learned": "implicit to learned:\nwhat IRL did not recover",
+    "truth_implicit": "R* to log ratio:\nwhat RLHF did not install",
+    "implicit_learned": "log ratio to learned:\nwhat IRL did not recover",
     "truth_learned": "R* to learned:\nwhat others report",
 }
 COVERAGES = {
-    "triangle": ("expert and reference, half and half", drawing.BLUE),
-    "triangle_reference": ("reference", drawing.GREY),
+    "triangle": ("reference", drawing.BLUE),
+    "triangle_expert": ("expert", drawing.GREEN),
     "triangle_refinetuned": ("refinetuned", drawing.ORANGE),
+    "pooled/triangle": ("expert and reference, half and half", drawing.GREY),
 }
 
 
 def triangle(study: Study) -> Picture:
     """Where R* gets lost: in what RLHF did not install, or in what IRL did not recover (EPIC distances).
 
-    R* to implicit is what RLHF did not install in the policies, implicit to learned what IRL did not recover from them,
+    R* to log ratio is what RLHF did not install in the policies, log ratio to learned what IRL did not recover of them,
     R* to learned what is usually reported: as EPIC is a metric, at most the first plus the second. Each point is a run,
     the number that of the diamond. Colours are the completions on which the rewards are compared. 0 is equivalent,
     0.707 unrelated.

@@ -43,11 +43,11 @@ def evaluated(study: Study) -> pd.DataFrame:
 
 
 def over_epochs(study: Study) -> Picture:
-    """The learned reward against R* after each epoch of IRL, on the test completions of expert and reference.
+    """The learned reward against R* after each epoch of IRL, on the test completions of the reference.
 
     Every thin line is a learned reward, the thick line is the mean. No epoch is chosen by these curves. Accuracy calls
     a completion civil where the reward is at least 0, a threshold that a pairwise loss leaves arbitrary; AUROC and
-    correlations have no threshold. The implicit reward, log pi_expert - log pi_ref, is what the demonstrations hold.
+    correlations have no threshold. The log ratio of the policies is what their likelihoods say of the same completions.
     """
     table = evaluated(study)
     cells = list(dict.fromkeys(table["cell"]))
@@ -82,7 +82,7 @@ def number_of(table: pd.DataFrame) -> str:
 
 
 def _epoch_levels(axes: Axes, study: Study, table: pd.DataFrame, key: str) -> None:
-    """What needs no learned reward, and the ceiling, each where all cells have the same."""
+    """What needs no learned reward, and the log ratio, each where all cells have the same."""
 
     cells = list(table["cell"].unique())
 
@@ -91,10 +91,10 @@ def _epoch_levels(axes: Axes, study: Study, table: pd.DataFrame, key: str) -> No
         return panels.agreed([float(np.mean(row)) for row in values]) if all(values) else None
 
     last = float(table.loc[table["step"] == table["step"].max(), key].mean())
-    ceiling = shared(f"implicit/{key}")
+    ratio = shared(f"implicit/{key}")
     floor = CHANCE.get(key, shared("irl/majority_accuracy"))
-    if ceiling is not None:
-        panels.level(axes, ceiling, "implicit reward", colour=drawing.BLUE, below=last > ceiling)
+    if ratio is not None:
+        panels.level(axes, ratio, "log ratio", colour=drawing.BLUE, below=last > ratio)
     if floor is not None:
         panels.level(axes, floor, FLOORS.get(key, "unrelated"), below=last > floor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from irl_exp.analysis import statistics
@@ -25,7 +26,7 @@ def frontier(study: Study) -> Picture:
     cells = panels.having(study, "refinetuned/kl", "refinetuned/reward_mean")
     if not cells:
         raise NotComputed("no run has a refinetuned policy: these runs end before refinetune (until=...).")
-    matched = panels.having(study, "overoptimisation/reward_at_matched_kl")
+    matched = panels.having(study, "equal_kl/difference")
     names, styles = labels(study), dict(zip(cells, panels.shades(len(cells)), strict=True))
     tall = max(0.55, panels.inches(names.values())) * len(matched) + 0.9
     figure = drawing.new(10.4, 3.8 + (tall if matched else 0))
@@ -50,11 +51,11 @@ def frontier(study: Study) -> Picture:
         figure.legend(handles, texts, loc="outside right center", fontsize=panels.SMALL)
     if matched:
         figure.reading.append(
-            "Below: mean R* of refinetuning on its training prompts when it first passes the expert's final KL (blue: "
-            "the expert at the same KL). A run that never went so far has no such value."
+            "Below: mean R* of refinetuning less that of RLHF on the training prompts, averaged over the KLs that both "
+            "pass. At 0 (dashed) the learned reward is worth as much as R* itself."
         )
         figure.reading.append(panels.method([len(runs) for runs in matched.values()]))
-        _at_matched_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
+        _at_equal_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
     return figure
 
 
@@ -71,21 +72,70 @@ def _anchor(axes: Axes, runs: Sequence[Run], policy: str) -> None:
     panels.note(axes, text, found[0], (0, 7), color=colour, ha="center", va="bottom", fontsize=panels.SMALL + 1)
 
 
-def _at_matched_kl(
+def _at_equal_kl(
     axes: Axes, cells: Mapping[str, Sequence[Run]], names: Mapping[str, str], styles: Mapping[str, tuple[str, str]]
 ) -> None:
-    key, other = "overoptimisation/reward_at_matched_kl", "overoptimisation/expert_reward_at_matched_kl"
-    every = np.concatenate([panels.values(runs, name) for runs in cells.values() for name in (key, other)])
+    key = "equal_kl/difference"
+    every = np.concatenate([panels.values(runs, key) for runs in cells.values()])
     found = {cell: statistics.typical(panels.values(runs, key)) for cell, runs in cells.items()}
-    axes.set_xlim(panels.limits(every, [], found.values()))
+    axes.set_xlim(panels.limits(every, [0.0], found.values()))
     for place, (cell, runs) in enumerate(cells.items()):
         panels.piled(axes, place, panels.values(runs, key), styles[cell][0], step=0.1)
         panels.mark(axes, found[cell], place + 0.2)
-        expert = np.unique(panels.values(runs, other))
-        axes.vlines(expert, place - 0.6, place + 0.35, color=drawing.BLUE, linewidth=1.2, zorder=1)
+    axes.axvline(0.0, **panels.DASHED)
     panels.rows(axes, [names[cell] for cell in cells], top=-0.8, edge=0.45)
-    axes.set_xlabel("mean R* on prompts of fit, at the expert's KL (blue: the expert there)")
+    axes.set_xlabel("mean R* at equal KL, refinetuned less expert (prompts of fit)")
     axes.set_title("What the same KL buys", fontsize=10)
+
+
+def equal_kl(study: Study) -> Picture:
+    """R* against the KL from the reference during training: of the expert, and of what a learned reward trains.
+
+    A point is a window of steps of one policy: mean R* and mean KL of what was sampled in it, on prompts of fit, with
+    the standard error of each. Where a refinetuned policy lies below the expert, the learned reward spends the same
+    distance on something else than R*. Each expert is drawn once.
+    """
+    curves = {run.number: found for run in study.runs if (found := _windows(study, run)) is not None}
+    if not curves:
+        raise NotComputed("no run has both ways of RL with their KL (equal_kl.parquet of evaluate in the store).")
+    runs = [run for run in study.runs if run.number in curves]
+    cells = list(dict.fromkeys(run.cell for run in runs))
+    names, styles = labels(study), dict(zip(cells, panels.shades(len(cells)), strict=True))
+    figure = drawing.new(6.4 + (len(cells) > 1) * 2.4, 4.4)
+    axes = figure.subplots()
+    for run in panels.distinct(runs, "rlhf"):
+        _way(axes, curves[run.number], "expert", drawing.BLUE, "*")
+    for run in panels.distinct(runs, "refinetune"):
+        _way(axes, curves[run.number], "refinetuned", *styles[run.cell])
+    axes.set_xlabel("KL from the reference (nats per completion)")
+    axes.set_ylabel("mean R* on prompts of fit")
+    handles = [panels.dot(drawing.BLUE, "expert", "*")]
+    handles += [
+        panels.dot(styles[cell][0], names[cell] if len(cells) > 1 else "refinetuned", styles[cell][1]) for cell in cells
+    ]
+    if len(cells) > 1:
+        figure.legend(handles=handles, loc="outside right center", fontsize=panels.SMALL)
+    else:
+        figure.legend(handles=handles, loc="outside lower left", fontsize=panels.SMALL, ncols=2)
+    panels.headline(figure, f"R* at equal KL: {panels.counted(study, len(runs))}")
+    return figure
+
+
+def _windows(study: Study, run: Run) -> pd.DataFrame | None:
+    """The windows of both ways of a run; None where evaluate left none, or the store has them no more."""
+    folder = study.artifact(run, "evaluate")
+    path = None if folder is None else folder / "equal_kl.parquet"
+    if path is None or not path.is_file():
+        return None
+    table = pd.read_parquet(path)
+    return table if "kl" in table and table["kl"].notna().all() else None
+
+
+def _way(axes: Axes, table: pd.DataFrame, policy: str, colour: str, marker: str) -> None:
+    rows = table[table["policy"] == policy]
+    x, y = rows["kl"].to_numpy(), rows["truth"].to_numpy()
+    across, up = (rows[name].fillna(0.0).to_numpy() for name in ("kl_se", "truth_se"))
+    axes.errorbar(x, y, yerr=up, xerr=across, color=colour, marker=marker, markersize=5, alpha=0.8, elinewidth=0.7)
 
 
 # ----------------------------------------------------------------------------------------------------------- paradox
@@ -151,5 +201,5 @@ def _correlated(cells: Mapping[str, Sequence[Run]], one: str, other: str) -> str
     return "\n".join(dict.fromkeys(lines))
 
 
-FIGURES = {"frontier": frontier, "paradox": paradox}
+FIGURES = {"equal_kl": equal_kl, "frontier": frontier, "paradox": paradox}
 """Name of the file -> figure."""

@@ -27,14 +27,17 @@ AGAINST_TRUTH = {
     "auroc": ("AUROC against the label of R* (higher is better)", "chance", 0.5),
     "epic": ("EPIC distance to R* (lower is better)", "unrelated", panels.UNRELATED),
 }
-NOT_LEARNED = ("implicit", "placebo", "probe", "length", "reference_log_probability", "majority")
+NOT_LEARNED = (
+    *("implicit", "placebo", "probe", "probe_regression", "length", "reference_log_probability"),
+    *("majority", "author"),
+)
 """Methods that fit no reward to the demonstrations, or not to them as they are: floors, ceilings and the null."""
 MAGNIFIED = 0.1
 """Runs that spread over less of the scale than this are shown magnified too."""
 
 
 def distribution(study: Study) -> Picture:
-    """How close the learned reward is to R*: its AUROC and its EPIC distance, in every run, on the whole scale.
+    """How close the learned reward is to R* on the reference's completions: AUROC and EPIC distance of every run.
 
     Each point is a run, piled up where runs are equal. Dashed is a reward that knows nothing (AUROC 0.5, EPIC 0.707).
     """
@@ -68,8 +71,9 @@ def _how_to_read(cells: Mapping[str, Sequence[Run]], zoomed: bool) -> Iterator[s
         yield "The panel below a scale magnifies its shaded part: what looks far apart there is not."
     if any("implicit/auroc" in run.metrics for runs in cells.values() for run in runs):
         yield (
-            "Blue is the implicit reward log \N{GREEK SMALL LETTER PI}_expert - log \N{GREEK SMALL LETTER PI}_ref, the "
-            "ceiling of what the policies themselves tell of R*: a learned reward that passes it has smoothed them."
+            "Blue is the log ratio of the two policies, log \N{GREEK SMALL LETTER PI}_expert - "
+            "log \N{GREEK SMALL LETTER PI}_ref: what they themselves tell of R*. It is noisy and no ceiling: a learned "
+            "reward that passes it has smoothed them."
         )
     if any(_colour(runs) == drawing.GREY for runs in cells.values()):
         yield "Grey cells are the placebo, expert and baseline swapped at random: the null distribution."
@@ -89,10 +93,10 @@ def _typical(cells: Mapping[str, Sequence[Run]], metric: str) -> dict[str, stati
 def _limits(cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:
     """Of the part of the scale that has all runs, their intervals, and what is near."""
     every = np.concatenate([panels.values(runs, f"irl/{metric}") for runs in cells.values()])
-    ceilings = [float(value) for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")]
+    ratios = [float(value) for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")]
     if not len(every):
         every = np.array([level])
-    return panels.limits(every, [level, *ceilings], _typical(cells, metric).values(), panels.FRACTIONS)
+    return panels.limits(every, [level, *ratios], _typical(cells, metric).values(), panels.FRACTIONS)
 
 
 def _rows_of(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, base: float) -> None:
@@ -102,9 +106,9 @@ def _rows_of(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, base: 
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     for place, (cell, runs) in enumerate(cells.items()):
-        ceiling = np.unique(panels.values(runs, f"implicit/{metric}"))
-        width = 0.6 if len(ceiling) > 1 else 1.4
-        axes.vlines(ceiling, place + base - 0.3, place + 0.48, color=drawing.BLUE, linewidth=width, zorder=1)
+        ratio = np.unique(panels.values(runs, f"implicit/{metric}"))
+        width = 0.6 if len(ratio) > 1 else 1.4
+        axes.vlines(ratio, place + base - 0.3, place + 0.48, color=drawing.BLUE, linewidth=width, zorder=1)
         if cell in found:
             panels.piled(axes, place + base, panels.values(runs, f"irl/{metric}"), _colour(runs), step=0.07, room=0.4)
             panels.mark(axes, found[cell], place + 0.38)
@@ -158,16 +162,16 @@ def _magnified(
 
 def _named_levels(axes: Axes, cells: Mapping[str, Sequence[Run]], metric: str, chance: str, level: float) -> None:
     """The names of the two lines, above the panel."""
-    ceiling = np.unique([value for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")])
-    middle = float(ceiling.mean()) if len(ceiling) else 1.0
+    ratio = np.unique([value for runs in cells.values() for value in panels.values(runs, f"implicit/{metric}")])
+    middle = float(ratio.mean()) if len(ratio) else 1.0
     outward = "left" if middle > level else "right"
     aside = "right" if 0.28 < level < 0.6 or middle > level else "left"
     written = _above(axes, level, f"{chance} {level:.3g}", aside, "#555555")
-    if len(ceiling):
-        ends = dict.fromkeys(f"{value:.{2 + (len(ceiling) == 1)}f}" for value in (ceiling.min(), ceiling.max()))
+    if len(ratio):
+        ends = dict.fromkeys(f"{value:.{2 + (len(ratio) == 1)}f}" for value in (ratio.min(), ratio.max()))
         inside = {"left": middle < 0.7, "right": middle > 0.35}[outward]
         side = outward if inside else {"left": "right", "right": "left"}[outward]
-        _above(axes, middle, f"implicit {' to '.join(ends)}", side, drawing.BLUE, written)
+        _above(axes, middle, f"log ratio {' to '.join(ends)}", side, drawing.BLUE, written)
 
 
 def _above(
@@ -222,7 +226,7 @@ def learned_against_truth(study: Study) -> Picture:
     """The learned reward of each test completion against R*, of the run whose AUROC is the median of all.
 
     A point is a test completion, coloured by the policy that wrote it. The reward has mean 0 and sd 1 on the fit
-    demonstrations; the AUROC is over the completions of expert and reference.
+    demonstrations; the AUROC is over the completions of the reference.
     """
     run = median_run(study)
     table = study.completions(run, ["policy", "truth", "learned"])
@@ -234,14 +238,14 @@ def learned_against_truth(study: Study) -> Picture:
     _one_run(parts[0], table, run, study.words)
     where = "" if len(study.cells) == 1 else f" ({' '.join(labels(study)[run.cell].split())})"
     title = textwrap.fill(f"Run {run.number}{where}, the median of {panels.counted(study, len(_judged(study)))}:", 48)
-    judged = int((table["policy"] != "refinetuned").sum())
+    judged = int((table["policy"] == "reference").sum())
     parts[0].set_title(f"{title}\nAUROC {run.metrics['irl/auroc']:.3f}, n = {judged:,}", pad=14)
     if run.config.get("irl.name") in NOT_LEARNED:
         figure.reading.append(f"No run learned a reward from the demonstrations: this is the {reward_of(run)}.")
     if spread is not None:
         _between_runs(parts[1], *spread)
         figure.reading.append(
-            "Right: for each completion of expert and reference the mean and the sd over the runs of that cell, the "
+            "Right: for each completion of the reference the mean and the sd over the runs of that cell, the "
             "reward standardised over these completions in each run. An sd near 0 means that all runs give this "
             "completion the same reward, right or wrong."
         )

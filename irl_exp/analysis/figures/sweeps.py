@@ -40,7 +40,7 @@ def against_parameter(study: Study) -> Picture:
     """What a parameter of the study does to the learned reward, and to the policy that is trained on it.
 
     Small points, a little to the left, are runs; large ones, joined by a line, are the typical run of a cell. Blue is
-    the implicit reward, the ceiling of what the policies themselves tell; where it varies, each run has a dash.
+    the log ratio of the two policies, what they themselves tell; where it varies, each run has a dash.
     """
     sweep = swept(study)
     series = list(dict.fromkeys(sweep.others.values()))
@@ -144,7 +144,7 @@ def _series(study: Study, sweep: Sweep) -> Iterator[tuple[str, str, str, list[st
 
 
 def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
-    """One metric: runs, typical runs and the implicit reward."""
+    """One metric: runs, typical runs and the log ratio."""
     estimates = []
     for name, colour, marker, cells in _series(study, sweep):
         with_key = [cell for cell in cells if study.values(key, cell)]
@@ -159,10 +159,10 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         bounded = [(at, one) for at, one in zip(x, found, strict=True) if one.low == one.low]
         axes.vlines([at for at, _ in bounded], [e.low for _, e in bounded], [e.high for _, e in bounded], color=colour)
     axes.set_title(textwrap.fill(readable(key, study.words), 34), fontsize=10)
-    ceiling = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
-    axes.set_ylim(panels.limits(np.array(study.values(key)), study.values(ceiling), estimates, panels.FRACTIONS))
-    if ceiling:
-        _ceiling(axes, study, sweep, ceiling)
+    ratio = key.replace("irl/", "implicit/") if key.startswith("irl/") else ""
+    axes.set_ylim(panels.limits(np.array(study.values(key)), study.values(ratio), estimates, panels.FRACTIONS))
+    if ratio:
+        _log_ratio(axes, study, sweep, ratio)
 
 
 def _aside(axes: Axes, away: float) -> Transform:
@@ -170,12 +170,12 @@ def _aside(axes: Axes, away: float) -> Transform:
     return offset_copy(axes.transData, cast(Figure, axes.figure), x=away, units="points")
 
 
-def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
-    """The implicit reward: a line where all runs share it, points where they do not."""
+def _log_ratio(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
+    """The log ratio of the policies: a line where all runs share it, points where they do not."""
     shared = np.unique(study.values(key))
     if len(shared) == 1:
         low, high = axes.get_ylim()
-        panels.level(axes, shared[0], "implicit", colour=drawing.BLUE, below=shared[0] > (low + high) / 2)
+        panels.level(axes, shared[0], "log ratio", colour=drawing.BLUE, below=shared[0] > (low + high) / 2)
         return
     for cell in study.cells:
         values = study.values(key, cell)
@@ -183,7 +183,7 @@ def _ceiling(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
         axes.scatter(x, values, s=14, color=drawing.BLUE, marker="_", linewidths=1, transform=_aside(axes, 5))
     if len(shared):
         style = {"xycoords": "axes fraction", "color": drawing.BLUE, "ha": "right", "va": "bottom"}
-        panels.note(axes, "implicit (one dash a run)", (1, 1), (0, 0), **style)
+        panels.note(axes, "log ratio (one dash a run)", (1, 1), (0, 0), **style)
 
 
 def _stability(axes: Axes, study: Study, sweep: Sweep) -> None:
@@ -217,15 +217,15 @@ def _parameter_axis(axes: Axes, sweep: Sweep) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- tradeoff
 
-REWARDS = {"truth": ("R*", "black"), "implicit": ("implicit", drawing.BLUE), "learned": ("learned", drawing.ORANGE)}
+REWARDS = {"truth": ("R*", "black"), "implicit": ("log ratio", drawing.BLUE), "learned": ("learned", drawing.ORANGE)}
 
 
 def tradeoff(study: Study) -> Picture:
     """Which trade-off between objectives is recovered: the share of each part of R* in R* and in the rewards.
 
     A share is the weight of that part in a least-squares fit of the reward on the standardised parts within prompts,
-    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run. Implicit
-    apart from R*: RLHF did not install it. Learned apart from implicit: IRL did not recover it.
+    scaled so that the absolute shares add to 1; for R* it is the weight that was set. Each point is a run. The log
+    ratio of the policies apart from R*: RLHF did not install it. Learned apart from that: IRL did not recover it.
     """
     found = (key.split("/", 2)[2] for run in study.runs for key in run.metrics if key.startswith("tradeoff/truth/"))
     objectives = [part for part in dict.fromkeys(found) if not part.endswith(("_low", "_high"))]

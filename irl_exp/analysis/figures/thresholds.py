@@ -76,7 +76,7 @@ def _thresholds(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def best_and_all(study: Study) -> Picture:
-    """Accuracy and F1 of all learned rewards on the test completions of expert and reference, with three thresholds.
+    """Accuracy and F1 of all learned rewards on the test completions of the reference, with three thresholds.
 
     The three rows differ in the threshold: 0, the one that separates
     expert from reference best (no R* needed), and one set with R* on the select prompts. Compare accuracy with the

@@ -62,6 +62,7 @@ def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
         "triangle": "they need a learned reward",
         "against_parameter": "what varies: seeds alone",
         "learned_against_truth": "completions.parquet",
+        "equal_kl": "both ways of RL",
         "frontier": "end before refinetune",
         "paradox": "no run has both",
         "tradeoff": "need reward=weighted",

@@ -38,8 +38,9 @@ def test_distances_are_those_of_reward_comparison(tmp_path: Path) -> None:
     study = write(tmp_path, jobs, {4: table(4, constant=True)})
     names, matrix = distances.distances(study)
     assert names == ["R*", "implicit", "2", "0", "3", "1"]
-    rewards = [table(0)["truth"], table(0)["implicit"], *(table(int(name))["learned"] for name in names[2:])]
-    groups = table(0)["prompt_id"].to_numpy()
+    own = table(0)[table(0)["policy"] == "reference"]
+    learned = (table(int(name)).loc[own.index, "learned"] for name in names[2:])
+    rewards, groups = [own["truth"], own["implicit"], *learned], own["prompt_id"].to_numpy()
     for i, one in enumerate(rewards):
         for j, other in enumerate(rewards):
             assert matrix[i, j] == pytest.approx(compare.epic(one.to_numpy(), other.to_numpy(), groups), abs=1e-12)
@@ -62,7 +63,7 @@ def test_distance_matrix_is_drawn_in_that_order(tmp_path: Path) -> None:
     figure = make("distance_matrix", study)
     left, right = figure.axes[:2]
     np.testing.assert_array_equal(left.images[0].get_array(), matrix)
-    assert [tick.get_text() for tick in left.get_yticklabels()][:2] == ["R*", "implicit"]
+    assert [tick.get_text() for tick in left.get_yticklabels()][:2] == ["R*", "log ratio"]
     lines = {str(line.get_label()).split(":")[0]: line for line in right.lines}
     assert len(names) == 8
     within = sorted([*matrix[2:5, 2:5][np.triu_indices(3, 1)], *matrix[5:, 5:][np.triu_indices(3, 1)]])

@@ -46,7 +46,7 @@ def test_every_run_its_mean_and_the_band_over_epochs(tmp_path: Path, count: int)
     assert f"{count} learned rewards" in told
     assert ("middle 95 % of the runs" if count == 12 else "t interval of the mean") in told
     assert "majority class 0.650" in told
-    assert "implicit reward 0.900" in told
+    assert "log ratio 0.900" in told
 
 
 def test_runs_that_share_a_reward_are_one_line(tmp_path: Path) -> None:

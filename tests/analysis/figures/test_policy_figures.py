@@ -15,6 +15,7 @@ from small_figures import (
     make,
     marks,
     points,
+    ways,
     words,
     write,
 )
@@ -31,10 +32,19 @@ def test_frontier_shows_all_policies(tmp_path: Path) -> None:
     runs = [(run.metrics["refinetuned/kl"], run.metrics["refinetuned/reward_mean"]) for run in study.runs]
     np.testing.assert_allclose(points(whole), [*runs, (0.0, -0.1), (2.0, 2.8)])
     np.testing.assert_allclose(points(near), [*runs, (2.0, 2.8)])
-    matched = [study.values("overoptimisation/reward_at_matched_kl", cell) for cell in study.cells]
+    matched = [study.values("equal_kl/difference", cell) for cell in study.cells]
     np.testing.assert_allclose([cloud[:, 0] for cloud in clouds(below)], matched)
     assert [x for x, _ in marks(below)] == pytest.approx([np.mean(values) for values in matched])
-    assert below.collections[1].get_segments()[0][0][0] == 2.75  # the expert at the same KL
+    assert any(set(line.get_xdata()) == {0.0} for line in below.lines), "as much R* for its KL as R* itself buys"
+
+
+def test_the_ways_of_all_policies_are_drawn_and_a_shared_expert_once(tmp_path: Path) -> None:
+    (axes,) = make("equal_kl", launch(tmp_path, 2, 2, completions=False)).axes
+    drawn = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 4]
+    assert len(drawn) == 1 + 4
+    np.testing.assert_allclose(drawn[0], ways(0).loc[:3, ["kl", "truth"]])
+    for number, line in enumerate(drawn[1:]):
+        np.testing.assert_allclose(line, ways(number).loc[4:, ["kl", "truth"]])
 
 
 def test_paradox_gives_the_correlations(tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def test_a_number_and_a_choice(tmp_path: Path) -> None:
         np.testing.assert_allclose(line.get_ydata(), 1e-4)  # of 0, 1, 2 times 1e-4
     low, high = stability.collections[0].get_segments()[0][:, 1]
     np.testing.assert_allclose([low, high], 1e-4 * np.sqrt(2 / stats.chi2.ppf([0.975, 0.025], 2)))
-    (ceiling,) = [line for line in auroc.lines if line.get_linestyle() == "--"]
-    assert set(ceiling.get_ydata()) == {0.95}
-    assert "implicit 0.950" in words(figure).split("\n")
-    assert "↓ implicit 0.260" in words(figure)  # all EPIC distances are 0.3: the panel ends above it
+    (log_ratio,) = [line for line in auroc.lines if line.get_linestyle() == "--"]
+    assert set(log_ratio.get_ydata()) == {0.95}
+    assert "log ratio 0.950" in words(figure).split("\n")
+    assert "↓ log ratio 0.260" in words(figure)  # all EPIC distances are 0.3: the panel ends above it
 
 
 def test_of_two_numbers_the_one_with_more_values(tmp_path: Path) -> None:
