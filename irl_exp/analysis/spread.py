@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,40 @@ def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.
         name: Estimate(float(value[i]), float(bounds[0, i]), float(bounds[1, i]), runs, method)
         for i, name in enumerate(names)
     }
+
+
+def policies(study: Study) -> dict[str, Any]:
+    """How far policies of different rewards are apart, beside the control: policies of one reward with other seeds.
+
+    `ratio` is that of the standard deviations, with the interval of F for normal values. It needs runs that share a
+    reward and differ in refinetune.seed; without them there is no ratio.
+
+    Raises:
+        NotComputed: the runs have no policies of two rewards of one expert.
+    """
+    key = "refinetuned/toxic_fraction"
+    runs = [run for run in study.runs if key in run.metrics]
+    _one_cell(runs)
+    by_reward: dict[str | None, dict[str | None, float]] = {}
+    for run in runs:
+        by_reward.setdefault(run.artifact("irl"), {})[run.artifact("refinetune")] = run.metrics[key]
+    if len(by_reward) < 2 or None in by_reward or len({run.artifact("rlhf") for run in runs}) > 1:
+        raise NotComputed("it needs policies that were trained on two rewards or more of one expert")
+    several = [list(values.values()) for values in by_reward.values() if len(values) > 1]
+    one_each = [next(iter(values.values())) for values in by_reward.values()]
+    spread = float(np.std(one_each, ddof=1))
+    found: dict[str, Any] = {"metric": key, "rewards": len(by_reward), "sd_rewards": spread}
+    freedom = sum(len(values) - 1 for values in several)
+    control = math.sqrt(sum(np.var(values) * len(values) for values in several) / freedom) if freedom else 0.0
+    if control > 0:
+        found |= {"sd_control": control, "freedom_control": freedom}
+        found["ratio"] = statistics.sd_ratio(spread, len(one_each) - 1, control, freedom)
+    return found
+
+
+def _one_cell(runs: Sequence[Run]) -> None:
+    if len({run.cell for run in runs}) != 1:
+        raise NotComputed("it is computed for policies of one cell")
 
 
 @dataclass(frozen=True)

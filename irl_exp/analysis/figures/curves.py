@@ -50,7 +50,7 @@ def curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: boo
 
 
 def _band(values: Floats, *, spread: bool) -> tuple[Floats, Floats, Floats]:
-    """(steps, runs) -> mean, lower and upper bound: the middle 95 % of runs, or `mean_t` of five or more."""
+    """(steps, runs) -> mean, lower and upper bound: the middle 95 % of runs, or `mean_t` of three or more."""
     mean, runs = values.mean(axis=1), values.shape[1]
     if spread:
         low, high = np.quantile(values, [0.025, 0.975], axis=1)
@@ -69,10 +69,10 @@ def band_name(*, spread: bool) -> str:
 def band_told(counts: pd.Series[int], *, spread: bool) -> str:
     """What the band of runs by cell is, in words; nothing where there is none."""
     if counts.max() < statistics.LEAST:
-        return "There is no band: it needs five runs." if counts.max() > 1 else ""
+        return f"There is no band: it needs {statistics.LEAST} runs." if counts.max() > 1 else ""
     if spread:
         return "The band is the middle 95 % of the runs: their spread, not the error of the mean."
-    return "The band is the 95 % t interval of the mean, where a cell has five runs or more."
+    return f"The band is the 95 % t interval of the mean, where a cell has {statistics.LEAST} runs or more."
 
 
 def legend(

@@ -53,7 +53,7 @@ def frontier(study: Study) -> Picture:
             "Below: mean R* of refinetuning on its training prompts when it first passes the expert's final KL (blue: "
             "the expert at the same KL). A run that never went so far has no such value."
         )
-        figure.reading.append(panels.method([len(runs) for runs in matched.values()]))
+        figure.reading.append(panels.method(panels.sizes(matched)))
         _at_matched_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
     return figure
 
@@ -76,7 +76,7 @@ def _at_matched_kl(
 ) -> None:
     key, other = "overoptimisation/reward_at_matched_kl", "overoptimisation/expert_reward_at_matched_kl"
     every = np.concatenate([panels.values(runs, name) for runs in cells.values() for name in (key, other)])
-    found = {cell: statistics.typical(panels.values(runs, key)) for cell, runs in cells.items()}
+    found = {cell: panels.typical(runs, key) for cell, runs in cells.items()}
     axes.set_xlim(panels.limits(every, [], found.values()))
     for place, (cell, runs) in enumerate(cells.items()):
         panels.piled(axes, place, panels.values(runs, key), styles[cell][0], step=0.1)

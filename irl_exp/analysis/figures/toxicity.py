@@ -24,7 +24,7 @@ from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
-from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.analysis.study import NotComputed, Run, Study, units_of
 from irl_exp.measures import reward_comparison as compare
 from irl_exp.report.names import Words
 
@@ -220,7 +220,8 @@ def _of_several(policies: Sequence[Sample], toxic: Toxic) -> dict[str, Estimate]
         values["prompt_share"] = [count / total for count, total in toxic]
         if all(map(_has_probability, policies)):
             values["mean_probability"] = [float(special.expit(-item.truth).mean()) for item in policies]
-    return {key: statistics.typical(row) for key, row in values.items()}
+    units = units_of([item.runs[0] for item in policies])
+    return {key: statistics.typical(units.means(row)) for key, row in values.items()}
 
 
 def _of_one(item: Sample, toxic: Toxic) -> dict[str, Estimate]:
