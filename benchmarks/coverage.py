@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from irl_exp.analysis import comparisons, spread, statistics
-from irl_exp.config import EnsembleConfig, FeaturesConfig, HiddenStateConfig, MaxMarginLoss
+from irl_exp.config import EnsembleConfig
 from irl_exp.irl import methods
 from irl_exp.measures import policy_metrics
 from irl_exp.measures import reward_comparison as compare
@@ -105,11 +105,11 @@ class World:
         """P(learned of a civil one > that of a toxic one), of different prompts; by quadrature."""
         slope = self.slope if slope is None else slope
         rho = slope * (self.a + self.e) ** 0.5 / (slope**2 * (self.a + self.e) + self.b + self.f) ** 0.5
-        x, step = np.linspace(-8, 8, 4001, retstep=True)
+        x = np.linspace(-8, 8, 4001)
         above = stats.norm.cdf((rho * x + self.shift / (self.a + self.e) ** 0.5) / (1 - rho**2) ** 0.5)
         civil, toxic = stats.norm.pdf(x) * above, stats.norm.pdf(x) * (1 - above)
         below = np.cumsum(toxic) - toxic / 2
-        return float((civil * below).sum() / (civil.sum() * toxic.sum())) + 0 * float(step)
+        return float((civil * below).sum() / (civil.sum() * toxic.sum()))
 
     @property
     def within(self) -> float:
@@ -132,8 +132,7 @@ def _of_run(name: str, world: World) -> Callable[[Random], Trial]:
         truth = centred + world.shift
         counts = compare.prompt_counts(world.prompts, RESAMPLES, random)
         if name == "toxic":
-            table = pd.DataFrame({"truth": truth, "prompt_id": groups})
-            low, high = policy_metrics.toxic_interval(table, RESAMPLES, int(random.integers(2**31)))
+            low, high = compare.fraction_interval(truth < 0, groups)
             return float((truth < 0).mean()), low, high, true
         learned = world.learned(random, centred, groups)
         if name == "auroc":
@@ -146,7 +145,8 @@ def _of_run(name: str, world: World) -> Callable[[Random], Trial]:
             drawn = compare.pair_accuracy_resamples(learned, truth, groups, counts)
         else:
             value, drawn = compare.epic(learned, truth, groups), compare.epic_resamples(learned, truth, groups, counts)
-        return value, *compare.interval(drawn), true
+        bounds = compare.interval(drawn) if name == "epic" else compare.share_interval(value, drawn)
+        return value, *bounds, true
 
     return draw
 
@@ -222,8 +222,7 @@ def _ensembles(random: Random, seeds: Callable[[EnsembleConfig], list[int]]) -> 
 
 
 def _ensemble(seed: int) -> EnsembleConfig:
-    features = FeaturesConfig(parts={"hidden_state": HiddenStateConfig()}) if False else None
-    return EnsembleConfig.model_construct(seed=seed, members=10, features=features, loss=MaxMarginLoss())
+    return EnsembleConfig.model_construct(seed=seed, members=10)
 
 
 def _old_seeds(config: EnsembleConfig) -> list[int]:
@@ -267,10 +266,10 @@ def _means_by_prompt(prompts: int, fits: int, of_fits: float) -> Callable[[Rando
 
 
 def _aurocs_by_prompt(prompts: int, fits: int) -> Callable[[Random], Trial]:
-    """AUROC of two methods, of so many fits each, whose slopes on R* vary by 0.05 from fit to fit."""
-    world, slopes = World(prompts), (1.0, 0.8)
+    """AUROC of two methods of so many fits, whose slopes on R* vary by 0.05 from fit to fit, if there are several."""
+    world, slopes, sd = World(prompts), (1.0, 0.8), 0.05 if fits > 1 else 0.0
     nodes, weights = np.polynomial.hermite_e.hermegauss(7)
-    means = [float(np.average([world.auroc(slope + 0.05 * x) for x in nodes], weights=weights)) for slope in slopes]
+    means = [float(np.average([world.auroc(slope + sd * x) for x in nodes], weights=weights)) for slope in slopes]
 
     def draw(random: Random) -> Trial:
         counts = np.vstack([np.ones(prompts), compare.prompt_counts(prompts, 200, random)])
@@ -279,7 +278,7 @@ def _aurocs_by_prompt(prompts: int, fits: int) -> Callable[[Random], Trial]:
         resampled = []
         for _ in range(fits):
             one, other = (
-                compare.auroc_resamples((slope + 0.05 * random.normal()) * truth + noise, truth >= 0, groups, counts)
+                compare.auroc_resamples((slope + sd * random.normal()) * truth + noise, truth >= 0, groups, counts)
                 for slope in slopes
             )
             resampled.append(one - other)
@@ -337,8 +336,8 @@ def designs() -> Iterator[Design]:
             yield Design(f"one run: toxic fraction of {rate:.1%}", f"{prompts} prompts", _of_run("toxic", world))
     yield Design("one run: recovered fraction", "100 prompts", _recovered(100))
     for fits in (3, 5, 9, 10, 50):
-        yield Design("mean over `irl.seed`", f"{fits} fits of one expert", _fits(fits))
-    yield Design("mean over 5 × 3 × 4 nested runs", UNITS.told, _nested)
+        yield Design("mean over `irl.seed`", f"{fits} fits of one expert", _fits(fits), 4000 if fits < 10 else 1000)
+    yield Design("mean over 5 x 3 x 4 nested runs", UNITS.told, _nested)
     yield Design("the same, as 60 runs", "60 runs", _as_if_independent, printed=False)
     yield Design("mean over ensembles of 10", "50 fits of one expert", lambda r: _ensembles(r, methods.head_seeds), 500)
     yield Design("the same, members `irl.seed + m`", "50", lambda r: _ensembles(r, _old_seeds), 500, printed=False)

@@ -129,12 +129,13 @@ def by_prompt(units: Units, resampled: Floats, prompts: int) -> Difference:
     wrote completions of its own, their part counts twice.
 
     Args:
-        resampled: (runs, 1 + resamples) differences of the metric, first on the prompts as they are; missing (NaN)
-            where it is not defined.
+        resampled: (runs, 1 + resamples) differences of the metric, first on the prompts as they are, then in
+            `prompt_counts`; missing (NaN) where it is not defined.
     """
     means = np.array([units.means(column) for column in resampled.T.tolist()]).T  # (units, 1 + resamples)
     value, count = float(means[:, 0].mean()), len(means)
-    parts = [(float(np.nanvar(means[:, 1:].mean(axis=0), ddof=1)), prompts - 1)]
+    drawn = float(np.nanvar(means[:, 1:].mean(axis=0), ddof=1))
+    parts = [(drawn * measure.draws_of(prompts) / max(prompts - 1, 1), max(prompts - 1, 1))]  # of the prompts there are
     if count >= LEAST:
         parts.append((float(means[:, 0].var(ddof=1)) / count, count - 1))
     variance = sum(part for part, _ in parts)

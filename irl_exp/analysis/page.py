@@ -158,7 +158,7 @@ def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
     yield Table("Cells compared by expert, or by prompt where all runs share one", columns, rows)
 
 
-def _bounded(row: Mapping[str, Any], key: str, low: str, high: str, digits: int) -> str:
+def _bounded(row: Mapping[Any, Any], key: str, low: str, high: str, digits: int) -> str:
     """A number with its bounds, where it has them."""
     value, bounds = row.get(key, math.nan), [row.get(bound, math.nan) for bound in (low, high)]
     if math.isnan(value):

@@ -66,9 +66,9 @@ def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.
         raise NotComputed("all runs gave the same rewards: there is no spread to share out")
     bounds, method = (
         np.full((2, 3), np.nan),
-        f"share of the variance over runs, no interval below {statistics.LEAST} runs",
+        f"share of the variance over runs, no interval below {statistics.FEW} runs",
     )
-    if runs >= statistics.LEAST:
+    if runs >= statistics.FEW:
         draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
         bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
         method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"

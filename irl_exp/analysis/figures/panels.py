@@ -25,6 +25,7 @@ from irl_exp.analysis.figures import drawing
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study, by_unit, units_of
+from irl_exp.report.units import LEAST
 
 CELL_COLOURS = (drawing.ORANGE, drawing.GREEN, drawing.PURPLE, "#E69F00", "#56B4E9")
 """Of a few cells, told apart with any common colour vision; none is the colour of a reference line."""
@@ -258,8 +259,8 @@ def method(sizes: Collection[int]) -> str:
     'The diamond is the interquartile mean, its line the 95 % bootstrap interval.'
     """
     told = {
-        f"the mean; fewer than {statistics.LEAST} have no interval": any(1 < size < statistics.LEAST for size in sizes),
-        "the mean, its line the 95 % t interval": any(statistics.LEAST <= size < statistics.FEW for size in sizes),
+        f"the mean; fewer than {LEAST} have no interval": any(1 < size < LEAST for size in sizes),
+        "the mean, its line the 95 % t interval": any(LEAST <= size < statistics.FEW for size in sizes),
         "the interquartile mean, its line the 95 % bootstrap interval": any(size >= statistics.FEW for size in sizes),
     }
     found = [text for text, is_so in told.items() if is_so]
