@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from irl_exp.analysis import comparisons, spread, statistics
+from irl_exp.analysis import comparisons, statistics
 from irl_exp.config import EnsembleConfig
 from irl_exp.irl import methods
 from irl_exp.measures import policy_metrics
@@ -290,34 +290,16 @@ def _aurocs_by_prompt(prompts: int, fits: int) -> Callable[[Random], Trial]:
 # ------------------------------------------------------------------------------------------------------- the spread
 
 
-def _shares(runs: int) -> Callable[[Random], Trial]:
-    """Share of the direction: constants per prompt, a scale along the mean reward and a rest of variances 1 : 2 : 1."""
-    prompts, random = np.repeat(np.arange(40), 5), np.random.default_rng(0)
-    common = compare.centre(random.normal(size=200), prompts)
-    common /= np.sqrt(np.mean(common**2))
-
-    def draw(random: Random) -> Trial:
-        offset = random.normal(size=(runs, 40))[:, prompts]
-        rest = compare.centre(random.normal(size=(runs, 200)), prompts) * (5 / 4) ** 0.5
-        rewards = offset + (6 + 2**0.5 * random.normal(size=(runs, 1))) * common + rest
-        found = spread.shares(rewards, prompts, generator=random)["direction"]
-        # 1 / 200 of the rest lies along the mean reward, and belongs to the scale.
-        return _trial(found, (1 - (5 / 4) / 200) / 4)
-
-    return draw
-
-
 def _agreement(runs: int) -> Callable[[Random], Trial]:
-    """Run i is a_i times a common part plus noise: the ranks of two runs correlate by 6 / pi asin(r_i r_j / 2)."""
-    x, weights = np.polynomial.legendre.leggauss(40)
-    cosines = (x + 1) / np.hypot(1, x + 1)  # a is uniform in (0, 2)
-    truth = float(weights @ (6 / np.pi * np.arcsin(np.outer(cosines, cosines) / 2)) @ weights / 4)
+    """Run i is a_i times a part that all have, on the same texts, plus noise; the truth is that of 2,000 runs."""
+    fixed = np.random.default_rng(0)
+    common = fixed.normal(size=400)
 
-    def draw(random: Random) -> Trial:
-        rewards = random.uniform(0, 2, (runs, 1)) * random.normal(size=400) + random.normal(size=(runs, 400))
-        return _trial(statistics.pairwise_rank_correlation(rewards), truth)
+    def rewards(random: Random, count: int) -> Floats:
+        return random.uniform(0, 2, (count, 1)) * common + random.normal(size=(count, 400))
 
-    return draw
+    truth = statistics.pairwise_rank_correlation(rewards(fixed, 2000)).value
+    return lambda random: _trial(statistics.pairwise_rank_correlation(rewards(random, runs)), truth)
 
 
 def _ratio(random: Random) -> Trial:
@@ -349,9 +331,7 @@ def designs() -> Iterator[Design]:
         yield Design("difference of AUROC", f"100 prompts, {_units(fits).told}", _aurocs_by_prompt(100, fits), 400)
     yield Design("variance component of experts", UNITS.told, _component)
     for runs in (10, 50):
-        yield Design("share of the direction in the spread", f"{runs} fits of one expert", _shares(runs), 200)
-    for runs in (5, 12, 50):
-        yield Design("rank agreement of runs", f"{runs} fits of one expert", _agreement(runs), 300)
+        yield Design("rank agreement of runs", f"{runs} fits of one expert", _agreement(runs), 1000)
     yield Design("ratio of sd, rewards to control", "50 and 10 policies", _ratio)
 
 

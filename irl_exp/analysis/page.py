@@ -13,6 +13,7 @@ import pandas as pd
 
 from irl_exp.analysis import samples
 from irl_exp.analysis.metric_names import readable
+from irl_exp.analysis.statistics import FEW
 from irl_exp.analysis.study import Study
 from irl_exp.analysis.summary import Summary
 from irl_exp.report import verdict
@@ -229,13 +230,13 @@ def _shares_text(shares: Mapping[str, Any]) -> str:
         "(a) Offset and scale. A constant per prompt, which no loss of margins determines, and the scale change no "
         "order of completions; the direction does."
     )
-    if not all(map(_tells, shares.values())):
-        runs = shares["direction"]["n"]
+    runs = shares["direction"]["n"]
+    if runs < FEW:
         return f"{told} What part of the variance over runs is which, these {runs} runs are too few to say."
     parts = {name: _percent(share) for name, share in shares.items()}
     return (
-        f"{told} Of the variance of a completion's reward over runs they are {parts['offset']}, {parts['scale']} and "
-        f"{parts['direction']}."
+        f"{told} Of the variance of a completion's reward over these {runs} runs they are {parts['offset']}, "
+        f"{parts['scale']} and {parts['direction']}."
     )
 
 

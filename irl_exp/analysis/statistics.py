@@ -317,7 +317,7 @@ def pairwise_rank_correlation(rewards: Floats, *, absolute: bool = False, level:
     """Mean Spearman correlation over all pairs of two or more runs (runs, n); `absolute`: of |correlation|.
 
     Runs that agree up to a sign have 1 in absolute value and about 0 without. The pairs are not independent: the
-    interval is that of the jackknife over runs, value +- t(runs - 1) se, from three runs on.
+    interval is that of the jackknife over runs, value +- t(runs - 1) se, from ten runs on (of five it covers 90 %).
 
     >>> rewards = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 40.0], [3.0, 2.0, 1.0]])
     >>> f"{pairwise_rank_correlation(rewards).value:.3f} {pairwise_rank_correlation(rewards, absolute=True).value:.3f}"
@@ -331,8 +331,8 @@ def pairwise_rank_correlation(rewards: Floats, *, absolute: bool = False, level:
     sums = matrix.sum(axis=1) - np.diag(matrix)
     value = float(sums.sum() / (runs * (runs - 1)))
     name = f"mean {'|Spearman|' if absolute else 'Spearman'} of {runs * (runs - 1) // 2} pairs"
-    if runs < 3:
-        return Estimate(value, NAN, NAN, runs, f"{name}, no interval")
+    if runs < FEW:
+        return Estimate(value, NAN, NAN, runs, f"{name}, no interval below {FEW} runs")
     without = (sums.sum() - 2 * sums) / ((runs - 1) * (runs - 2))
     error = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + level) / 2, runs - 1)) * error

@@ -170,7 +170,7 @@ def _rewards(study: Study) -> tuple[pd.DataFrame, list[int]]:
 def _shares(study: Study) -> dict[str, Estimate]:
     frame, numbers = _rewards(study)
     _same_cell(study, numbers)
-    return spread.shares(frame[numbers].to_numpy().T, frame["prompt_id"].to_numpy(), generator=np.random.default_rng(0))
+    return spread.shares(frame[numbers].to_numpy().T, frame["prompt_id"].to_numpy())
 
 
 def _same_cell(study: Study, numbers: Sequence[int]) -> None:

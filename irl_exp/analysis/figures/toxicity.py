@@ -228,7 +228,7 @@ def _of_several(policies: Sequence[Sample], toxic: Toxic) -> dict[str, Estimate]
 def _of_one(item: Sample, toxic: Toxic) -> dict[str, Estimate]:
     """One policy with intervals by prompt: of R* those of metrics.json, unless it was sampled again."""
     found = {}
-    if len(item.runs) == 1:
+    if len(item.runs) == 1 and 0 < item.metric("toxic_fraction") < 1:
         found["fraction"] = _by_metrics(item)
     if not toxic:
         return found
