@@ -309,9 +309,9 @@ def _ratio(random: Random) -> Trial:
 
 def designs() -> Iterator[Design]:
     """All designs, in the order of the table."""
-    for prompts in (50, 200):
+    for prompts, trials in ((50, 1000), (200, 500)):
         for name, text in (("auroc", "AUROC"), ("pairs", "pair accuracy"), ("epic", "EPIC")):
-            yield Design(f"one run: {text}", f"{prompts} prompts", _of_run(name, World(prompts)))
+            yield Design(f"one run: {text}", f"{prompts} prompts", _of_run(name, World(prompts)), trials)
         for shift in (0.0, 1.645, 2.0):
             world = World(prompts, shift)
             rate = stats.norm.cdf(-shift)
@@ -335,29 +335,40 @@ def designs() -> Iterator[Design]:
     yield Design("ratio of sd, rewards to control", "50 and 10 policies", _ratio)
 
 
-def table(found: dict[Design, Measured]) -> str:
+HEAD = ["| number | unit | coverage | width / oracle | trials |", "|---|---|---|---|---|"]
+
+
+def row(design: Design, found: Measured) -> str:
     """Markdown."""
-    lines = ["| number | unit | coverage | width / oracle | trials |", "|---|---|---|---|---|"]
-    for design, one in found.items():
-        number = design.number if design.printed else f"{design.number} (not printed)"
-        lines.append(f"| {number} | {design.unit} | {one.coverage:.1%} | {one.width:.2f} | {one.trials:,} |")
-    return "\n".join(lines)
+    return f"{_head(design)} {found.coverage:.1%} | {found.width:.2f} | {found.trials:,} |"
+
+
+def _head(design: Design) -> str:
+    return f"| {design.number}{'' if design.printed else ' (not printed)'} | {design.unit} |"
+
+
+def write(line: str) -> None:
+    """Put a row into the table of docs/metrics.md, in the place of its earlier one and in the order of the designs."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    known, _, after = rest.partition(END)
+    lines = [*known.splitlines(), line]
+    heads = map(_head, designs())
+    rows = [next((one for one in reversed(lines) if one.startswith(head)), "") for head in heads]
+    table = "\n".join([*HEAD, *filter(None, rows)])
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/metrics.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/metrics.md")
     parser.add_argument("--only", default="", help="designs whose row has this text")
     options = parser.parse_args()
-    found = {}
     for design in designs():
-        if options.only in f"{design.number} {design.unit}":
-            found[design] = measure(design)
-            print(table(found).splitlines()[-1], flush=True)
-    if options.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+        if options.only in _head(design):
+            line = row(design, measure(design))
+            print(line, flush=True)
+            if options.write:
+                write(line)
 
 
 if __name__ == "__main__":

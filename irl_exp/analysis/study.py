@@ -172,10 +172,6 @@ class Study:
         runs = self.runs if cell is None else self.cells[cell]
         return [run.metrics[key] for run in runs if key in run.metrics]
 
-    def units(self, cell: str) -> Units:
-        """What a mean over the runs of a cell is a mean of."""
-        return units_of(self.cells[cell])
-
     @functools.cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
         """Training curves by stage: `run` (number), `cell`, `step` and the values of that stage."""

@@ -253,7 +253,7 @@ def _by_metrics(sample: Sample) -> Estimate:
         low,
         high,
         sample.n_prompts,
-        "fraction, 95 % interval by prompt (Korn and Graubard)",
+        "fraction, 95 % interval over prompts (Korn and Graubard)",
     )
 
 
@@ -263,7 +263,7 @@ def by_prompt(sample: Sample, values: Floats | NDArray[np.bool_]) -> Estimate:
     mean = float(np.mean(values))
     if values.dtype == np.bool_:
         low, high = compare.fraction_interval(np.asarray(values, dtype=bool), places)
-        return Estimate(mean, low, high, len(names), "fraction, 95 % interval by prompt (Korn and Graubard)")
+        return Estimate(mean, low, high, len(names), "fraction, 95 % interval over prompts (Korn and Graubard)")
     low, high = compare.interval(compare.mean_resamples(np.asarray(values, float), places, _counts(len(names))))
     return Estimate(mean, low, high, len(names), f"mean, 95 % bootstrap over prompts, {RESAMPLES} resamples")
 
