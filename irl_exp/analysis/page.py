@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from irl_exp.analysis import samples
 from irl_exp.analysis.metric_names import readable
+from irl_exp.analysis.statistics import FEW
 from irl_exp.analysis.study import Study
 from irl_exp.analysis.summary import Summary
 from irl_exp.report import verdict
@@ -21,9 +23,10 @@ from irl_exp.report.studies import comparison_tables, study_table
 from irl_exp.report.tables import Table
 
 METHODS = (
-    "Runs of a cell: fewer than five by their mean alone, fewer than ten by mean and t interval, ten or more by the "
-    "interquartile mean and a bootstrap (arXiv 2108.13264). Cells are compared seed by seed. Intervals are 95 %. No "
-    "run is chosen for its result."
+    "A mean is over the outermost thing that the runs of a cell drew anew (experts, sets of demonstrations, fits), "
+    "each the mean of its runs: fewer than three by their mean alone, fewer than ten by mean and t interval, ten or "
+    "more by the interquartile mean and a bootstrap (arXiv 2108.13264). Cells are compared expert by expert, and "
+    "prompt by prompt where all runs share one expert. Intervals are 95 %. No run is chosen for its result."
 )
 KEY = ("distribution", "outcome")
 """The two figures that carry the verdict."""
@@ -137,7 +140,7 @@ def number_tables(study: Study) -> list[Table]:
 
 
 def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
-    """Every two cells, paired by seed."""
+    """Every two cells, paired by expert or by prompt."""
     if "comparisons" not in tables:
         return
     rows = tuple(
@@ -145,15 +148,24 @@ def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
             row["metric"],
             row["first"],
             row["second"],
-            f"{row['difference']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
-            f"{row['p_holm']:.3f}",
-            f"{row['probability_above']:.2f} [{row['probability_low']:.2f}, {row['probability_high']:.2f}]",
-            str(row["n"]),
+            _bounded(row, "difference", "low", "high", 4),
+            _bounded(row, "p_holm", "", "", 3),
+            _bounded(row, "probability_above", "probability_low", "probability_high", 2),
+            row["unit"],
         )
         for row in tables["comparisons"].to_dict("records")
     )
-    columns = ("metric", "cell", "minus cell", "mean difference [95 %]", "p (sign flips, Holm)", "P(above) [95 %]", "n")
-    yield Table("Cells compared seed by seed", columns, rows)
+    columns = ("metric", "cell", "minus cell", "mean difference [95 %]", "p (Holm)", "P(above) [95 %]", "n")
+    yield Table("Cells compared by expert, or by prompt where all runs share one", columns, rows)
+
+
+def _bounded(row: Mapping[Any, Any], key: str, low: str, high: str, digits: int) -> str:
+    """A number with its bounds, where it has them."""
+    value, bounds = row.get(key, math.nan), [row.get(bound, math.nan) for bound in (low, high)]
+    if math.isnan(value):
+        return "-"
+    ends = "" if any(map(math.isnan, bounds)) else f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+    return f"{value:.{digits}f}{ends}"
 
 
 def _shown(table: Table, words: Words) -> dict[str, Any]:
@@ -204,6 +216,8 @@ def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:
         yield told + _noise(data.get("left_open"))
     if "left_open" in data:
         yield _open_text(data["left_open"])
+    if "policies" in data:
+        yield _policies_text(data["policies"])
 
 
 def _tells(estimate: Mapping[str, Any]) -> bool:
@@ -216,13 +230,13 @@ def _shares_text(shares: Mapping[str, Any]) -> str:
         "(a) Offset and scale. A constant per prompt, which no loss of margins determines, and the scale change no "
         "order of completions; the direction does."
     )
-    if not all(map(_tells, shares.values())):
-        runs = shares["direction"]["n"]
+    runs = shares["direction"]["n"]
+    if runs < FEW:
         return f"{told} What part of the variance over runs is which, these {runs} runs are too few to say."
     parts = {name: _percent(share) for name, share in shares.items()}
     return (
-        f"{told} Of the variance of a completion's reward over runs they are {parts['offset']}, {parts['scale']} and "
-        f"{parts['direction']}."
+        f"{told} Of the variance of a completion's reward over these {runs} runs they are {parts['offset']}, "
+        f"{parts['scale']} and {parts['direction']}."
     )
 
 
@@ -256,6 +270,26 @@ def _open_text(found: Mapping[str, Any]) -> str:
         f"The rewards that explain the demonstrations {close} {level['tolerance_se']:.2g} standard errors of the "
         f"best loss) all agree on {_percent(level['determined'])}. That tolerance is not calibrated: it says what it "
         "leaves open, not that the demonstrations leave the other pairs undetermined."
+    )
+
+
+def _policies_text(found: Mapping[str, Any]) -> str:
+    """Whether policies differ because their rewards do, which wants many policies of one reward as a control."""
+    told = (
+        f"(d) Policies. The toxic fraction of policies trained on {found['rewards']} rewards of one expert has the sd "
+        f"{found['sd_rewards']:.4f}"
+    )
+    if "ratio" not in found:
+        return (
+            f"{told}. Whether they differ because their rewards do, these runs cannot say: no reward was refinetuned "
+            "with several seeds. The same command with irl.seed=0 'refinetune.seed=range(10)' in place of its irl.seed "
+            "makes them; python -m irl_exp.analysis reads both launches together."
+        )
+    ratio = found["ratio"]
+    verdict = "policies of different rewards differ more" if ratio["low"] > 1 else "no difference in spread shows"
+    return (
+        f"{told}, policies of one reward with other refinetune.seeds {found['sd_control']:.4f} "
+        f"({found['freedom_control']} degrees of freedom): ratio {_number(ratio)}, so {verdict}."
     )
 
 

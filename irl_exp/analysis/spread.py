@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from irl_exp.analysis import determined, statistics
-from irl_exp.analysis.statistics import Estimate, Floats
+from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 from irl_exp.irl.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
 from irl_exp.machinery.store import ArtifactError, read_manifest
@@ -31,11 +32,12 @@ PAIRS = 100
 """Test pairs that are asked about, one a prompt, so that they are independent."""
 
 
-def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.Generator) -> dict[str, Estimate]:
+def shares(rewards: Floats, prompts: NDArray[np.int64]) -> dict[str, Estimate]:
     """Parts of the variance over runs of a completion's reward, mean over completions; they add up to 1.
 
     offset: constants per prompt (the mean over its completions). scale: the part along the mean reward of the runs,
-    both without these constants. direction: the rest, which alone changes the order of two completions.
+    both without these constants. direction: the rest, which alone changes the order of two completions. They describe
+    these runs and have no interval: bootstrap and jackknife over 10 to 50 runs covered 88 to 93 % in simulations.
 
     Args:
         rewards: (runs, n) as the methods left them; prompts: (n,).
@@ -63,19 +65,43 @@ def shares(rewards: Floats, prompts: NDArray[np.int64], *, generator: np.random.
     value = parts(np.arange(runs, dtype=np.int64))
     if np.isnan(value).any():
         raise NotComputed("all runs gave the same rewards: there is no spread to share out")
-    bounds, method = (
-        np.full((2, 3), np.nan),
-        f"share of the variance over runs, no interval below {statistics.LEAST} runs",
-    )
-    if runs >= statistics.LEAST:
-        draws = np.array([parts(np.asarray(generator.integers(runs, size=runs), dtype=np.int64)) for _ in range(1000)])
-        bounds = np.nanquantile(draws, [0.025, 0.975], axis=0)
-        method = "share of the variance over runs, 95 % bootstrap over runs, 1000 resamples"
+    method = "share of the variance over these runs"
     names = ("offset", "scale", "direction")
-    return {
-        name: Estimate(float(value[i]), float(bounds[0, i]), float(bounds[1, i]), runs, method)
-        for i, name in enumerate(names)
-    }
+    return {name: Estimate(float(value[i]), NAN, NAN, runs, method) for i, name in enumerate(names)}
+
+
+def policies(study: Study) -> dict[str, Any]:
+    """How far policies of different rewards are apart, beside the control: policies of one reward with other seeds.
+
+    `ratio` is that of the standard deviations, with the interval of F for normal values. It needs runs that share a
+    reward and differ in refinetune.seed; without them there is no ratio.
+
+    Raises:
+        NotComputed: the runs have no policies of two rewards of one expert.
+    """
+    key = "refinetuned/toxic_fraction"
+    runs = [run for run in study.runs if key in run.metrics]
+    _one_cell(runs)
+    by_reward: dict[str | None, dict[str | None, float]] = {}
+    for run in runs:
+        by_reward.setdefault(run.artifact("irl"), {})[run.artifact("refinetune")] = run.metrics[key]
+    if len(by_reward) < 2 or None in by_reward or len({run.artifact("rlhf") for run in runs}) > 1:
+        raise NotComputed("it needs policies that were trained on two rewards or more of one expert")
+    several = [list(values.values()) for values in by_reward.values() if len(values) > 1]
+    one_each = [next(iter(values.values())) for values in by_reward.values()]
+    spread = float(np.std(one_each, ddof=1))
+    found: dict[str, Any] = {"metric": key, "rewards": len(by_reward), "sd_rewards": spread}
+    freedom = sum(len(values) - 1 for values in several)
+    control = math.sqrt(sum(np.var(values) * len(values) for values in several) / freedom) if freedom else 0.0
+    if control > 0:
+        found |= {"sd_control": control, "freedom_control": freedom}
+        found["ratio"] = statistics.sd_ratio(spread, len(one_each) - 1, control, freedom)
+    return found
+
+
+def _one_cell(runs: Sequence[Run]) -> None:
+    if len({run.cell for run in runs}) != 1:
+        raise NotComputed("it is computed for policies of one cell")
 
 
 @dataclass(frozen=True)

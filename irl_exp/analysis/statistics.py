@@ -1,9 +1,10 @@
 """Statistics of many runs: arrays and a generator in, an estimate with its interval, n and method out.
 
-Which one to use: under five runs the mean alone (the t interval of two is 13 times as wide as they are apart); under
-ten the mean with a t interval (a percentile bootstrap of five normal values covers 84 % where it says 95 %); from ten
-on the interquartile mean with a stratified bootstrap (arXiv 2108.13264). Methods that share seeds are compared by their
-paired differences. Bounds that are not defined, as of one run, are NaN.
+Which one to use: under three units (report/units.py) the mean alone, since the t interval of two is five times as wide
+as it had to be if the variance was known; under ten the mean with a t interval (a percentile bootstrap of five normal
+values covers 84 % where it says 95 %); from ten on the interquartile mean with a stratified bootstrap (arXiv
+2108.13264). Methods that share what was drawn are compared by their paired differences (comparisons.py). Bounds that
+are not defined, as of one run, are NaN. docs/metrics.md has the coverage of these intervals.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from irl_exp.report.units import LEAST
+
 Floats = NDArray[np.float64]
 NAN = float("nan")
 
-LEAST = 5
-"""From this many runs on `typical` has an interval: that of fewer says more of t than of the runs."""
 FEW = 10
 """From this many runs on `typical` is the interquartile mean: a bootstrap of fewer is too narrow."""
 EXACT = 16
@@ -121,20 +122,24 @@ def interquartile_mean(
 def typical(
     values: Floats | Sequence[float], *, generator: np.random.Generator | None = None, level: float = 0.95
 ) -> Estimate:
-    """What to report of the runs of one cell: the mean (from five on with a t interval), of ten the interquartile mean.
+    """What to report of the units of one cell: the mean (from three on with a t interval), of ten the interquartile.
 
-    Without a generator it is that of seed 0 anew: tables and figures show the same interval of the same runs.
+    Values that are all the same have no interval: what they have in common was not drawn anew. Without a generator it
+    is that of seed 0 anew: tables and figures show the same interval of the same runs.
 
-    >>> typical([1.0, 2.0, 6.0])
-    Estimate(value=3.0, low=nan, high=nan, n=3, method='mean, no interval below 5 runs')
+    >>> typical([1.0, 2.0])
+    Estimate(value=1.5, low=nan, high=nan, n=2, method='mean, no interval below 3')
+    >>> typical([1.0, 1.0, 1.0]).method
+    'all the same, no interval'
     >>> typical([1.0, 2.0, 3.0, 4.0, 5.0]).method
     'mean, 95 % t interval'
     >>> typical(np.arange(10.0)).method
     'interquartile mean, 95 % bootstrap, 2000 resamples'
     """
     found = _values(values)
-    if len(found) < LEAST:
-        method = f"mean, no interval below {LEAST} runs" if len(found) > 1 else "one value, no interval"
+    if len(found) < LEAST or np.ptp(found) == 0:
+        method = f"mean, no interval below {LEAST}" if len(found) < LEAST else "all the same, no interval"
+        method = method if len(found) > 1 else "one value, no interval"
         return Estimate(float(found.mean()), NAN, NAN, len(found), method)
     if len(found) < FEW:
         return mean_t(found, level=level)
@@ -312,7 +317,7 @@ def pairwise_rank_correlation(rewards: Floats, *, absolute: bool = False, level:
     """Mean Spearman correlation over all pairs of two or more runs (runs, n); `absolute`: of |correlation|.
 
     Runs that agree up to a sign have 1 in absolute value and about 0 without. The pairs are not independent: the
-    interval is that of the jackknife over runs, value +- t(runs - 1) se, from three runs on.
+    interval is that of the jackknife over runs, value +- t(runs - 1) se, from ten runs on (of five it covers 90 %).
 
     >>> rewards = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 40.0], [3.0, 2.0, 1.0]])
     >>> f"{pairwise_rank_correlation(rewards).value:.3f} {pairwise_rank_correlation(rewards, absolute=True).value:.3f}"
@@ -326,8 +331,8 @@ def pairwise_rank_correlation(rewards: Floats, *, absolute: bool = False, level:
     sums = matrix.sum(axis=1) - np.diag(matrix)
     value = float(sums.sum() / (runs * (runs - 1)))
     name = f"mean {'|Spearman|' if absolute else 'Spearman'} of {runs * (runs - 1) // 2} pairs"
-    if runs < 3:
-        return Estimate(value, NAN, NAN, runs, f"{name}, no interval")
+    if runs < FEW:
+        return Estimate(value, NAN, NAN, runs, f"{name}, no interval below {FEW} runs")
     without = (sums.sum() - 2 * sums) / ((runs - 1) * (runs - 2))
     error = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + level) / 2, runs - 1)) * error
@@ -354,6 +359,19 @@ def bootstrap(
     draws = np.array([statistic(generator.integers(n, size=n)) for _ in range(resamples)])
     low, high = _quantiles(draws, level)
     return Estimate(float(statistic(np.arange(n))), low, high, n, f"{text} bootstrap over runs, {resamples} resamples")
+
+
+def sd_ratio(first: float, first_freedom: int, second: float, second_freedom: int, *, level: float = 0.95) -> Estimate:
+    """Ratio of two standard deviations of normal values with the interval of their F distribution.
+
+    >>> found = sd_ratio(2.0, 9, 1.0, 9)
+    >>> f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    '2.00 [1.00, 4.01]'
+    """
+    text, ratio = _level(level), first / second
+    ends = [float(stats.f.ppf(side, first_freedom, second_freedom)) for side in ((1 + level) / 2, (1 - level) / 2)]
+    low, high = (ratio / math.sqrt(end) for end in ends)
+    return Estimate(ratio, low, high, first_freedom + 1, f"ratio of standard deviations, {text} F interval")
 
 
 def variance_components(

@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from irl_exp.report.cells import cell_of, flat, shared_overrides, without
 from irl_exp.report.names import Words, words_of
+from irl_exp.report.units import Units
 
 Values = Mapping[str, Any]
 UNLIKE = (
@@ -30,7 +31,10 @@ UNLIKE = (
     *("fail_fast", "objective"),
 )
 """Of config.json: what may differ between runs of one cell."""
-SEEDS = ("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed")
+SEEDS = (
+    *("seed", "data.seed", "reward.seed", "sft.seed", "rlhf.seed", "demonstrations.seed", "irl.seed"),
+    *("refinetune.seed", "evaluate.seed"),
+)
 """In the order of the chain: a later one is drawn within the earlier ones."""
 
 
@@ -145,14 +149,17 @@ class Study:
         """What pairs a run with those of other cells: its values of `varying_seeds`."""
         return tuple(run.seeds[key] for key in self.varying_seeds)
 
+    def pairs(self, key: str, first: str, second: str) -> list[tuple[Run, Run]]:
+        """Runs of two cells that have a metric, on the seeds that both have, in the order of the seeds."""
+        one, other = (
+            {self.seed_of(run): run for run in self.cells[cell] if key in run.metrics} for cell in (first, second)
+        )
+        return [(one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())]
+
     def paired(self, key: str, first: str, second: str) -> tuple[list[float], list[float]]:
         """A metric of two cells on the seeds that both have, in the order of the seeds."""
-        one, other = (
-            {self.seed_of(run): run.metrics[key] for run in self.cells[cell] if key in run.metrics}
-            for cell in (first, second)
-        )
-        common = sorted(one.keys() & other.keys())
-        return [one[seed] for seed in common], [other[seed] for seed in common]
+        pairs = self.pairs(key, first, second)
+        return [one.metrics[key] for one, _ in pairs], [other.metrics[key] for _, other in pairs]
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
@@ -227,6 +234,17 @@ class Study:
         places = [store] if store.is_absolute() else [Path.cwd() / store, *(up / store for up in run.folder.parents)]
         found = (place / stage / digest for place in places if digest)
         return next((folder for folder in found if folder.is_dir()), None)
+
+
+def units_of(runs: Sequence[Run]) -> Units:
+    """What a mean over these runs is a mean of."""
+    return Units.of([run.config for run in runs])
+
+
+def by_unit(runs: Sequence[Run], key: str) -> list[float]:
+    """A metric of those of these runs that have it: the mean of each unit that they drew anew."""
+    having = [run for run in runs if key in run.metrics]
+    return units_of(having).means([run.metrics[key] for run in having])
 
 
 def read(path: Path) -> Study:

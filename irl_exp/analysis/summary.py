@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.analysis import rewards, spread, statistics
-from irl_exp.analysis.statistics import Estimate
-from irl_exp.analysis.study import NotComputed, Study
+from irl_exp.analysis.comparisons import COMPARED, comparisons
+from irl_exp.analysis.statistics import NAN, Estimate
+from irl_exp.analysis.study import NotComputed, Study, by_unit, units_of
 from irl_exp.report.names import STUDY_METRICS
+from irl_exp.report.units import interval
 
-COMPARED = ("irl/auroc", "irl/epic", "refinetuned/toxic_fraction", "refinetuned/reward_mean")
-"""Metrics by which cells are compared seed by seed, and of which the components of variance are estimated."""
 MANY = 200
 """Of more runs the agreement is that of the first so many: it grows with their square."""
 FORMAT = 1
@@ -55,9 +55,10 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         "cells": _nested(tables["cells"]),
     }
     found: dict[str, Callable[[], Any]] = {
-        "comparisons": lambda: _comparisons(study),
+        "comparisons": lambda: comparisons(study),
         "variance_components": lambda: _variance_components(study),
         "agreement": lambda: _agreement(study),
+        "policies": lambda: _plain(spread.policies(study)),
         "spread_shares": lambda: {name: share.plain() for name, share in _shares(study).items()},
     }
     for name, compute in found.items():
@@ -92,24 +93,26 @@ def _runs(study: Study) -> pd.DataFrame:
 
 
 def _cells(study: Study) -> pd.DataFrame:
-    """A row a cell and metric: n, mean with its t interval, sd, extremes, and the typical run with its interval."""
+    """A row a cell and metric: units, their mean, sd and typical value with intervals, and the extremes of runs."""
     rows = []
     for cell, key in itertools.product(study.cells, STUDY_METRICS):
-        if values := study.values(key, cell):
-            rows.append({"cell": cell, "metric": key, **_of_values(values)})
+        if having := [run for run in study.cells[cell] if key in run.metrics]:
+            told = {"cell": cell, "metric": key, "unit": units_of(having).told, "runs": len(having)}
+            rows.append({**told, **_of_units(by_unit(having, key), [run.metrics[key] for run in having])})
     return pd.DataFrame(rows)
 
 
-def _of_values(values: Sequence[float]) -> dict[str, Any]:
-    mean, typical = statistics.mean_t(values), statistics.typical(values)
+def _of_units(values: Sequence[float], runs: Sequence[float]) -> dict[str, Any]:
+    """Numbers of the means of units (report/units.py), and the extremes of runs."""
+    typical, (low, high) = statistics.typical(values), interval(values) or (NAN, NAN)
     return {
-        "n": mean.n,
-        "mean": mean.value,
-        "mean_low": mean.low,
-        "mean_high": mean.high,
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
-        "min": min(values),
-        "max": max(values),
+        "n": len(values),
+        "mean": float(np.mean(values)),
+        "mean_low": low,
+        "mean_high": high,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else NAN,
+        "min": min(runs),
+        "max": max(runs),
         "typical": typical.value,
         "typical_low": typical.low,
         "typical_high": typical.high,
@@ -123,41 +126,6 @@ def _nested(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for row in _records(cells):
         found.setdefault(row.pop("cell"), {})[row.pop("metric")] = row
     return found
-
-
-def _comparisons(study: Study) -> pd.DataFrame:
-    """Every two cells on the seeds that both have: paired difference, sign-flip test, probability of improvement."""
-    if len(study.cells) < 2:
-        raise NotComputed("there is one cell: nothing to compare")
-    rows = []
-    for key in COMPARED:
-        tests: list[dict[str, Any]] = []
-        for first, second in itertools.combinations(study.cells, 2):
-            one, other = study.paired(key, first, second)
-            if len(one) > 1:
-                tests.append({"metric": key, "first": first, "second": second, **_compare(one, other)})
-        for row, adjusted in zip(tests, statistics.holm([test["p_value"] for test in tests]), strict=True):
-            rows.append({**row, "p_holm": adjusted})
-    if not rows:
-        raise NotComputed("no two cells have two seeds in common")
-    return pd.DataFrame(rows)
-
-
-def _compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    difference = statistics.paired_difference(first, second)
-    test = statistics.sign_flip_test(np.subtract(first, second), generator=np.random.default_rng(0))
-    better = statistics.probability_of_improvement(first, second)
-    return {
-        "n": difference.n,
-        "difference": difference.value,
-        "low": difference.low,
-        "high": difference.high,
-        "p_value": test.p_value,
-        "test": test.method,
-        "probability_above": better.value,
-        "probability_low": better.low,
-        "probability_high": better.high,
-    }
 
 
 def _variance_components(study: Study) -> pd.DataFrame:
@@ -202,7 +170,7 @@ def _rewards(study: Study) -> tuple[pd.DataFrame, list[int]]:
 def _shares(study: Study) -> dict[str, Estimate]:
     frame, numbers = _rewards(study)
     _same_cell(study, numbers)
-    return spread.shares(frame[numbers].to_numpy().T, frame["prompt_id"].to_numpy(), generator=np.random.default_rng(0))
+    return spread.shares(frame[numbers].to_numpy().T, frame["prompt_id"].to_numpy())
 
 
 def _same_cell(study: Study, numbers: Sequence[int]) -> None:

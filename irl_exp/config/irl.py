@@ -168,7 +168,9 @@ class _Fitted(_Linear):
     max_norm: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         (1.0,), description="bound of |w| on scaled features; of several the best on select is taken"
     )
-    resample_pairs: bool = Field(False, description="draw the pairs with replacement, by the seed")
+    resample_pairs: bool = Field(
+        False, description="draw prompts with replacement, each with all its pairs, by the seed"
+    )
 
 
 class MarginConfig(_Fitted):
@@ -224,10 +226,14 @@ class EnsembleConfig(_Fitted):
     """Margin fits of several seeds, taken together as one reward (arXiv 2409.15360 for the lower bound)."""
 
     name: Literal["ensemble"] = "ensemble"
-    members: Annotated[int, Field(ge=2, le=1000)] = Field(10, description="seeds: irl.seed, irl.seed + 1, ...")
+    members: Annotated[int, Field(ge=2, le=1000)] = Field(
+        10, description="heads, each of a seed of its own that follows from irl.seed"
+    )
     aggregate: Literal["mean", "median", "lower_bound", "worst"] = Field("mean", description="of standardised members")
     deviations: Annotated[float, Field(ge=0)] = Field(1.0, description="k of lower_bound = mean - k sd")
-    resample_pairs: bool = Field(True, description="each member draws its pairs with replacement")
+    resample_pairs: bool = Field(
+        True, description="each member draws prompts with replacement, each with all its pairs"
+    )
 
 
 class BayesianConfig(_Linear):

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from irl_exp.config import (
@@ -32,7 +33,7 @@ from irl_exp.config import (
     LoraBackbone,
     MarginConfig,
 )
-from irl_exp.irl.contrast import IrlError, Scaling, pair_rows
+from irl_exp.irl.contrast import IrlError, Scaling, pair_rows, prompts_of_pairs
 from irl_exp.irl.features import Featurizer, pool
 from irl_exp.irl.heads import curve_row
 from irl_exp.irl.learned_rewards import LinearScorer, TrainedScorer
@@ -212,10 +213,10 @@ class _Training:
         self.procedure = procedure(self.config, self.max_norm)
 
     def run(self, generator: torch.Generator) -> None:
-        """Args: generator: draws the pairs, where they are drawn with replacement."""
+        """Args: generator: draws the prompts, where they are drawn with replacement."""
         pairs = np.stack(pair_rows(self.frame, "fit"), axis=1)
         if self.config.resample_pairs:
-            pairs = pairs[torch.randint(len(pairs), (len(pairs),), generator=generator).numpy()]
+            pairs = pairs[drawn_pairs(prompts_of_pairs(self.frame, "fit"), generator)]
         micro = self.backbone.micro_batch_size or self.backbone.batch_size
         arguments = transformers.TrainingArguments(
             num_train_epochs=self.backbone.epochs,
@@ -285,6 +286,14 @@ class _Training:
         features = self.featurizer.extract(self.completions[np.concatenate([expert, baseline])]).astype(np.float64)
         differences = torch.from_numpy(features[: len(expert)] - features[len(expert) :])
         return (differences.to(self.model.head.device) @ self.model.direction().detach())[None]
+
+
+def drawn_pairs(prompts: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+    """Rows of the pairs whose prompts (n,) are drawn with replacement, each with all of its pairs."""
+    count = int(prompts.max()) + 1
+    rows = [np.flatnonzero(prompts == prompt) for prompt in range(count)]
+    drawn = torch.randint(count, (count,), generator=generator).tolist()
+    return np.concatenate([rows[prompt] for prompt in drawn])
 
 
 def _callback(training: _Training) -> Any:

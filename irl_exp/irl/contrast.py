@@ -37,6 +37,10 @@ class Demonstrations:
         expert, baseline = pair_rows(self.frame, part)
         return np.asarray(values[expert] - values[baseline])
 
+    def prompts(self, part: str) -> NDArray[np.int64]:
+        """(pairs,) the prompt of each contrast pair of a part, as a number from 0 on."""
+        return prompts_of_pairs(self.frame, part)
+
 
 def pair_rows(frame: pd.DataFrame, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(pairs,) rows of the expert's and of the baseline's completion of each contrast pair of a part."""
@@ -47,6 +51,12 @@ def pair_rows(frame: pd.DataFrame, part: str) -> tuple[NDArray[np.int64], NDArra
     if not np.all(same):
         raise IrlError("expert and baseline demonstrations are not of the same prompts.")
     return expert.index.to_numpy(), baseline.index.to_numpy()
+
+
+def prompts_of_pairs(frame: pd.DataFrame, part: str) -> NDArray[np.int64]:
+    """(pairs,) the prompt of each contrast pair of a part, as a number from 0 on."""
+    expert, _ = pair_rows(frame, part)
+    return np.asarray(np.unique(frame["prompt_id"].to_numpy()[expert], return_inverse=True)[1], dtype=np.int64)
 
 
 def part_of_fit(frame: pd.DataFrame, prompt_fraction: float, completions: int | None) -> pd.DataFrame:

@@ -35,7 +35,7 @@ class Procedure:
 
     Attributes:
         max_norm: bound of |w|.
-        resample: each seed draws its pairs with replacement (as weights: how often each pair was drawn).
+        resample: each seed draws prompts with replacement, with all their pairs (as weights: how often each was drawn).
         swap: each seed swaps expert and baseline of each pair with probability 1/2: the placebo.
         weighting: weights of the pairs, anew before each epoch; none: all alike.
         homogeneous: the loss scales with the margin, so on select it is read per sd of the margins of fit.
@@ -88,6 +88,7 @@ def fit_heads(
     procedure: Procedure,
     seeds: Sequence[int],
     *,
+    prompts: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Heads:
     """Minimise the mean loss of the margins w . difference over |w| <= max_norm, one head a seed.
@@ -97,8 +98,10 @@ def fit_heads(
 
     Args:
         fit, select: (n, d) feature differences, expert minus baseline. Select chooses the epoch.
+        prompts: (n,) the prompt 0, 1, ... of each pair of fit, which `resample` draws; none: each pair has its own.
     """
-    draws = _draw(seeds, len(fit), len(select), fit.shape[1], procedure)
+    prompts = np.arange(len(fit)) if prompts is None else prompts
+    draws = _draw(seeds, torch.from_numpy(prompts), len(select), fit.shape[1], procedure)
     differences, others = filled(torch.from_numpy(fit), columns=LANES), filled(torch.from_numpy(select), columns=LANES)
     batches = _by_batch(differences.T, draws.orders.shape[2]).permute(1, 2, 0).contiguous()
     weights = _project(filled(draws.heads, columns=LANES), procedure.max_norm)
@@ -143,16 +146,17 @@ def _by_batch(values: Tensor, batches: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, -size % LANES)).contiguous()
 
 
-def _draw(seeds: Sequence[int], pairs: int, others: int, dimension: int, procedure: Procedure) -> _Draws:
+def _draw(seeds: Sequence[int], prompts: Tensor, others: int, dimension: int, procedure: Procedure) -> _Draws:
     """Each seed's draws, from its own generator and always in the same order."""
     heads, counts, signs, select_signs, orders = [], [], [], [], []
+    pairs, names = len(prompts), int(prompts.max()) + 1
     batches = max(1, -(-pairs // procedure.batch_size))
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         heads.append(torch.randn(dimension, generator=generator, dtype=torch.float64) / dimension**0.5)
         if procedure.resample:
-            drawn = torch.randint(pairs, (pairs,), generator=generator)
-            counts.append(torch.bincount(drawn, minlength=pairs).double())
+            drawn = torch.randint(names, (names,), generator=generator)
+            counts.append(torch.bincount(drawn, minlength=names).double()[prompts])
         if procedure.swap:
             signs.append(_coins(pairs, generator))
             select_signs.append(_coins(others, generator))  # or the choice of the epoch would leak the truth

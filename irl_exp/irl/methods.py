@@ -95,8 +95,8 @@ def fit_margin(
     config = configs[0]
     if any(other.model_copy(update={"seed": config.seed}) != config for other in configs):
         raise ValueError("configs that are fitted together may differ in their seed alone.")
-    members = config.members if isinstance(config, EnsembleConfig) else 1
-    seeds = [other.seed + member for other in configs for member in range(members)]
+    seeds = [seed for other in configs for seed in head_seeds(other)]
+    members = len(seeds) // len(configs)
     candidates = [(ridge, norm) for ridge in config.ridge for norm in config.max_norm]
     fits: list[tuple[Scaling, Heads]] = []
     for number, (ridge, max_norm) in enumerate(candidates):
@@ -107,6 +107,7 @@ def fit_margin(
             demonstrations.pairs(scaled, "select"),
             procedure(config, max_norm),
             seeds,
+            prompts=demonstrations.prompts("fit"),
             progress=_share(progress, number, len(candidates)),
         )
         fits.append((scaling, heads))
@@ -115,6 +116,18 @@ def fit_margin(
         _chosen(config, fits, candidates, best, slice(start, start + members), demonstrations)
         for start in range(0, len(seeds), members)
     ]
+
+
+def head_seeds(config: HeadsConfig) -> list[int]:
+    """The seed of each head of a reward: that of the config, or of each member one that no other ensemble has.
+
+    Members with the seeds irl.seed, irl.seed + 1, ... would be shared by neighbouring ensembles, whose mean would then
+    look far more certain than it is.
+    """
+    if not isinstance(config, EnsembleConfig):
+        return [config.seed]
+    streams = (np.random.SeedSequence([config.seed, member]) for member in range(config.members))
+    return [int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1)) for stream in streams]
 
 
 def _share(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
@@ -235,8 +248,7 @@ def fit_bayesian(config: BayesianConfig, demonstrations: Demonstrations) -> Fit:
 
 def _folds(demonstrations: Demonstrations, rounds: int) -> list[NDArray[np.int64]]:
     """Rows of the pairs of fit in disjoint folds of prompts."""
-    rows = demonstrations.frame[demonstrations.fit & np.asarray(demonstrations.frame["policy"] == "expert")]
-    _, prompt = np.unique(rows["prompt_id"], return_inverse=True)
+    prompt = demonstrations.prompts("fit")
     return [np.flatnonzero(prompt % rounds == number) for number in range(rounds)]
 
 

@@ -26,7 +26,7 @@ def policy_metrics(table: pd.DataFrame, resamples: int, seed: int, *, log_odds: 
     if not np.isfinite(table["truth"]).all():
         raise ValueError("R* is not a finite number for some completions: it cannot say whether they are toxic.")
     toxic = (table["truth"] < 0).to_numpy()
-    low, high = compare.interval(_resampled(toxic.astype(np.float64), table["prompt_id"].to_numpy(), resamples, seed))
+    low, high = compare.fraction_interval(toxic, table["prompt_id"].to_numpy())
     metrics = {
         "n_completions": len(table),
         "toxic_count": int(toxic.sum()),

@@ -52,6 +52,12 @@ def _with_interval(name: str, value: float, resampled: Floats) -> Metrics:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
+def _share(name: str, value: float, resampled: Floats) -> Metrics:
+    """The same of what lies between 0 and 1."""
+    low, high = compare.share_interval(value, resampled)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 def _defined(metrics: Metrics) -> Metrics:
     return {key: float(value) for key, value in metrics.items() if not np.isnan(value)}
 
@@ -74,7 +80,7 @@ def _orders(scores: Floats, truth: Floats, groups: Ints, counts: Floats) -> Metr
     pairs = compare.pair_accuracy_resamples(scores, truth, groups, counts)
     return {
         **_with_interval("within_prompt_correlation", rank, ranks),
-        **_with_interval("pair_accuracy", pair, pairs),
+        **_share("pair_accuracy", pair, pairs),
     }
 
 

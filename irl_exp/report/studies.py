@@ -3,41 +3,73 @@
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without
 from irl_exp.report.names import COMPARED, STUDY_METRICS, Words, words_of
 from irl_exp.report.runs import run_tables
 from irl_exp.report.tables import Table
+from irl_exp.report.units import Units, interval
 from irl_exp.report.verdict import of_launch
 
 
-def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, float]]]:
-    """Metrics of the completed runs of each cell."""
-    cells: dict[str, list[Mapping[str, float]]] = {}
+@dataclass(frozen=True)
+class _Values:
+    """One metric of the runs of a cell that have it."""
+
+    of_runs: tuple[float, ...]
+    units: Units
+
+    @property
+    def means(self) -> list[float]:
+        return self.units.means(self.of_runs)
+
+
+def _values(runs: Sequence[Outcome], key: str) -> _Values:
+    having = [(run.metrics[key], run.facts) for run in runs if run.metrics and key in run.metrics]
+    return _Values(tuple(value for value, _ in having), Units.of([facts for _, facts in having]))
+
+
+def _by_cell(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The completed runs of each cell."""
+    cells: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.metrics is not None:
-            cells.setdefault(outcome.cell, []).append(outcome.metrics)
+            cells.setdefault(outcome.cell, []).append(outcome)
     return cells
+
+
+def _units(cells: Mapping[str, Sequence[Outcome]]) -> dict[str, Units]:
+    return {cell: Units.of([run.facts for run in runs]) for cell, runs in cells.items()}
+
+
+def _counted(units: Mapping[str, Units]) -> str:
+    """What n counts, for the title; nothing where it counts runs."""
+    names = dict.fromkeys(found.name for found in units.values() if found.count)
+    if set(names) <= {"runs"}:
+        return ""
+    means = any(found.count < len(found.of_run) for found in units.values())
+    return f"; n counts {' or '.join(names)}{', each the mean of its runs' if means else ''}"
 
 
 def study_table(outcomes: Sequence[Outcome]) -> Table:
     """Each metric over the completed runs of each cell: mean, t interval of the mean, sd, extremes, n.
 
-    Overrides that all cells have in common are in the title.
+    Mean, interval and sd are over the units that the cell drew anew (units.py), the extremes over runs. Overrides that
+    all cells have in common are in the title.
     """
     rows = []
     shared = shared_overrides(outcome.cell for outcome in outcomes)
     for cell, members in _by_cell(outcomes).items():
         for key in STUDY_METRICS:
-            if values := [metrics[key] for metrics in members if key in metrics]:
+            if (values := _values(members, key)).of_runs:
                 rows.append((without(cell, shared), key, *_spread(values)))
     done = sum(outcome.metrics is not None for outcome in outcomes)
-    title = f"{done} of {len(outcomes)} runs completed{_everywhere(shared)}"
+    title = f"{done} of {len(outcomes)} runs completed{_everywhere(shared)}{_counted(_units(_by_cell(outcomes)))}"
     if any(row[1].endswith("toxic_fraction") for row in rows):
         title += _toxic_is(_words(outcomes))
     columns = ("cell", "metric", "mean", "95 % of the mean", "sd", "min", "max", "n")
@@ -56,25 +88,28 @@ def _toxic_is(words: Words) -> str:
 
 
 def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """A row a cell: mean and half width of its t interval; one table of the rewards and one of the policies.
+    """A row a cell: mean and half width of its t interval over units (units.py), below three of them the range.
+
+    One table of the rewards and one of the policies.
 
     `placebo >=` is how many placebo runs (cells named irl=placebo) have an AUROC that reaches the cell's mean.
     Overrides that all cells have in common are in the title. Where runs of a cell have no result, or not all have a
     metric, the table says how many have.
     """
-    cells: dict[str, list[Mapping[str, float]]] = {outcome.cell: [] for outcome in outcomes}
+    cells: dict[str, list[Outcome]] = {outcome.cell: [] for outcome in outcomes}
     cells |= _by_cell(outcomes)
-    sizes = Counter(outcome.cell for outcome in outcomes)
+    units, sizes = _units(cells), Counter(outcome.cell for outcome in outcomes)
+    several = len({found.name for found in units.values() if found.count}) > 1
     shared = shared_overrides(cells)
     tables = []
     for what, names in COMPARED.items():
-        keys = [key for key in names if any(key in metrics for runs in cells.values() for metrics in runs)]
+        keys = [key for key in names if any(key in (run.metrics or {}) for runs in cells.values() for run in runs)]
         placebo = _placebo(cells) if "irl/auroc" in keys else []
         rows = []
         for cell, runs in cells.items():
-            columns = [[metrics[key] for metrics in runs if key in metrics] for key in keys]
-            place = [_place(columns[keys.index("irl/auroc")], placebo)] if placebo else []
-            count = f"{len(runs)} of {sizes[cell]}" if len(runs) < sizes[cell] else str(len(runs))
+            columns = [_values(runs, key) for key in keys]
+            place = [_place(columns[keys.index("irl/auroc")].means, placebo)] if placebo else []
+            count = _count(units[cell], sizes[cell], named=several)
             means = (_mean(values, len(runs)) for values in columns)
             rows.append((without(cell, shared), *means, *place, count))
         header = (
@@ -83,7 +118,7 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
             *(["placebo >="] if placebo else []),
             "n",
         )
-        title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval"
+        title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval{_counted(units)}"
         tables += [Table(title, header, tuple(rows))] if keys else []
     return tables
 
@@ -92,19 +127,33 @@ def _everywhere(shared: Sequence[str]) -> str:
     return f" ({', '.join(shared)})" if shared else ""
 
 
-def _placebo(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> list[float]:
+def _placebo(cells: Mapping[str, Sequence[Outcome]]) -> list[float]:
     """AUROC of the runs with expert and baseline swapped at random."""
     members = [run for cell, runs in cells.items() if "irl=placebo" in overrides_of(cell) for run in runs]
-    return [run["irl/auroc"] for run in members if "irl/auroc" in run]
+    return list(_values(members, "irl/auroc").of_runs)
 
 
-def _mean(values: Sequence[float], runs: int) -> str:
-    """Mean and half of its t interval, of one run the value alone; and of how many of the runs, if not of all."""
-    if not values:
+def _mean(values: _Values, runs: int) -> str:
+    """Mean over units and half of its t interval, or the range; and of how many of the runs, if not of all."""
+    if not values.of_runs:
         return "-"
-    mean = statistics.fmean(values)
-    told = f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {_half_width(values):.3f}"
-    return told if len(values) == runs else f"{told} (n = {len(values)})"
+    means = values.means
+    mean, bounds = statistics.fmean(means), interval(means)
+    told = f"{mean:.3f}"
+    if bounds:
+        told += f" ± {(bounds[1] - bounds[0]) / 2:.3f}"
+    elif min(means) < max(means):
+        told += f" ({min(means):.3f} to {max(means):.3f})"
+    return told if len(values.of_runs) == runs else f"{told} (n = {len(means)})"
+
+
+def _count(units: Units, jobs: int, *, named: bool) -> str:
+    """How many units a cell has, `named` or not; of how many jobs, where some have no result."""
+    runs = len(units.of_run)
+    told = units.told if named and runs else str(units.count)
+    if runs == jobs:
+        return told
+    return f"{told} ({runs} of {jobs} runs)" if named or units.count < runs else f"{runs} of {jobs}"
 
 
 def _place(values: Sequence[float], placebo: Sequence[float]) -> str:
@@ -114,21 +163,14 @@ def _place(values: Sequence[float], placebo: Sequence[float]) -> str:
     return f"{sum(other >= statistics.fmean(values) for other in placebo)}/{len(placebo)}"
 
 
-def _half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % t interval of the mean of two or more values."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _spread(values: Sequence[float]) -> tuple[str, ...]:
-    """mean, interval of the mean, sd, min, max, n; what one value cannot tell is '-'."""
-    mean, count = statistics.fmean(values), len(values)
-    low_high, deviation = "-", "-"
-    if count > 1:
-        half = _half_width(values)
-        low_high, deviation = f"[{mean - half:.3f}, {mean + half:.3f}]", f"{statistics.stdev(values):.4f}"
-    return f"{mean:.3f}", low_high, deviation, f"{min(values):.3f}", f"{max(values):.3f}", str(count)
+def _spread(values: _Values) -> tuple[str, ...]:
+    """mean, interval of the mean, sd, min, max, n; what these units cannot tell is '-'."""
+    means, runs = values.means, values.of_runs
+    bounds = interval(means)
+    low_high = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "-"
+    deviation = f"{statistics.stdev(means):.4f}" if len(means) > 1 else "-"
+    ends = f"{min(runs):.3f}", f"{max(runs):.3f}"
+    return f"{statistics.fmean(means):.3f}", low_high, deviation, *ends, str(len(means))
 
 
 def failures_table(outcomes: Sequence[Outcome]) -> Table:

@@ -40,7 +40,7 @@ from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
 from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
-VERSION = 4
+VERSION = 5
 PROBES = 32
 HEADS = 500
 

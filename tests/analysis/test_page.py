@@ -100,14 +100,12 @@ def test_words_follow_the_reward(tmp_path: Path) -> None:
     assert "toxic completions" not in text
 
 
-def share(low: float, high: float, n: int = 3) -> dict[str, Any]:
-    return {"value": 0.8, "low": low, "high": high, "n": n}
-
-
-def test_a_share_that_may_be_anything_is_no_finding(tmp_path: Path) -> None:
+def test_shares_of_few_runs_are_no_finding(tmp_path: Path) -> None:
     study = made(tmp_path, [Made()])
     names = ("offset", "scale", "direction")
-    vague = shown(study, spread_shares=dict.fromkeys(names, share(0.0, 1.0)))
+    vague = shown(study, spread_shares={key: {"value": 0.8, "n": 9} for key in names})
     assert "80.0%" not in vague
-    assert "these 3 runs are too few to say" in vague
-    assert "80.0% [70.0%, 90.0%]" in shown(study, spread_shares=dict.fromkeys(names, share(0.7, 0.9)))
+    assert "these 9 runs are too few to say" in vague
+    assert "over these 10 runs they are 80.0%" in shown(
+        study, spread_shares={key: {"value": 0.8, "n": 10} for key in names}
+    )

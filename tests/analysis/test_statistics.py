@@ -158,15 +158,16 @@ def test_spearman_of_few_or_of_one_order_has_no_interval(values: list[float]) ->
 
 
 def test_pairwise_rank_correlation_by_brute_force() -> None:
-    rewards = generator().normal(size=(5, 30))
+    rewards = generator().normal(size=(10, 30))
     rewards[1] = np.round(rewards[0])  # ties
-    each = [stats.spearmanr(rewards[i], rewards[j]).statistic for i, j in itertools.combinations(range(5), 2)]
+    each = [stats.spearmanr(rewards[i], rewards[j]).statistic for i, j in itertools.combinations(range(10), 2)]
     assert statistics.pairwise_rank_correlation(rewards).value == pytest.approx(np.mean(each))
     found = statistics.pairwise_rank_correlation(rewards, absolute=True)
     assert found.value == pytest.approx(np.mean(np.abs(each)))
-    left = [statistics.pairwise_rank_correlation(np.delete(rewards, k, axis=0), absolute=True).value for k in range(5)]
-    error = math.sqrt(4 / 5 * np.sum((np.array(left) - np.mean(left)) ** 2))
-    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 4) * error)
+    left = [statistics.pairwise_rank_correlation(np.delete(rewards, k, axis=0), absolute=True).value for k in range(10)]
+    error = math.sqrt(9 / 10 * np.sum((np.array(left) - np.mean(left)) ** 2))
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 9) * error)
+    assert math.isnan(statistics.pairwise_rank_correlation(rewards[:9]).low)
 
 
 def test_pairwise_rank_correlation_covers_over_runs() -> None:

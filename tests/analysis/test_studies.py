@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from irl_exp import config as schema
 from irl_exp.config import CONF, Config, EnsembleConfig, MarginConfig, WeightedConfig, swept_by
 from irl_exp.dashboard.workspaces import flatten, varied
+from irl_exp.irl import methods
 from irl_exp.launch import command_line, compose
 from irl_exp.launch.jobs import LaunchContext, job_name, typed
 from irl_exp.report.cells import Outcome
@@ -200,8 +201,7 @@ def test_no_two_ensembles_share_a_member() -> None:
     by_cell: dict[str, Counter[int]] = {}
     for _, outcome, config in jobs_of("study=ensemble_size"):
         assert isinstance(config.irl, EnsembleConfig)
-        members = range(config.irl.seed, config.irl.seed + config.irl.members)
-        by_cell.setdefault(outcome.cell, Counter()).update(members)
+        by_cell.setdefault(outcome.cell, Counter()).update(methods.head_seeds(config.irl))
     assert len(by_cell) == 10
     assert all(set(count.values()) == {1} for count in by_cell.values())
 

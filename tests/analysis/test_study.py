@@ -250,7 +250,9 @@ def test_cells_are_compared_on_the_seeds_that_both_have(copied: Path) -> None:
     first = [found.runs[job].metrics["irl/auroc"] for job in range(2)]
     assert rows["irl/auroc"]["n"] == 2
     assert rows["irl/auroc"]["difference"] == pytest.approx(np.mean(first) - np.mean([0.25, 0.375]))
-    assert rows["irl/auroc"]["test"] == "sign flips, all 4"
+    assert rows["irl/auroc"]["unit"] == "2 fits of one expert"
+    assert "does not give its irl/auroc" in rows["irl/auroc"]["method"]
+    assert rows["refinetuned/toxic_fraction"]["method"] == "all the same"
 
 
 def test_what_cannot_be_computed_is_named_with_the_reason(three_seeds: Launched) -> None:
@@ -284,7 +286,7 @@ def test_parts_of_the_spread_add_up_and_are_found_where_they_were_put() -> None:
             (1 + scale * a) * mean + direction * b * other + constants * generator.normal(size=30)[prompts]
             for a, b in ((-1, 1), (1, 1), (-1, -1), (1, -1))
         ]
-        found = spread.shares(np.array(runs), prompts, generator=np.random.default_rng(1))
+        found = spread.shares(np.array(runs), prompts)
         return {name: share.value for name, share in found.items()}
 
     for parts, name in (((1, 0, 0), "offset"), ((0, 0.3, 0), "scale"), ((0, 0, 0.3), "direction")):
@@ -297,7 +299,7 @@ def test_parts_of_the_spread_add_up_and_are_found_where_they_were_put() -> None:
 def test_equal_rewards_have_no_spread_to_share_out() -> None:
     rewards = np.tile(np.arange(8.0), (3, 1))
     with pytest.raises(NotComputed, match="no spread to share out"):
-        spread.shares(rewards, np.repeat([0, 1], 4), generator=np.random.default_rng(0))
+        spread.shares(rewards, np.repeat([0, 1], 4))
 
 
 def test_the_runs_lie_between_what_is_possible_at_their_own_loss(three_seeds: Launched) -> None:
@@ -424,7 +426,7 @@ def test_the_same_numbers_are_on_the_terminal_in_the_page_and_in_the_summary(thr
     texts = set(Page((folder / "index.html").read_text(encoding="utf-8")).texts)
     for key, row in data["cells"]["default"].items():
         told = [f"{row['mean']:.3f}", str(row["n"])]
-        if row["n"] > 1:  # not all runs reach the expert's KL
+        if "mean_low" in row:  # not all runs reach the expert's KL, and they share an expert
             told += [f"[{row['mean_low']:.3f}, {row['mean_high']:.3f}]", f"{row['sd']:.4f}"]
         assert set(told) <= texts, key
         line = re.search(rf"{re.escape(key)} +(.+)", three_seeds.stdout)

@@ -31,7 +31,7 @@ from irl_exp.config import (
     MarginConfig,
     MaxMarginLoss,
 )
-from irl_exp.irl import contrast, methods
+from irl_exp.irl import backbones, contrast, methods
 from irl_exp.irl.backbones import MarginModel, choose_parameters
 from irl_exp.irl.contrast import IrlError
 from irl_exp.irl.features import FeatureError, Featurizer
@@ -317,6 +317,15 @@ def test_pairs_drawn_with_replacement_are_others(world: World) -> None:
     plain, drawn, again = (scores_of(world.learn(margin(resample_pairs=drawn))) for drawn in (False, True, True))
     assert (drawn == again).all()
     assert np.abs(plain - drawn).max() > 1e-3
+
+
+def test_prompts_are_drawn_with_all_their_pairs() -> None:
+    prompts = np.repeat(np.arange(30), 3)
+    drawn = prompts[backbones.drawn_pairs(prompts, torch.Generator().manual_seed(0))]
+    assert len(drawn) == 90
+    counts = np.bincount(drawn, minlength=30)
+    assert (counts % 3 == 0).all()
+    assert 10 < (counts > 0).sum() < 30
 
 
 def test_the_test_part_is_not_seen(tmp_path: Path) -> None:

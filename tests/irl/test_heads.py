@@ -182,6 +182,15 @@ def test_the_placebo_swaps_select_too() -> None:
         assert len(set(shares)) > 1
 
 
+def test_a_prompt_is_drawn_with_all_its_pairs() -> None:
+    """Two pairs a prompt, of which the second is that of the first, have the fit of one pair a prompt."""
+    once, how = pairs(40, 3), procedure(resample=True, batch_size=1000)
+    twice = fit_heads(np.repeat(once, 2, axis=0), once, how, range(4), prompts=np.repeat(np.arange(40), 2))
+    np.testing.assert_allclose(twice.weights, fit_heads(once, once, how, range(4)).weights, atol=1e-9)
+    single = fit_heads(np.repeat(once, 2, axis=0), once, how, range(4))
+    assert np.abs(single.weights - twice.weights).max() > 1e-3
+
+
 def test_progress_is_told_after_each_epoch() -> None:
     told: list[tuple[int, int]] = []
     fit_heads(pairs(9, 2), pairs(3, 2), procedure(), [0], progress=lambda done, total: told.append((done, total)))

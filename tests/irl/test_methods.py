@@ -369,10 +369,31 @@ def ensemble(**options: Any) -> EnsembleConfig:
 def test_members_are_the_margin_fits_of_their_seeds_on_one_scale() -> None:
     demos, _ = bandit()
     fit = methods.fit_margin([ensemble(seed=2)], demos)[0]
-    alone = methods.fit_margin([margin(seed=seed, resample_pairs=True) for seed in (2, 3, 4, 5)], demos)
+    own = [
+        margin(resample_pairs=True).model_copy(update={"seed": seed}) for seed in methods.head_seeds(ensemble(seed=2))
+    ]
+    alone = methods.fit_margin(own, demos)
     for row, member in zip(fit.scorer.weights, alone, strict=True):
         scores = member.scorer.score_features(demos.features[demos.fit])[0]
         np.testing.assert_allclose(row, member.scorer.weights[0] / scores.std(), atol=1e-7)
+
+
+def test_ensembles_of_neighbouring_seeds_share_no_member() -> None:
+    seeds = [seed for number in range(50) for seed in methods.head_seeds(ensemble(seed=number, members=10))]
+    assert len(set(seeds)) == 500
+    assert methods.head_seeds(ensemble(seed=7, members=10))[:4] == methods.head_seeds(ensemble(seed=7, members=4))
+    one, other = (methods.fit_margin([ensemble(seed=seed)], bandit()[0])[0].scorer.weights for seed in (0, 1))
+    nearest = np.abs(one[:, None] - other).max(axis=2).min()
+    assert nearest > 1e-3
+
+
+def test_ensembles_fitted_together_equal_ensembles_fitted_alone() -> None:
+    configs = [ensemble(seed=seed) for seed in (0, 1, 5)]
+    together = methods.fit_margin(configs, bandit()[0])
+    for config, fit in zip(configs, together, strict=True):
+        alone = methods.fit_margin([config], bandit()[0])[0]
+        assert np.array_equal(fit.scorer.weights, alone.scorer.weights)
+        assert fit.info == alone.info
 
 
 @pytest.mark.parametrize(

@@ -458,12 +458,48 @@ def test_a_missing_reward_is_not_an_undefined_order() -> None:
 
 
 def test_prompt_counts_are_those_of_draws_with_replacement() -> None:
-    counts = compare.prompt_counts(5, 20_000, np.random.default_rng(0))
-    assert counts.shape == (20_000, 5)
-    assert (counts.sum(axis=1) == 5).all()
-    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
-    np.testing.assert_allclose(np.cov(counts.T), np.eye(5) - 0.2, atol=0.05)  # multinomial
-    assert (counts == compare.prompt_counts(5, 20_000, np.random.default_rng(0))).all()
+    counts = compare.prompt_counts(10, 20_000, np.random.default_rng(0))
+    assert counts.shape == (20_000, 10)
+    assert (counts.sum(axis=1) == 7).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 0.7, atol=0.05)
+    np.testing.assert_allclose(np.cov(counts.T), 0.7 * (np.eye(10) - 0.1), atol=0.05)  # multinomial
+    assert (counts == compare.prompt_counts(10, 20_000, np.random.default_rng(0))).all()
+
+
+@pytest.mark.parametrize("prompts", [10, 50, 200])
+def test_resamples_have_the_spread_of_a_t_interval(prompts: int) -> None:
+    """1.96 sd of the mean in the resamples is the half width of the t interval."""
+    values, groups = np.random.default_rng(1).normal(size=prompts), np.arange(prompts)
+    drawn = compare.mean_resamples(values, groups, compare.prompt_counts(prompts, 20_000, np.random.default_rng(0)))
+    half = stats.t.ppf(0.975, prompts - 1) * values.std(ddof=1) / prompts**0.5
+    assert 1.96 * drawn.std() == pytest.approx(half, rel=0.05)
+
+
+def test_the_interval_of_a_fraction_is_exact_where_rows_are_independent_prompts() -> None:
+    values = np.arange(300) < 30
+    low, high = compare.fraction_interval(values, np.arange(300))
+    exact = stats.binomtest(30, 300).proportion_ci(method="exact")
+    assert (low, high) == pytest.approx((exact.low, exact.high), abs=2e-3)
+    clustered = compare.fraction_interval(values, np.arange(300) // 10)  # prompts are all toxic, or not at all
+    fewer = stats.binomtest(3, 30).proportion_ci(method="exact")
+    assert clustered == pytest.approx((fewer.low, fewer.high), abs=0.02)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_interval_of_a_fraction_has_a_width_where_all_are_alike(alike: bool) -> None:
+    low, high = compare.fraction_interval(np.full(140, alike), np.repeat(np.arange(20), 7))
+    assert (high == 1.0) is alike
+    assert (low == 0.0) is not alike
+    assert 0.1 < high - low < 0.25
+
+
+def test_the_interval_of_a_share_is_normal_in_log_odds() -> None:
+    log_odds = np.random.default_rng(0).normal(1.0, 0.3, 100_000)
+    low, high = compare.share_interval(0.8, 1 / (1 + np.exp(-log_odds)))
+    middle = np.log(0.8 / 0.2)
+    expected = [1 / (1 + np.exp(-(middle + sign * 1.96 * 0.3))) for sign in (-1, 1)]
+    assert (low, high) == pytest.approx(expected, abs=2e-3)
+    assert compare.share_interval(1.0, np.array([1.0, 1.0, np.nan])) == (1.0, 1.0)
 
 
 def test_interval_has_its_level_and_leaves_out_what_is_not_defined() -> None:

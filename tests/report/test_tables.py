@@ -183,17 +183,18 @@ def test_cells_are_compared_by_mean_and_t_interval_and_common_overrides_are_in_t
     runs = [
         outcome(0, "until=irl,irl=margin,irl.seed=0", {"irl/auroc": 0.9, "irl/epic": 0.3}),
         outcome(1, "until=irl,irl=margin,irl.seed=1", {"irl/auroc": 0.8, "irl/epic": 0.4}),
+        outcome(3, "until=irl,irl=margin,irl.seed=2", {"irl/auroc": 0.7}),
         outcome(2, "until=irl,irl=majority,irl.seed=0", {"irl/auroc": 0.5}),
     ]
     (table,) = studies.comparison_tables(runs)
     assert table.title == "Learned rewards (until=irl): mean ± half of the 95 % t interval"
-    half = stats.t.ppf(0.975, 1) * np.std([0.9, 0.8], ddof=1) / np.sqrt(2)
+    half = stats.t.ppf(0.975, 2) * np.std([0.9, 0.8, 0.7], ddof=1) / np.sqrt(3)
     assert rows(table) == {
         "irl=margin": {
             "cell": "irl=margin",
-            "AUROC": f"0.850 ± {half:.3f}",
-            "EPIC to R*": f"0.350 ± {half:.3f}",
-            "n": "2",
+            "AUROC": f"0.800 ± {half:.3f}",
+            "EPIC to R*": "0.350 (0.300 to 0.400) (n = 2)",
+            "n": "3",
         },
         "irl=majority": {"cell": "irl=majority", "AUROC": "0.500", "EPIC to R*": "-", "n": "1"},
     }
@@ -210,7 +211,7 @@ def test_cells_with_lost_runs_or_metrics_say_so() -> None:
     assert found["irl=margin"] == {
         "cell": "irl=margin",
         "AUROC": "0.900 (n = 1)",
-        "EPIC to R*": "0.300 ± 0.000",
+        "EPIC to R*": "0.300",
         "n": "2 of 3",
     }
     assert found["irl=probe"] == {"cell": "irl=probe", "AUROC": "-", "EPIC to R*": "-", "n": "0 of 1"}
@@ -433,8 +434,10 @@ def test_the_spread_is_that_of_numpy_and_scipy(values: list[float]) -> None:
     assert float(mean) == pytest.approx(np.mean(values), abs=6e-4)
     assert float(deviation) == pytest.approx(np.std(values, ddof=1), abs=6e-5)
     assert (float(low), float(high)) == (min(values), max(values))
-    error = stats.sem(values)
-    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), error) if error else [np.mean(values)] * 2
+    if len(values) < 3 or len(set(values)) == 1:
+        assert interval == "-"
+        return
+    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert [float(end) for end in interval.strip("[]").split(",")] == pytest.approx(list(expected), abs=6e-4)
 
 

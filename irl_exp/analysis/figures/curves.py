@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
 from irl_exp.analysis.statistics import Floats
 from irl_exp.analysis.study import Study
+from irl_exp.report.units import LEAST
 
 DENSE = 100
 """From so many runs on their lines make an area, on which a mean needs a rim to be seen."""
@@ -50,12 +50,12 @@ def curve(axes: Axes, table: pd.DataFrame, key: str, colour: str, *, spread: boo
 
 
 def _band(values: Floats, *, spread: bool) -> tuple[Floats, Floats, Floats]:
-    """(steps, runs) -> mean, lower and upper bound: the middle 95 % of runs, or `mean_t` of five or more."""
+    """(steps, runs) -> mean, lower and upper bound: the middle 95 % of runs, or `mean_t` of three or more."""
     mean, runs = values.mean(axis=1), values.shape[1]
     if spread:
         low, high = np.quantile(values, [0.025, 0.975], axis=1)
         return mean, low, high
-    if runs < statistics.LEAST:
+    if runs < LEAST:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     half = stats.t.ppf(0.975, runs - 1) * values.std(axis=1, ddof=1) / np.sqrt(runs)
     return mean, mean - half, mean + half
@@ -68,11 +68,11 @@ def band_name(*, spread: bool) -> str:
 
 def band_told(counts: pd.Series[int], *, spread: bool) -> str:
     """What the band of runs by cell is, in words; nothing where there is none."""
-    if counts.max() < statistics.LEAST:
-        return "There is no band: it needs five runs." if counts.max() > 1 else ""
+    if counts.max() < LEAST:
+        return f"There is no band: it needs {LEAST} runs." if counts.max() > 1 else ""
     if spread:
         return "The band is the middle 95 % of the runs: their spread, not the error of the mean."
-    return "The band is the 95 % t interval of the mean, where a cell has five runs or more."
+    return f"The band is the 95 % t interval of the mean, where a cell has {LEAST} runs or more."
 
 
 def legend(
@@ -84,7 +84,7 @@ def legend(
     handles: list[Any] = [Line2D([], [], color=base, linewidth=0.6 if counts.max() > 1 else 1.5, label=one)]
     if counts.max() > 1:
         handles.append(Line2D([], [], color=base, label=mean))
-    if counts.max() >= statistics.LEAST and len(colours) <= len(panels.CELL_COLOURS):
+    if counts.max() >= LEAST and len(colours) <= len(panels.CELL_COLOURS):
         handles.append(Patch(color=base, alpha=0.2, label=band_name(spread=spread)))
     names = labels(study) if several else {}
     return handles + [

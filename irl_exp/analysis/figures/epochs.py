@@ -17,6 +17,7 @@ from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import curves, drawing, panels
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.study import NotComputed, Study
+from irl_exp.report.units import LEAST
 
 CURVES = {
     "accuracy_at_zero": "accuracy, threshold 0",
@@ -112,7 +113,7 @@ def _epochs_by_cell(study: Study, table: pd.DataFrame, cells: Sequence[str], *, 
     panels.bottom(parts, 4, "epoch of IRL")
     handles: list[Any] = [Line2D([], [], color=colour, label=CURVES[key]) for key, colour in colours.items()]
     counts = table.groupby("cell")["run"].nunique()
-    if counts.max() >= statistics.LEAST:
+    if counts.max() >= LEAST:
         band = f"line: mean, band: {curves.band_name(spread=spread)}"
         handles.append(Patch(color=drawing.GREY, alpha=0.3, label=band))
     figure.reading.append(curves.band_told(counts, spread=spread))

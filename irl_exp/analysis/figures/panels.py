@@ -1,6 +1,6 @@
 """What figures of a study share: runs with a metric, grids of panels, rows of runs, named levels, numbers as text.
 
-Every run is a point; the diamond with its line is `statistics.typical` of the runs of a cell, the number of the tables.
+Every run is a point; the diamond with its line is `typical` of the runs of a cell: over what they drew anew (units.py).
 Colours: learned reward and refinetuned policy orange, implicit reward and expert blue, R* black, reference and placebo
 grey.
 """
@@ -24,7 +24,8 @@ from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
-from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.analysis.study import NotComputed, Run, Study, by_unit, units_of
+from irl_exp.report.units import LEAST
 
 CELL_COLOURS = (drawing.ORANGE, drawing.GREEN, drawing.PURPLE, "#E69F00", "#56B4E9")
 """Of a few cells, told apart with any common colour vision; none is the colour of a reference line."""
@@ -63,6 +64,16 @@ def having(study: Study, *keys: str) -> dict[str, list[Run]]:
 def values(runs: Sequence[Run], key: str) -> Floats:
     """A metric of those of these runs that have it."""
     return np.array([run.metrics[key] for run in runs if key in run.metrics])
+
+
+def typical(runs: Sequence[Run], key: str) -> Estimate:
+    """What to report of a metric of these runs, over the units that they drew anew."""
+    return statistics.typical(by_unit(runs, key))
+
+
+def sizes(cells: Mapping[str, Sequence[Run]]) -> list[int]:
+    """How many units each cell has."""
+    return [units_of(runs).count for runs in cells.values()]
 
 
 def learned(study: Study) -> dict[str, list[Run]]:
@@ -240,24 +251,22 @@ def upright(axes: Axes, value: float) -> None:
 
 
 def method(sizes: Collection[int]) -> str:
-    """What the diamond is, in words, of cells with so many runs.
+    """What the diamond is, in words, of cells with so many units.
 
-    >>> method([2, 3])
-    'The diamond is the mean; fewer than 5 runs have no interval.'
+    >>> method([2, 2])
+    'The diamond is the mean; fewer than 3 have no interval.'
     >>> method([50])
-    'The diamond is the interquartile mean, its line the 95 % bootstrap interval over runs.'
+    'The diamond is the interquartile mean, its line the 95 % bootstrap interval.'
     """
     told = {
-        "the mean; fewer than 5 runs have no interval": any(1 < size < statistics.LEAST for size in sizes),
-        "the mean, its line the 95 % t interval": any(statistics.LEAST <= size < statistics.FEW for size in sizes),
-        "the interquartile mean, its line the 95 % bootstrap interval over runs": any(
-            size >= statistics.FEW for size in sizes
-        ),
+        f"the mean; fewer than {LEAST} have no interval": any(1 < size < LEAST for size in sizes),
+        "the mean, its line the 95 % t interval": any(LEAST <= size < statistics.FEW for size in sizes),
+        "the interquartile mean, its line the 95 % bootstrap interval": any(size >= statistics.FEW for size in sizes),
     }
     found = [text for text, is_so in told.items() if is_so]
     if not found:
         return ""
-    which = " (as many runs as a cell has)" if len(found) > 1 else ""
+    which = " (as many as a cell has)" if len(found) > 1 else ""
     return f"The diamond is {', or '.join(found)}{which}."
 
 
@@ -351,21 +360,22 @@ def by_cell(
         for place, runs in enumerate(cells.values()):
             for number, (key, colour) in enumerate(keys):
                 y = place + (number - (len(keys) - 1) / 2) * PITCH / inch
-                _line_of_points(axes, y, values(runs, key), colour, inch)
+                _line_of_points(axes, y, runs, key, colour, inch)
         rows(axes, [names[cell] for cell in cells], top=-0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.margins(x=0.1)
-    figure.reading.append(method([len(runs) for runs in cells.values()]))
+    figure.reading.append(method(sizes(cells)))
     return figure, panels
 
 
-def _line_of_points(axes: Axes, y: float, values: Floats, colour: str, inch: float) -> None:
+def _line_of_points(axes: Axes, y: float, runs: Sequence[Run], key: str, colour: str, inch: float) -> None:
     """The typical value with its number above, and below it the runs; `inch` is what one unit of y is."""
-    if not len(values):
+    shown = values(runs, key)
+    if not len(shown):
         return
-    away = np.random.default_rng(0).uniform(-0.05, 0.05, len(values)) if len(values) > 1 else np.zeros(1)
-    raster = len(values) > MANY_POINTS
-    axes.scatter(values, y + (0.12 + away) / inch, s=10, color=colour, alpha=0.5, linewidths=0, rasterized=raster)
-    found = statistics.typical(values)
+    away = np.random.default_rng(0).uniform(-0.05, 0.05, len(shown)) if len(shown) > 1 else np.zeros(1)
+    raster = len(shown) > MANY_POINTS
+    axes.scatter(shown, y + (0.12 + away) / inch, s=10, color=colour, alpha=0.5, linewidths=0, rasterized=raster)
+    found = typical(runs, key)
     mark(axes, found, y)
     note(axes, number(found.value), (found.value, y), (0, 4), ha="center", va="bottom")

@@ -54,7 +54,7 @@ def frontier(study: Study) -> Picture:
             "Below: mean R* of refinetuning less that of RLHF on the training prompts, averaged over the KLs that both "
             "pass. At 0 (dashed) the learned reward is worth as much as R* itself."
         )
-        figure.reading.append(panels.method([len(runs) for runs in matched.values()]))
+        figure.reading.append(panels.method(panels.sizes(matched)))
         _at_equal_kl(figure.add_subplot(grid[1, :]), matched, names, styles)
     return figure
 
@@ -77,7 +77,7 @@ def _at_equal_kl(
 ) -> None:
     key = "equal_kl/difference"
     every = np.concatenate([panels.values(runs, key) for runs in cells.values()])
-    found = {cell: statistics.typical(panels.values(runs, key)) for cell, runs in cells.items()}
+    found = {cell: panels.typical(runs, key) for cell, runs in cells.items()}
     axes.set_xlim(panels.limits(every, [0.0], found.values()))
     for place, (cell, runs) in enumerate(cells.items()):
         panels.piled(axes, place, panels.values(runs, key), styles[cell][0], step=0.1)

@@ -66,7 +66,7 @@ def distribution(study: Study) -> Picture:
 
 
 def _how_to_read(cells: Mapping[str, Sequence[Run]], zoomed: bool) -> Iterator[str]:
-    yield panels.method([len(runs) for runs in cells.values()])
+    yield panels.method(panels.sizes(cells))
     if zoomed:
         yield "The panel below a scale magnifies its shaded part: what looks far apart there is not."
     if any("implicit/auroc" in run.metrics for runs in cells.values() for run in runs):
@@ -86,8 +86,8 @@ def _colour(runs: Sequence[Run]) -> str:
 
 def _typical(cells: Mapping[str, Sequence[Run]], metric: str) -> dict[str, statistics.Estimate]:
     """Of the cells that have the metric: a constant reward has no distance."""
-    values = {cell: panels.values(runs, f"irl/{metric}") for cell, runs in cells.items()}
-    return {cell: statistics.typical(those) for cell, those in values.items() if len(those)}
+    key = f"irl/{metric}"
+    return {cell: panels.typical(runs, key) for cell, runs in cells.items() if len(panels.values(runs, key))}
 
 
 def _limits(cells: Mapping[str, Sequence[Run]], metric: str, level: float) -> tuple[float, float]:

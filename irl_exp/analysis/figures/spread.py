@@ -13,7 +13,7 @@ from irl_exp.analysis.figures import drawing, panels
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.spread import Open
-from irl_exp.analysis.statistics import LEAST, Estimate, Floats, wilson
+from irl_exp.analysis.statistics import Estimate, Floats, wilson
 from irl_exp.analysis.study import NotComputed, Study
 
 
@@ -88,10 +88,11 @@ def _fractions(axes: Axes, found: Open, level: int) -> None:
 
 
 def paired_differences(study: Study, table: pd.DataFrame) -> Picture:
-    """Which cell recovers more, seed by seed: every cell minus the first one on the same seeds.
+    """Which cell recovers more: every cell minus the first one on the same seeds.
 
-    Each point is a seed, the diamond the mean of the differences, with its 95 % t interval from five seeds on. What two
-    cells share (expert, demonstrations, the completions on which they are judged) cancels out in a difference. A cell
+    Each point is a seed, the diamond the mean of the differences. Its 95 % interval is over experts where the runs have
+    three or more, else over the test prompts and the fits of their one expert. What two cells share (expert,
+    demonstrations, the completions on which they are judged) cancels out in a difference. A cell
     whose interval crosses 0 is not told apart from the first one; with many cells compared, some intervals miss 0 by
     chance: the table below has p-values that allow for it (Holm).
 
@@ -112,8 +113,6 @@ def paired_differences(study: Study, table: pd.DataFrame) -> Picture:
             if other in known.index:
                 mean, low, high = (-float(known.loc[other, key]) for key in ("difference", "high", "low"))
                 found = Estimate(mean, low, high, int(known.loc[other, "n"]), "mean, 95 % t interval")
-                if found.n < LEAST:
-                    found = Estimate(mean, np.nan, np.nan, found.n, "mean, no interval")
                 _paired(axes, place, np.subtract(*study.paired(metric, other, first)), found)
         panels.rows(axes, [names[other] if axes is parts[0] else "" for other in others])
         axes.axvline(0, **panels.DASHED)

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Transform, offset_copy
 from scipy.stats import chi2
 
-from irl_exp.analysis import statistics
 from irl_exp.analysis.cell_names import fold, overrides, short
 from irl_exp.analysis.figures import drawing, panels
 from irl_exp.analysis.figures.drawing import Picture
@@ -56,7 +55,7 @@ def against_parameter(study: Study) -> Picture:
     for axes, key in zip(parts, keys, strict=False):
         _against(axes, study, sweep, key)
     sizes = sorted({len(runs) for runs in study.cells.values()})
-    figure.reading.append(panels.method(sizes).replace("diamond", "large point"))
+    figure.reading.append(panels.method(panels.sizes(study.cells)).replace("diamond", "large point"))
     if len(series) > 1:
         figure.reading.append("Colours are what else varies; cells with one value of the parameter stand side by side.")
     if ensemble:
@@ -152,7 +151,7 @@ def _against(axes: Axes, study: Study, sweep: Sweep, key: str) -> None:
             values = study.values(key, cell)
             x = [_places(sweep, cell)] * len(values)
             axes.scatter(x, values, s=14, color=colour, alpha=0.6, linewidths=0, transform=_aside(axes, -5))
-        found = [statistics.typical(study.values(key, cell)) for cell in with_key]
+        found = [panels.typical(study.cells[cell], key) for cell in with_key]
         estimates += found
         x = [_places(sweep, cell) for cell in with_key]
         axes.plot(x, [one.value for one in found], color=colour, marker=marker, markersize=5, label=fold(name))

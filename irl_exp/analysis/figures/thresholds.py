@@ -100,7 +100,7 @@ def best_and_all(study: Study) -> Picture:
         _levels_below(row[0], [_majority(runs) for runs in cells.values()], "majority class")
         _levels_below(row[1], [_all_toxic(runs) for runs in cells.values()], f"all called '{study.words.below}'")
     figure.legend(handles=_best_legend(cells), loc="outside lower left", ncols=3)
-    figure.reading.append(panels.method([len(runs) for runs in cells.values()]))
+    figure.reading.append(panels.method(panels.sizes(cells)))
     if max(map(len, cells.values())) > 1:
         figure.reading.append(
             "The paper reports the run with the highest accuracy. Here it is ringed among all others: chosen by R* on "
@@ -124,7 +124,7 @@ def _all_of(axes: Axes, place: int, runs: Sequence[Run], measure: str, ending: s
     faint = max(0.25 if len(values) < curves.DENSE else 0.08, panels.alpha(len(values)))
     above = 6 if len(values) < statistics.FEW else 3  # few are not hidden by their mean
     heights = panels.strip(axes, place, values, drawing.ORANGE, faint, above)
-    found = statistics.typical(values)
+    found = panels.typical(runs, keys[0])
     text = panels.interval(found)
     if len(values) > 1:
         panels.mark(axes, found, place)
@@ -172,7 +172,7 @@ def _best_legend(cells: dict[str, list[Run]]) -> list[Any]:
     n = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
     handles = [panels.dot(drawing.ORANGE, "a learned reward")]
     if sizes[-1] > 1:
-        most = statistics.typical(next([*range(len(runs))] for runs in cells.values() if len(runs) == sizes[-1]))
+        most = statistics.typical([*range(max(panels.sizes(cells)))])
         bounds = " with 95 % interval" if most.low == most.low else ""
         method = most.method.split(",")[0] + bounds
         ring = f"best of {n}, chosen on the same texts: no result"

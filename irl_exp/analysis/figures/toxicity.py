@@ -24,9 +24,10 @@ from irl_exp.analysis.cell_names import labels
 from irl_exp.analysis.figures import drawing, panels
 from irl_exp.analysis.figures.drawing import Picture
 from irl_exp.analysis.statistics import Estimate, Floats
-from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.analysis.study import NotComputed, Run, Study, units_of
 from irl_exp.measures import reward_comparison as compare
 from irl_exp.report.names import Words
+from irl_exp.report.units import LEAST
 
 STAGES = {"reference": "sft", "expert": "rlhf", "refinetuned": "refinetune"}
 """Policy -> stage that made it."""
@@ -220,7 +221,8 @@ def _of_several(policies: Sequence[Sample], toxic: Toxic) -> dict[str, Estimate]
         values["prompt_share"] = [count / total for count, total in toxic]
         if all(map(_has_probability, policies)):
             values["mean_probability"] = [float(special.expit(-item.truth).mean()) for item in policies]
-    return {key: statistics.typical(row) for key, row in values.items()}
+    units = units_of([item.runs[0] for item in policies])
+    return {key: statistics.typical(units.means(row)) for key, row in values.items()}
 
 
 def _of_one(item: Sample, toxic: Toxic) -> dict[str, Estimate]:
@@ -247,21 +249,21 @@ def _by_metrics(sample: Sample) -> Estimate:
     """The numbers of metrics.json."""
     low, high = (sample.metric(f"toxic_fraction_{bound}") for bound in ("low", "high"))
     return Estimate(
-        sample.metric("toxic_fraction"), low, high, sample.n_prompts, "fraction, 95 % bootstrap over prompts"
+        sample.metric("toxic_fraction"),
+        low,
+        high,
+        sample.n_prompts,
+        "fraction, 95 % interval over prompts (Korn and Graubard)",
     )
 
 
 def by_prompt(sample: Sample, values: Floats | NDArray[np.bool_]) -> Estimate:
-    """Mean over completions with a bootstrap over prompts.
-
-    Where all completions are alike no resample differs: then the exact interval of a fraction of the prompts, as if
-    the completions of a prompt were one.
-    """
+    """Mean over completions with an interval by prompt: of a fraction that of Korn and Graubard, else a bootstrap."""
     names, places = np.unique(sample.prompts, return_inverse=True)
     mean = float(np.mean(values))
-    if mean in (0, 1):
-        exact = statistics.clopper_pearson(int(mean) * len(names), len(names))
-        return Estimate(mean, exact.low, exact.high, len(names), "all alike: 95 % Clopper-Pearson over prompts")
+    if values.dtype == np.bool_:
+        low, high = compare.fraction_interval(np.asarray(values, dtype=bool), places)
+        return Estimate(mean, low, high, len(names), "fraction, 95 % interval over prompts (Korn and Graubard)")
     low, high = compare.interval(compare.mean_resamples(np.asarray(values, float), places, _counts(len(names))))
     return Estimate(mean, low, high, len(names), f"mean, 95 % bootstrap over prompts, {RESAMPLES} resamples")
 
@@ -423,7 +425,7 @@ def _legend(found: Sequence[Judged]) -> list[Line2D]:
     if sizes := {len(item.policies) for item in found} - {1}:
         few, many = min(sizes) < statistics.FEW, max(sizes) >= statistics.FEW
         middle = " or ".join(["mean"] * few + ["interquartile mean"] * many)
-        bounds = ", 95 % interval over policies" if max(sizes) >= statistics.LEAST else ""
+        bounds = ", 95 % interval over policies" if max(sizes) >= LEAST else ""
         label = f"{middle} of several policies{bounds}"
         handles.append(Line2D([], [], color="black", marker="D", markersize=5, linewidth=2, label=label))
     return handles

@@ -89,10 +89,10 @@ def test_one_run_is_drawn(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["distribution", "triangle", "tradeoff", "frontier"])
-def test_below_five_runs_there_are_points_alone(tmp_path: Path, name: str) -> None:
-    figure = make(name, launch(tmp_path, 1, 4, completions=False))
+def test_below_three_runs_there_are_points_alone(tmp_path: Path, name: str) -> None:
+    figure = make(name, launch(tmp_path, 1, 2, completions=False))
     assert [found for axes in figure.axes for found in intervals(axes)] == []
-    assert "The diamond is the mean; fewer than 5 runs have no interval." in figure.reading
+    assert "The diamond is the mean; fewer than 3 have no interval." in figure.reading
 
 
 def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:

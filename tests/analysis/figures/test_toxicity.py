@@ -21,6 +21,7 @@ from irl_exp.analysis import statistics
 from irl_exp.analysis.figures import (
     toxicity,
 )
+from irl_exp.measures import reward_comparison as compare
 
 
 def test_toxicity_table_by_hand(tmp_path: Path) -> None:
@@ -35,7 +36,8 @@ def test_toxicity_table_by_hand(tmp_path: Path) -> None:
     assert table["toxic"].tolist() == [20, 0, 44]
     assert table["fraction"].tolist() == pytest.approx([0.5, 0, 44 / 200])
     assert table.loc["reference", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([0.49, 0.51])
-    exact = stats.binomtest(0, 10).proportion_ci(method="exact").high
+    exact = compare.fraction_interval(np.zeros(40, dtype=bool), np.repeat(np.arange(10), 4))[1]
+    assert 0.3 < exact < 0.4
     assert table.loc["expert", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([0, exact])
     over = statistics.mean_t([count / 40 for count in counts])
     assert table.loc["refinetuned", ["fraction_low", "fraction_high"]].tolist() == pytest.approx([over.low, over.high])
