@@ -16,7 +16,8 @@ import time
 import numpy as np
 
 from irl_exp.analysis import determined as room
-from irl_exp.analysis.determined import Floats, Loss
+from irl_exp.analysis.determined import Floats, Loss, programs
+from irl_exp.analysis.determined.problem import Level, Pairs
 
 LOSSES: dict[str, Loss] = {
     "max_margin": room.max_margin(correct_penalty=1.0, wrong_penalty=2.0),
@@ -34,12 +35,12 @@ def differences(random: np.random.Generator, pairs: int, features: int) -> Float
 def alone(fitted: Floats, tests: Floats, loss: Loss, max_norm: float, tolerance: float, precision: float) -> float:
     """Seconds a side of the interior-point method, over both sides of the tests."""
     best = room.optimum(fitted, loss, max_norm=max_norm, precision=room.OPTIMUM * tolerance)
-    level = room._Level(room._Pairs(fitted * max_norm, loss), best.weights / max_norm, best.loss, tolerance)
+    level = Level(Pairs(fitted * max_norm, loss), best.weights / max_norm, best.loss, tolerance)
     towards = np.concatenate([tests, -tests]) / np.linalg.norm(tests, axis=1).mean()
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     start = time.perf_counter()
     for row in towards:
-        room._furthest(level, row, precision)
+        programs.furthest(level, row, precision)
     return (time.perf_counter() - start) / len(towards)
 
 
