@@ -159,7 +159,7 @@ class Open:
         )
 
 
-PRECISION = 0.01
+PRECISION = 0.03
 """Of the bounds: attained and proven ones differ by less than this fraction of their distance from the best reward."""
 ROUNDING = 1e-9
 """Of the variance along a direction, as a fraction of the largest: below it features in float32 say nothing."""

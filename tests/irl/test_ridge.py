@@ -74,7 +74,7 @@ class World:
 def test_the_ridge_that_select_takes_is_near_the_best(ratio: float) -> None:
     lost, gained = [], []
     for seed in range(4):
-        world = World(96, ratio, select=40, seed=seed)
+        world = World(64, ratio, select=40, seed=seed)
         each = [world.expert_first((ridge,))[0] for ridge in DEFAULT]
         found, ridge = world.expert_first(DEFAULT)
         assert found == each[DEFAULT.index(ridge)]
