@@ -88,7 +88,7 @@ def render(
         samples=samples.first(study),
         words=study.words,
         sections=list(_sections(summary, drawn)),
-        tables=[_shown(table, study.words) for table in [*number_tables(study), *_compared(summary.tables)]],
+        tables=[_shown(table, study.words) for table in _tables(study, summary)],
         files=files,
         missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
         methods=METHODS,
@@ -139,6 +139,10 @@ def number_tables(study: Study) -> list[Table]:
     return [*(comparison_tables(found) if len(study.cells) > 1 else []), study_table(found)]
 
 
+def _tables(study: Study, summary: Summary) -> list[Table]:
+    return [*number_tables(study), *_compared(summary.tables), *_levels(summary.data)]
+
+
 def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:
     """Every two cells, paired by expert or by prompt."""
     if "comparisons" not in tables:
@@ -166,6 +170,26 @@ def _bounded(row: Mapping[Any, Any], key: str, low: str, high: str, digits: int)
         return "-"
     ends = "" if any(map(math.isnan, bounds)) else f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
     return f"{value:.{digits}f}{ends}"
+
+
+def _levels(data: Mapping[str, Any]) -> Iterator[Table]:
+    """How much of what is left open hangs on the tolerance, and what the best reward knows of R* on each side."""
+    if "left_open" not in data:
+        return
+    columns = ("tolerance, in standard errors of the loss", "determined", "as R*: of these", "as R*: of the open pairs")
+    rows = tuple(
+        (
+            f"{level['tolerance_se']:.2g}{_kind(level)}",
+            _percent(level["determined"]),
+            *(_of(level[key]) if level[key] else "" for key in ("as_truth_where_determined", "as_truth_where_open")),
+        )
+        for level in data["left_open"]["levels"]
+    )
+    yield Table("What the demonstrations leave open, by tolerance: the best reward's order against R*", columns, rows)
+
+
+def _kind(level: Mapping[str, Any]) -> str:
+    return f"{' (calibrated)' * level['is_calibrated']}{' (typical run)' * level['is_that_of_the_runs']}"
 
 
 def _shown(table: Table, words: Words) -> dict[str, Any]:
@@ -258,18 +282,25 @@ def _noise(found: Mapping[str, Any] | None) -> str:
 
 
 def _open_text(found: Mapping[str, Any]) -> str:
-    level = next((one for one in found["levels"] if one["is_that_of_the_runs"]), found["levels"][-1])
-    told = "(c) What the demonstrations leave open."
-    if not (_tells(found["runs_agree"]) and _tells(level["determined"])):
-        return f"{told} {found['n_pairs']} test pairs are too few to say."
-    close = (
-        "as well as the typical run (within" if level["is_that_of_the_runs"] else "nearly as well as the best (within"
-    )
+    """Three numbers that must not be mixed: what such demonstrations never show, this sample, the method."""
+    told = f"(c) What the demonstrations leave open, of {found['n_pairs']} test pairs."
+    never, sample, method = found["never_shown"], found["this_sample"], found["the_method"]
+    if not _tells(sample["open"]):
+        return f"{told} They are too few to say."
+    return f"{told} {_never(never)} {_sample(sample)} {_method(method, found['n_runs'])}"
+
+
+def _never(found: Mapping[str, Any]) -> str:
+    if not found["directions"]:
+        return (
+            f"No direction is hidden from such demonstrations: the fitted pairs differ in all {found['features']} in "
+            "which completions do, so what stays open is open for want of more of them."
+        )
+    few = found["fitted_pairs"] <= found["features"] - found["directions"]
+    more = "more of them would show more" if few else "no number of them would"
     return (
-        f"{told} All runs agree on the sign of {_percent(found['runs_agree'])} of {found['n_pairs']} test pairs. "
-        f"The rewards that explain the demonstrations {close} {level['tolerance_se']:.2g} standard errors of the "
-        f"best loss) all agree on {_percent(level['determined'])}. That tolerance is not calibrated: it says what it "
-        "leaves open, not that the demonstrations leave the other pairs undetermined."
+        f"The fitted pairs do not show {found['directions']} of the {found['features']} directions in which "
+        f"completions differ ({more}); {found['pairs']} test pairs differ there."
     )
 
 
@@ -291,6 +322,34 @@ def _policies_text(found: Mapping[str, Any]) -> str:
         f"{told}, policies of one reward with other refinetune.seeds {found['sd_control']:.4f} "
         f"({found['freedom_control']} degrees of freedom): ratio {_number(ratio)}, so {verdict}."
     )
+
+
+def _sample(found: Mapping[str, Any]) -> str:
+    right = [
+        f"{_of(found[key])} {text}"
+        for key, text in (("as_truth_where_determined", "determined pairs"), ("as_truth_where_open", "open ones"))
+        if found[key]
+    ]
+    return (
+        f"This sample of {found['prompts']} prompts leaves {_percent(found['open'])} open: there the rewards disagree "
+        f"whose loss is within {found['tolerance_se']:.2g} standard errors of the best, the tolerance that holds the "
+        "margin of the population's best reward for 95 % of the pairs. The best reward orders "
+        f"{' and '.join(right)} as R* does."
+    )
+
+
+def _method(found: Mapping[str, Any], runs: int) -> str:
+    if runs < 2 or not found["runs_agree_where_open"]:
+        return f"The runs lie {_number(found['excess_tolerances'])} of these tolerances above the best loss."
+    return (
+        f"The method: all {runs} runs order {_of(found['runs_agree_where_open'])} open pairs alike; that is what "
+        "they have in common and no evidence for this order. They lie "
+        f"{_number(found['excess_tolerances'])} of these tolerances above the best loss."
+    )
+
+
+def _of(share: Mapping[str, Any]) -> str:
+    return f"{round(share['value'] * share['n'])} of {share['n']}"
 
 
 def _number(estimate: Mapping[str, Any]) -> str:

@@ -3,8 +3,9 @@
 (a) Offset, which no loss of margins determines, and scale: they move an accuracy at a fixed threshold, no ranking.
 (b) Optimisation and sampling: how far the runs are from each other and from the best reward on the same demonstrations;
     and how far best rewards are from each other when the prompts of the demonstrations are drawn anew.
-(c) What the demonstrations leave open: the rewards that explain them as well as the recovered ones did (determined.py).
-    Seeds that agree say nothing about (c): they may all stop in the same corner of a large set.
+(c) What the demonstrations leave open (determined/), in three numbers: directions of the features that such
+    demonstrations never show, however many; pairs whose order this sample leaves open, at the calibrated tolerance; and
+    on how many of these the seeds agree all the same, which is the method's choice and no evidence.
 """
 
 from __future__ import annotations
@@ -105,18 +106,36 @@ def _one_cell(runs: Sequence[Run]) -> None:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What the demonstrations show of the features.
+
+    Attributes:
+        features: directions in which completions differ at all.
+        pairs: of these, directions in which the two completions of some fitted pair differ.
+        fitted: number of fitted pairs: with no more than `pairs` of them, more would show more directions.
+        beside: (test pairs,) True where the pair differs in a direction that no fitted pair shows.
+    """
+
+    features: int
+    pairs: int
+    fitted: int
+    beside: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Open:
     """What the demonstrations leave open, at each tolerance.
 
     Attributes:
         tolerances: in units of the loss, ascending.
+        calibration: the one of them that the data ask for, and best rewards of prompts drawn with replacement.
+        shown: what of the features the fitted pairs show.
         standard_error: of the loss at the optimum over pairs.
         excess: (runs,) loss of each run on the fitted pairs above the optimum.
         margins: (runs, pairs) what the runs say of the test pairs.
         best: (pairs,) what the best reward says.
         possible: at each tolerance, the least and greatest margins.
         truth: (pairs,) R* of the expert's completion minus that of the baseline's.
-        resampled: (RESAMPLES, pairs) what the best rewards say that are fitted to prompts drawn with replacement.
     """
 
     tolerances: tuple[float, ...]
@@ -126,7 +145,18 @@ class Open:
     best: Floats
     possible: tuple[determined.Possible, ...]
     truth: Floats
-    resampled: Floats
+    calibration: determined.Calibration
+    shown: Shown
+
+    @property
+    def typical(self) -> float:
+        """The loss of the typical run above the optimum."""
+        return float(np.median(self.excess))
+
+    @property
+    def level(self) -> int:
+        """Which tolerance is the calibrated one."""
+        return self.tolerances.index(self.calibration.tolerance)
 
     def table(self) -> pd.DataFrame:
         """A row a test pair and tolerance."""
@@ -136,6 +166,7 @@ class Open:
                     {
                         "tolerance": tolerance,
                         "tolerance_se": tolerance / self.standard_error,
+                        "calibrated": tolerance == self.calibration.tolerance,
                         "pair": np.arange(len(self.best)),
                         "low": possible.low,
                         "attained_low": possible.attained_low,
@@ -154,11 +185,12 @@ class Open:
         )
 
 
-PRECISION = 0.01
+PRECISION = 0.03
 """Of the bounds: attained and proven ones differ by less than this fraction of their distance from the best reward."""
+ROUNDING = 1e-9
+"""Of the variance along a direction, as a fraction of the largest: below it features in float32 say nothing."""
 FRACTIONS = (0.05, 0.2, 1.0)
-"""Tolerances beside that of the runs, in standard errors of the loss."""
-RESAMPLES = 10
+"""Tolerances beside the calibrated one and that of the runs, in standard errors of the loss."""
 
 
 def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Open:
@@ -174,10 +206,21 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
     if not problem.optimum.standard_error > 0:
         raise NotComputed("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
     error, best = problem.optimum.standard_error, problem.optimum
+    calibration = determined.calibrated(
+        problem.fit,
+        problem.tests,
+        problem.loss,
+        max_norm=problem.max_norm,
+        best=best,
+        prompts=problem.fit_prompts,
+        scaled=problem.scaled,
+        seed=SEED,
+    )
+    if not calibration.tolerance > 0:
+        raise NotComputed("no test pair differs in a direction that the loss leaves free")
     excess = problem.loss(problem.fitted_margins).mean(axis=1) - best.loss
-    tolerances = {fraction * error for fraction in FRACTIONS}
-    typical = float(np.median(excess))
-    if typical > min(tolerances) / 10:
+    tolerances = {calibration.tolerance, *(fraction * error for fraction in FRACTIONS)}
+    if (typical := float(np.median(excess))) > min(tolerances) / 10:
         tolerances.add(typical)
     possible = []
     sides = 2 * len(problem.tests)
@@ -194,28 +237,17 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
                 progress=lambda done, total, before=number * sides: progress(before + done, len(tolerances) * sides),  # type: ignore[misc]
             )
         )
-    margins, at_best = problem.margins, problem.tests @ best.weights
     return Open(
-        tuple(sorted(tolerances)), error, excess, margins, at_best, tuple(possible), problem.truth, _resampled(problem)
+        tuple(sorted(tolerances)),
+        error,
+        excess,
+        problem.margins,
+        problem.tests @ best.weights,
+        tuple(possible),
+        problem.truth,
+        calibration,
+        problem.shown,
     )
-
-
-def _resampled(problem: _Problem) -> Floats:
-    """(RESAMPLES, test pairs) margins of best rewards, each fitted to as many prompts, drawn with replacement."""
-    generator = np.random.default_rng(SEED)
-    names, prompt = np.unique(problem.fit_prompts, return_inverse=True)
-    rows_of = np.split(np.argsort(prompt, kind="stable"), np.cumsum(np.bincount(prompt))[:-1])
-    found = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([rows_of[drawn] for drawn in generator.integers(len(names), size=len(names))])
-        best = determined.optimum(
-            problem.fit[rows],
-            problem.loss,
-            max_norm=problem.max_norm,
-            precision=FRACTIONS[0] * problem.optimum.standard_error,
-        )
-        found.append(problem.tests @ best.weights)
-    return np.array(found)
 
 
 @dataclass(frozen=True)
@@ -231,6 +263,8 @@ class _Problem:
     margins: Floats
     truth: Floats
     fit_prompts: NDArray[np.int64]
+    scaled: determined.Scaled
+    shown: Shown
 
 
 def _problem(study: Study) -> _Problem:
@@ -239,7 +273,8 @@ def _problem(study: Study) -> _Problem:
     frame = pd.read_parquet(folders["demonstrations"] / "demonstrations.parquet")
     frame = part_of_fit(frame, run.config["irl.prompt_fraction"], run.config["irl.completions"])
     seen = Demonstrations(frame, load_file(folders["features"] / "features.safetensors")["features"])
-    scaled = Scaling.fit(seen.features[seen.fit], run.config["irl.scaling"], settings["ridge"])(seen.features)
+    scaling = Scaling.fit(seen.features[seen.fit], run.config["irl.scaling"], settings["ridge"])
+    scaled = scaling(seen.features)
     rows = _one_a_prompt(frame, *pair_rows(frame, "test"))
     fit, loss = seen.pairs(scaled, "fit"), _loss(run)
     heads = np.stack(
@@ -250,6 +285,8 @@ def _problem(study: Study) -> _Problem:
     best = determined.optimum(
         fit, loss, max_norm=settings["max_norm"], precision=determined.OPTIMUM * FRACTIONS[0] * rough.standard_error
     )
+    tests = seen.features[rows[0]] - seen.features[rows[1]]
+    prompts = frame["prompt_id"].to_numpy()
     return _Problem(
         loss,
         settings["max_norm"],
@@ -257,10 +294,39 @@ def _problem(study: Study) -> _Problem:
         scaled[rows[0]] - scaled[rows[1]],
         best,
         heads @ seen.pairs(seen.features.astype(np.float64), "fit").T,
-        heads @ (seen.features[rows[0]] - seen.features[rows[1]]).T,
+        heads @ tests.T,
         truth[rows[0]] - truth[rows[1]],
-        frame["prompt_id"].to_numpy()[pair_rows(frame, "fit")[0]],
+        prompts[pair_rows(frame, "fit")[0]],
+        _scaled(seen, scaling, run.config["irl.scaling"] == "whiten", settings["ridge"], best.weights, prompts),
+        _shown(seen, tests.astype(np.float64)),
     )
+
+
+def _scaled(
+    seen: Demonstrations, scaling: Scaling, whitened: bool, ridge: float, best: Floats, prompts: NDArray[np.int64]
+) -> determined.Scaled:
+    """The rows that scaled the features; each has its part in the mean eigenvalue that the ridge is a fraction of."""
+    centred = seen.features[seen.fit] - scaling.center
+    size = ridge * (centred**2).mean(axis=1)
+    part = np.outer(size, scaling.transform @ (scaling.transform @ best)) if whitened else 0.0
+    return determined.Scaled(centred @ scaling.transform, prompts[seen.fit], whitened, part)
+
+
+def _shown(seen: Demonstrations, tests: Floats) -> Shown:
+    """Directions that carry more than float32 rounds away, in units of each feature's sd over the completions."""
+    features = seen.features.astype(np.float64)
+    spread = features.std(axis=0)
+    scale = np.where(spread > 1e-6 * spread.max(), 1 / np.where(spread > 0, spread, 1), 0.0)
+    pairs = seen.pairs(features * scale, "fit")
+    every, (values, vectors) = (
+        np.linalg.eigvalsh(np.cov(features * scale, rowvar=False)),
+        np.linalg.eigh(pairs.T @ pairs / len(pairs)),
+    )
+    hidden = vectors[:, values <= ROUNDING * values[-1]]
+    tests = tests * scale
+    beside = np.linalg.norm(tests @ hidden, axis=1) > ROUNDING**0.5 * np.linalg.norm(tests, axis=1)
+    some = int((every > ROUNDING * every[-1]).sum())
+    return Shown(some, len(values) - hidden.shape[1], len(pairs), np.asarray(beside))
 
 
 def _one_a_prompt(
@@ -323,33 +389,64 @@ def _loss(run: Run) -> determined.Loss:
 
 def summary(found: Open) -> dict[str, Any]:
     """The numbers of `left_open` for summary.json."""
-    signs = np.sign(found.margins)
-    alike = int((np.abs(signs.sum(axis=0)) == len(signs)).sum())
-    levels = []
-    for tolerance, possible in zip(found.tolerances, found.possible, strict=True):
-        fixed = possible.determined
-        right = int((np.sign(found.best[fixed]) == np.sign(found.truth[fixed])).sum())
-        levels.append(
-            {
-                "tolerance": tolerance,
-                "tolerance_se": tolerance / found.standard_error,
-                "is_that_of_the_runs": tolerance == float(np.median(found.excess)),
-                "determined": statistics.wilson(int(fixed.sum()), len(fixed)),
-                "unresolved": int(possible.unresolved.sum()),
-                "as_truth_where_determined": statistics.wilson(right, int(fixed.sum())) if fixed.any() else None,
-                "width_mean": float((possible.high - possible.low).mean()),
-            }
-        )
+    alike = np.abs(np.sign(found.margins).sum(axis=0)) == len(found.margins)
+    fixed = found.possible[found.level].determined
     return {
         "n_pairs": len(found.best),
+        "n_runs": len(found.margins),
         "standard_error_of_loss": found.standard_error,
         "excess_se": statistics.mean_t(found.excess / found.standard_error),
         "runs_width_mean": float(np.ptp(found.margins, axis=0).mean()),
-        "runs_agree": statistics.wilson(alike, len(found.best)),
+        "runs_agree": _share(alike),
         "runs_same_sign": _same_sign(found.margins),
-        "resampled_same_sign": _same_sign(found.resampled),
-        "levels": levels,
+        "resampled_same_sign": _same_sign(found.calibration.margins),
+        "never_shown": {
+            "features": found.shown.features,
+            "directions": found.shown.features - found.shown.pairs,
+            "fitted_pairs": found.shown.fitted,
+            "pairs": int(found.shown.beside.sum()),
+        },
+        "this_sample": {
+            "tolerance": found.calibration.tolerance,
+            "tolerance_se": found.calibration.tolerance / found.standard_error,
+            "prompts": found.calibration.prompts,
+            "open": _share(~fixed),
+            "as_truth_where_determined": _share(_as_truth(found)[fixed]),
+            "as_truth_where_open": _share(_as_truth(found)[~fixed]),
+        },
+        "the_method": {
+            "excess_tolerances": statistics.mean_t(found.excess / found.calibration.tolerance),
+            "runs_agree_where_determined": _share(alike[fixed]),
+            "runs_agree_where_open": _share(alike[~fixed]),
+        },
+        "levels": [_level(found, number) for number in range(len(found.tolerances))],
     }
+
+
+def _level(found: Open, number: int) -> dict[str, Any]:
+    tolerance, possible = found.tolerances[number], found.possible[number]
+    right, fixed = _as_truth(found), possible.determined
+    return {
+        "tolerance": tolerance,
+        "tolerance_se": tolerance / found.standard_error,
+        "is_calibrated": number == found.level,
+        "is_that_of_the_runs": tolerance == found.typical,
+        "determined": _share(fixed),
+        "unresolved": int(possible.unresolved.sum()),
+        "as_truth_where_determined": _share(right[fixed]),
+        "as_truth_where_open": _share(right[~fixed]),
+        "width_mean": float(possible.width.mean()),
+    }
+
+
+def _as_truth(found: Open) -> NDArray[np.bool_]:
+    """(pairs,) the best reward orders the pair as R* does."""
+    return np.asarray(np.sign(found.best) == np.sign(found.truth))
+
+
+def _share(marks: NDArray[np.bool_]) -> Estimate | None:
+    """The fraction that is True, with its Wilson interval; none of nothing."""
+    return statistics.wilson(int(marks.sum()), len(marks)) if len(marks) else None
 
 
 def _same_sign(margins: Floats) -> Estimate | None:

@@ -136,8 +136,10 @@ class _Linear(_Method):
         "auto",
         description="of the features, before the fit; auto: whiten, but n-grams without hidden states standardise",
     )
+    # Rows few for the width need a large one; tests/irl/test_ridge.py has what each costs.
     ridge: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
-        (1e-4,), description="of whiten, as a fraction of the mean eigenvalue; of several the best on select is taken"
+        (1e-4, 1e-2, 1.0),
+        description="of whiten, as a fraction of the mean eigenvalue; of several the best on select is taken",
     )
 
     @model_validator(mode="before")
@@ -155,6 +157,11 @@ class _Linear(_Method):
     @property
     def frozen_features(self) -> FeaturesConfig | None:
         return self.features
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """Those that make a difference: standardise has none."""
+        return self.ridge if self.scaling == "whiten" else self.ridge[:1]
 
 
 class _Fitted(_Linear):
@@ -192,8 +199,8 @@ class MarginConfig(_Fitted):
                 f"irl/backbone={self.backbone.name} trains hidden states: it takes irl/features=hidden_state or "
                 f"last_token alone, not {'+'.join(self.features.parts)}"
             )
-        for name in ("max_norm", "ridge"):
-            if len(values := getattr(self, name)) > 1:
+        for name, values in (("max_norm", self.max_norm), ("ridge", self.ridges)):
+            if len(values) > 1:
                 raise ValueError(
                     f"{name}={list(values)}: each would train the backbone anew; irl/backbone={self.backbone.name} "
                     "takes one"

@@ -38,7 +38,7 @@ class Procedure:
         resample: each seed draws prompts with replacement, with all their pairs (as weights: how often each was drawn).
         swap: each seed swaps expert and baseline of each pair with probability 1/2: the placebo.
         weighting: weights of the pairs, anew before each epoch; none: all alike.
-        homogeneous: the loss scales with the margin, so on select it is read per sd of the margins of fit.
+        homogeneous: the loss scales with the margin, so on select it is read per sd of the margins there.
     """
 
     loss: Loss
@@ -285,10 +285,13 @@ def _progress(weights: Tensor, fit: Tensor, select: Tensor, draws: _Draws, proce
 def curve_row(margins: Tensor, others: Tensor, procedure: Procedure) -> dict[str, Tensor]:
     """Loss, and how often the expert's completion is ranked first: (S,) each. Nothing here knows R*.
 
+    The unit of a homogeneous loss is the sd on select itself. That on fit is too small for a reward that has learned
+    the noise there, so it would make its loss on select look large in size, and good.
+
     Args:
         margins, others: (S, n) on fit and (S, m) on select.
     """
-    unit = spread(margins) if procedure.homogeneous else torch.ones(())
+    unit = spread(others) if procedure.homogeneous else torch.ones(())
     return {
         "loss": _mean_loss(margins, procedure),
         "select_loss": _mean_loss(others / unit, procedure),
@@ -300,7 +303,7 @@ def curve_row(margins: Tensor, others: Tensor, procedure: Procedure) -> dict[str
 def spread(margins: Tensor) -> Tensor:
     """Standard deviation of each row, (S, 1), never 0; by sums, as `std` rounds one row and many differently."""
     deviations = margins - margins.mean(dim=1, keepdim=True)
-    variance = deviations.square().sum(dim=1, keepdim=True) / (margins.shape[1] - 1)
+    variance = deviations.square().sum(dim=1, keepdim=True) / max(margins.shape[1] - 1, 1)
     return variance.sqrt().clamp(min=1e-300)
 
 

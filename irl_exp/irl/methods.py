@@ -34,6 +34,8 @@ from irl_exp.measures import reward_comparison as compare
 
 Floats = NDArray[np.float64]
 HeadsConfig = MarginConfig | PlaceboConfig | FailureAwareConfig | EnsembleConfig
+CHOOSER = 0
+"""The seed whose head chooses ridge and norm for all."""
 
 
 @dataclass(frozen=True)
@@ -90,30 +92,24 @@ def fit_margin(
 ) -> list[Fit]:
     """Fit the configs, which differ in their seed alone, together: one Fit each.
 
-    Of several ridges and norms each seed takes those with the least loss on select.
+    Of several ridges and norms that with the least loss on select is taken: a matter of the data, which the head of one
+    seed decides for all of them, on all pairs. Each placebo has data of its own, and decides for itself.
     """
     config = configs[0]
     if any(other.model_copy(update={"seed": config.seed}) != config for other in configs):
         raise ValueError("configs that are fitted together may differ in their seed alone.")
     seeds = [seed for other in configs for seed in head_seeds(other)]
     members = len(seeds) // len(configs)
-    candidates = [(ridge, norm) for ridge in config.ridge for norm in config.max_norm]
-    fits: list[tuple[Scaling, Heads]] = []
-    for number, (ridge, max_norm) in enumerate(candidates):
-        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
-        scaled = scaling(demonstrations.features)
-        heads = fit_heads(
-            demonstrations.pairs(scaled, "fit"),
-            demonstrations.pairs(scaled, "select"),
-            procedure(config, max_norm),
-            seeds,
-            prompts=demonstrations.prompts("fit"),
-            progress=_share(progress, number, len(candidates)),
-        )
-        fits.append((scaling, heads))
-    best = np.argmin([heads.select_loss for _, heads in fits], axis=0)
+    candidates = _candidates(config, demonstrations)
+    chosen = _chosen(config, candidates, seeds)
+    numbers, heads = np.unique(chosen), dict[int, _Head]()
+    for done, number in enumerate(numbers):
+        rows = np.flatnonzero(chosen == number)
+        share = _share(progress, done, len(numbers))
+        found = candidates[number].fit(config, [seeds[row] for row in rows], progress=share)
+        heads |= {int(row): _Head(candidates[number], found, place) for place, row in enumerate(rows)}
     return [
-        _chosen(config, fits, candidates, best, slice(start, start + members), demonstrations)
+        _reward(config, [heads[start + member] for member in range(members)], demonstrations)
         for start in range(0, len(seeds), members)
     ]
 
@@ -130,27 +126,68 @@ def head_seeds(config: HeadsConfig) -> list[int]:
     return [int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1)) for stream in streams]
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A ridge and a norm, with the differences of fit and select as that ridge scales them, and the prompts of fit."""
+
+    ridge: float
+    max_norm: float
+    scaling: Scaling
+    differences: Floats
+    select: Floats
+    prompts: NDArray[np.int64]
+
+    def fit(self, config: HeadsConfig, seeds: Sequence[int], **options: Any) -> Heads:
+        how = procedure(config, self.max_norm)
+        return fit_heads(self.differences, self.select, how, seeds, prompts=self.prompts, **options)
+
+
+def _candidates(config: HeadsConfig, demonstrations: Demonstrations) -> list[_Candidate]:
+    found, prompts = [], demonstrations.prompts("fit")
+    for ridge in config.ridges:
+        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
+        scaled = scaling(demonstrations.features)
+        fit, select = (demonstrations.pairs(scaled, part) for part in ("fit", "select"))
+        found += [_Candidate(ridge, norm, scaling, fit, select, prompts) for norm in config.max_norm]
+    return found
+
+
+def _chosen(config: HeadsConfig, candidates: Sequence[_Candidate], seeds: Sequence[int]) -> NDArray[np.int64]:
+    """(seeds,) which candidate each takes."""
+    if len(candidates) == 1:
+        return np.zeros(len(seeds), dtype=np.int64)
+    choosing = seeds if isinstance(config, PlaceboConfig) else [CHOOSER]
+    whole = config.model_copy(update={"resample_pairs": False})
+    losses = [candidate.fit(whole, choosing).select_loss for candidate in candidates]
+    return np.broadcast_to(np.argmin(losses, axis=0), len(seeds))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One seed's head: the row `row` of the heads that were fitted together."""
+
+    candidate: _Candidate
+    heads: Heads
+    row: int
+
+    @property
+    def weights(self) -> Floats:
+        """(d,) in the coordinates of the features."""
+        return np.asarray(self.candidate.scaling.transform @ self.heads.weights[self.row])
+
+
 def _share(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
     """Progress of one of several equal tasks."""
     return lambda done, total: progress(number * total + done, count * total)
 
 
-def _chosen(
-    config: HeadsConfig,
-    fits: Sequence[tuple[Scaling, Heads]],
-    candidates: Sequence[tuple[float, float]],
-    best: NDArray[np.int64],
-    rows: slice,
-    demonstrations: Demonstrations,
-) -> Fit:
-    """One reward of the members `rows`: each as select chose it, in the coordinates of the features."""
-    weights = np.stack(
-        [fits[best[row]][0].transform @ fits[best[row]][1].weights[row] for row in range(rows.start, rows.stop)]
-    )
-    center = fits[0][0].center
-    scorer = LinearScorer(weights, center, None)
+def _reward(config: HeadsConfig, members: Sequence[_Head], demonstrations: Demonstrations) -> Fit:
+    """One reward of its members, in the coordinates of the features."""
+    weights, first = np.stack([member.weights for member in members]), members[0]
+    scaling, heads = first.candidate.scaling, first.heads
+    scorer = LinearScorer(weights, scaling.center, None)
     if isinstance(config, EnsembleConfig):
-        spread = ((demonstrations.features[demonstrations.fit] - center) @ weights.T).std(axis=0)
+        spread = ((demonstrations.features[demonstrations.fit] - scaling.center) @ weights.T).std(axis=0)
         if not (spread > 0).all():
             raise IrlError("a member of the ensemble gives all demonstrations the same reward.")
         scorer = replace(
@@ -159,16 +196,14 @@ def _chosen(
             aggregate=config.aggregate,
             deviations=config.deviations if config.aggregate == "lower_bound" else 0.0,
         )
-    first = fits[best[rows.start]][1]
+    rows = [member.row for member in members]
     curve = [
-        {"step": epoch + 1, **{name: float(values[epoch, rows].mean()) for name, values in first.curves.items()}}
+        {"step": epoch + 1, **{name: float(values[epoch, rows].mean()) for name, values in heads.curves.items()}}
         for epoch in range(config.epochs)
     ]
-    ridge, max_norm = candidates[best[rows.start]]
-    info = {"best_epoch": int(first.best_epoch[rows.start]), "ridge": ridge, "max_norm": max_norm}
-    scaling = fits[best[rows.start]][0]
-    alone = rows.stop - rows.start == 1
-    path = (first.path[:, rows.start] @ scaling.transform.T).astype(np.float32) if alone else None
+    best_epoch, candidate = int(heads.best_epoch[first.row]), first.candidate
+    info = {"best_epoch": best_epoch, "ridge": candidate.ridge, "max_norm": candidate.max_norm}
+    path = (heads.path[:, first.row] @ scaling.transform.T).astype(np.float32) if len(members) == 1 else None
     return Fit(scorer, scaling, info, curve, path=path)
 
 
@@ -231,7 +266,7 @@ def fit_bayesian(config: BayesianConfig, demonstrations: Demonstrations) -> Fit:
     method = {"laplace": bayesian.laplace, "mean_field": bayesian.mean_field}[config.posterior]
     folds = _folds(demonstrations, config.rounds)
     found: list[tuple[float, Scaling, bayesian.Posterior, dict[str, Any]]] = []
-    for ridge in config.ridge:
+    for ridge in config.ridges:
         scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
         scaled = scaling(demonstrations.features)
         fit, select = demonstrations.pairs(scaled, "fit"), demonstrations.pairs(scaled, "select")
@@ -281,7 +316,7 @@ def fit_probe(config: ProbeConfig, demonstrations: Demonstrations, truth: Floats
     if civil[fit].all() or not civil[fit].any():
         raise IrlError("irl=probe needs completions of both labels of R* among the demonstrations of fit.")
     found: list[tuple[float, Fit]] = []
-    for ridge in config.ridge:
+    for ridge in config.ridges:
         scaling = Scaling.fit(demonstrations.features[fit], config.scaling, ridge)
         scaled = scaling(demonstrations.features)
         for strength in config.inverse_regularisation:

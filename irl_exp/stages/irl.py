@@ -132,7 +132,8 @@ class _Seen:
     def __init__(
         self, config: IrlConfig, folder: Path, reference: Path, data: Path, features: Path | None, context: Context
     ) -> None:
-        self.folder, self.reference, self.features, self.device = folder, reference, features, context.device
+        self.config, self.folder, self.reference = config, folder, reference
+        self.features, self.device = features, context.device
         self.check("reference", reference)
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
         if not isinstance(config, ImplicitConfig | MajorityConfig | AuthorConfig):
@@ -197,7 +198,8 @@ def _write_fit(fit: methods.Fit, seen: _Seen, context: Context, *, note: str) ->
     if (epochs := fit.epochs(seen.demonstrations, "test")) is not None:
         np.save(context.folder / "epochs.npy", epochs)
     scores = {"score": fit.scores(seen.demonstrations), **fit.uncertainty(seen.demonstrations)}
-    return {**_write(fit.scorer, scores, seen, context, note=note), **fit.info}
+    chosen = f", ridge {fit.info['ridge']:g}" if getattr(seen.config, "scaling", "") == "whiten" else ""
+    return {**_write(fit.scorer, scores, seen, context, note=f"{note}{chosen}"), **fit.info}
 
 
 def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: Context, *, note: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irl_exp.analysis import determined as room
-from irl_exp.analysis.determined import Floats, Loss, Possible
+from irl_exp.analysis.determined import Floats, Loss, Possible, bounds, programs, sides
+from irl_exp.analysis.determined.problem import Level, Pairs, cut
 from irl_exp.irl import losses
 
 LOSSES: dict[str, Loss] = {
@@ -179,7 +180,7 @@ def test_planes_lie_below_the_loss(seed: int) -> None:
     random = np.random.default_rng(seed)
     differences, u = random.normal(size=(7, 3)), random.normal(size=(50, 3))
     for loss in LOSSES.values():
-        slope, offset = room._Pairs(differences, loss).plane(random.random(7))
+        slope, offset = Pairs(differences, loss).plane(random.random(7))
         assert (u @ slope + offset <= mean_loss(loss, differences, u) + 1e-12).all()
 
 
@@ -190,7 +191,7 @@ def test_the_cut_of_the_ball_by_samples(seed: int, value: float) -> None:
     towards, slope = random.normal(size=(2, 3))
     towards /= np.linalg.norm(towards)
     slope /= np.linalg.norm(slope)
-    bound = room._cut(towards, 3 * slope, 3 * value)
+    bound = cut(towards, 3 * slope, 3 * value)
     u = random.normal(size=(4000, 3))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     over = u @ slope > value  # move these onto the rim of the cut
@@ -213,11 +214,11 @@ def test_the_optimum_is_certified() -> None:
 
 def level_and_directions(
     loss: Loss, n: int, d: int, seed: int, tolerance: float, sides: int = 8
-) -> tuple[room._Level, Floats]:
+) -> tuple[Level, Floats]:
     """W in a ball of radius 2, and directions of length one."""
     differences, towards = world(n, d, seed), np.random.default_rng(seed + 1).normal(size=(sides, d))
     best = room.optimum(differences, loss, max_norm=2.0, precision=room.OPTIMUM * tolerance)
-    level = room._Level(room._Pairs(2 * differences, loss), best.weights / 2, best.loss, tolerance)
+    level = Level(Pairs(2 * differences, loss), best.weights / 2, best.loss, tolerance)
     return level, towards / np.linalg.norm(towards, axis=1, keepdims=True)
 
 
@@ -226,8 +227,8 @@ def level_and_directions(
 def test_sides_together_against_each_side_alone(name: str, n: int, d: int) -> None:
     """The slow interior-point method is the oracle: the two intervals of an end overlap, so neither is wrong."""
     level, towards = level_and_directions(LOSSES[name], n, d, seed=11, tolerance=0.05)
-    *_, (bound, attained, close) = room._together(level, towards, 0.05)
-    alone = np.array([room._furthest(level, row, 1e-3) for row in towards])
+    *_, (bound, attained, close) = sides.together(level, towards, 0.05)
+    alone = np.array([programs.furthest(level, row, 1e-3) for row in towards])
     assert close == len(towards)  # without its help
     assert (bound >= alone[:, 1] - 1e-9).all()
     assert (attained <= alone[:, 0] + 1e-9).all()
@@ -250,7 +251,7 @@ def test_bounds_hold_after_every_step(seed: int, name: str, tolerance: float) ->
         inside &= np.linalg.norm(points, axis=1) <= 1
         low, high = np.where(inside, (low + high) / 2, low), np.where(inside, high, (low + high) / 2)
     margins = (level.centre + (low * random.choice([0.5, 1.0], len(low)))[:, None] * ways) @ towards.T
-    for steps, (bound, attained, _) in enumerate(room._together(level, towards, 0.01)):
+    for steps, (bound, attained, _) in enumerate(sides.together(level, towards, 0.01)):
         assert (margins <= bound + 1e-9).all(), steps
         assert (attained <= bound + 1e-9).all(), steps
 
@@ -260,14 +261,14 @@ def test_what_is_attained_is_a_margin_of_a_consistent_reward(name: str) -> None:
     """Each point, drawn back by what `_attained` says, satisfies both constraints."""
     level, towards = level_and_directions(LOSSES[name], 30, 4, seed=3, tolerance=0.02)
     random = np.random.default_rng(4)
-    sides = replace(
-        room._Sides.at(level.centre, towards, 0.7, 1.0), point=room._in_ball(random.normal(size=towards.shape))
+    some = replace(
+        sides._Sides.at(level.centre, towards, 0.7, 1.0), point=sides._in_ball(random.normal(size=towards.shape))
     )
-    touch = level.pairs.touch(sides.point, sides.temperature)
+    touch = level.pairs.touch(some.point, some.temperature)
     middle = towards @ level.centre
-    attained = room._attained(level, sides, touch, middle)
-    fraction = (attained - middle) / ((sides.point * towards).sum(axis=1) - middle)
-    points = level.centre + fraction[:, None] * (sides.point - level.centre)
+    attained = sides._attained(level, some, touch, middle)
+    fraction = (attained - middle) / ((some.point * towards).sum(axis=1) - middle)
+    points = level.centre + fraction[:, None] * (some.point - level.centre)
     assert (fraction > 0).all()
     assert fraction.min() < 0.9  # some had to be drawn back
     assert (mean_loss(level.pairs.loss, level.pairs.differences, points) <= level.value + 1e-12).all()
@@ -276,7 +277,7 @@ def test_what_is_attained_is_a_margin_of_a_consistent_reward(name: str) -> None:
 
 @each_loss
 def test_a_touch_is_the_loss_and_a_plane_below_it(name: str) -> None:
-    pairs, random = room._Pairs(world(20, 3), LOSSES[name]), np.random.default_rng(5)
+    pairs, random = Pairs(world(20, 3), LOSSES[name]), np.random.default_rng(5)
     u, others, own = random.normal(size=(6, 3)), random.normal(size=(200, 3)), LOSSES[name].temperature
     value = mean_loss(pairs.loss, pairs.differences, u)
     for temperature in (0.7, 3.0):
@@ -294,13 +295,13 @@ def test_the_farthest_point_of_ball_and_ellipsoid_by_samples(seed: int, size: fl
     random = np.random.default_rng(seed)
     towards, curvature = random.normal(size=(1, 3)), random.uniform(0.1, 4, size=(1, 3))
     towards /= np.linalg.norm(towards)
-    centre, room_left = 0.9 * room._in_ball(random.normal(size=(1, 3))), np.array([size])  # which both contain
-    u, _ = room._farthest(towards, curvature, centre, room_left, np.array([guess]))
+    centre, room_left = 0.9 * sides._in_ball(random.normal(size=(1, 3))), np.array([size])  # which both contain
+    u, _ = sides._farthest(towards, curvature, centre, room_left, np.array([guess]))
     assert np.linalg.norm(u) <= 1 + 1e-12
     assert (curvature * (u - centre) ** 2).sum() / 2 <= size * (1 + 1e-3)
     samples = random.normal(size=(4000, 3))
     samples = centre + samples / np.sqrt((curvature * samples**2).sum(axis=1, keepdims=True) / (2 * size))
-    inside = np.concatenate([samples, room._in_ball(random.normal(size=(4000, 3)) * 10)])
+    inside = np.concatenate([samples, sides._in_ball(random.normal(size=(4000, 3)) * 10)])
     inside = inside[(np.linalg.norm(inside, axis=1) <= 1 + 1e-9)]
     inside = inside[(curvature * (inside - centre) ** 2).sum(axis=1) / 2 <= size + 1e-9]
     assert (inside @ towards[0]).max() <= float(u[0] @ towards[0]) + 1e-3
@@ -310,7 +311,7 @@ def test_the_farthest_point_of_ball_and_ellipsoid_by_samples(seed: int, size: fl
 def test_a_side_that_stays_open_goes_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     differences, tests = world(40, 4), np.random.default_rng(9).normal(size=(4, 4))
     together = room.possible_margins(differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05)
-    monkeypatch.setattr(room, "TOGETHER", 1)
+    monkeypatch.setattr(sides, "TOGETHER", 1)
     calls: list[tuple[int, int]] = []
     alone = room.possible_margins(
         differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05, progress=lambda *given: calls.append(given)
@@ -326,7 +327,7 @@ def test_batches_are_independent_and_progress_is_told(name: str, monkeypatch: py
     differences, tests = world(40, 4), np.random.default_rng(9).normal(size=(4, 4))
     tests[1] = 0  # both of its sides are done before
     one = room.possible_margins(differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05)
-    monkeypatch.setattr(room, "BATCH", 4)
+    monkeypatch.setattr(bounds, "BATCH", 4)
     calls: list[tuple[int, int]] = []
     two = room.possible_margins(
         differences, tests, LOSSES[name], max_norm=2.0, tolerance=0.05, progress=lambda *given: calls.append(given)

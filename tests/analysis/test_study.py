@@ -338,6 +338,46 @@ def _best(found: study.Study, number: int) -> int:
     return int(json.loads((folder / "manifest.json").read_text())["info"]["best_epoch"])
 
 
+def test_three_numbers_of_what_is_left_open(three_seeds: Launched) -> None:
+    """By hand from the bounds: pairs that are open at the calibrated tolerance, and who agrees on them."""
+    opened = spread.left_open(study.read(three_seeds.folder))
+    told = spread.summary(opened)
+    possible = opened.possible[opened.level]
+    fixed = (possible.low > 0) | (possible.high < 0)
+    right = np.sign(opened.best) == np.sign(opened.truth)
+    assert told["this_sample"]["open"].value == pytest.approx((~fixed).mean())
+    for key, pairs in (("as_truth_where_determined", fixed), ("as_truth_where_open", ~fixed)):
+        share = told["this_sample"][key]
+        assert (share is None) == (not pairs.any())
+        assert share is None or (share.value, share.n) == pytest.approx((right[pairs].mean(), pairs.sum()))
+    assert sum(level["is_calibrated"] for level in told["levels"]) == 1
+    assert told["the_method"]["excess_tolerances"].value == pytest.approx(
+        opened.excess.mean() / opened.calibration.tolerance
+    )
+    assert 0 <= told["never_shown"]["directions"] <= told["never_shown"]["features"]
+
+
+def test_a_direction_that_no_pair_shows_is_counted() -> None:
+    """A feature of the prompt differs between completions, never within a pair; another differs in test pairs alone."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(400, 6)).astype(np.float32)
+    features[:, 4] = np.tile(np.repeat(random.normal(size=50), 4), 2)
+    features[:, 5] = 0
+    frame = pd.DataFrame(
+        {
+            "part": np.tile(np.repeat(["fit", "test"], 100), 2),
+            "policy": np.repeat(["expert", "baseline"], 200),
+            "prompt_id": np.tile(np.repeat(np.arange(50), 4), 2),
+            "sample": np.tile(np.arange(4), 100),
+        }
+    )
+    features[100:110, 5] = 1
+    seen = contrast.Demonstrations(frame, features)
+    shown = spread._shown(seen, (features[100:200] - features[300:400]).astype(np.float64))
+    assert (shown.features, shown.pairs, shown.fitted) == (6, 4, 100)
+    assert shown.beside.tolist() == [True] * 10 + [False] * 90
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -580,9 +620,10 @@ def test_bounds_are_asked_of_the_pairs_that_irl_saw(three_seeds: Launched) -> No
     frame = pd.read_parquet(demos / "demonstrations.parquet")
     features = load_file(phi / "features.safetensors")["features"].astype(np.float64)
     fit = (frame["part"] == "fit").to_numpy()
-    scaling = contrast.Scaling.fit(
-        features[fit].astype(np.float32), run.config["irl.scaling"], run.config["irl.ridge"][0]
-    )
+    learned = found.artifact(run, "irl")
+    assert learned is not None
+    ridge = json.loads((learned / "manifest.json").read_text())["info"]["ridge"]
+    scaling = contrast.Scaling.fit(features[fit].astype(np.float32), run.config["irl.scaling"], ridge)
     expert, baseline = (features[fit & (frame["policy"] == policy).to_numpy()] for policy in ("expert", "baseline"))
     pairs = (expert - baseline) @ scaling.transform
     loss = determined.max_margin(correct_penalty=1.0, wrong_penalty=2.0)

@@ -272,7 +272,7 @@ def test_the_curve_has_a_row_an_epoch_and_the_best_one_on_select_is_kept(kind: s
     best = min(info["curve"], key=lambda row: row["select_loss"])
     assert info["best_epoch"] == best["step"]
     margins = {part: torch.from_numpy(world.margins(scores, part)) for part in ("fit", "select")}
-    unit = margins["fit"].std() if isinstance(loss, MaxMarginLoss) else 1.0
+    unit = margins["select"].std() if isinstance(loss, MaxMarginLoss) else 1.0
     function = methods.loss_function(loss)
     expected = {
         "loss": function(margins["fit"]).mean().item(),
@@ -379,7 +379,7 @@ def test_the_untrained_backbone_in_its_place_is_refused(world: World) -> None:
         (["irl/loss=squared"], "would collapse to it"),
         (["irl/features=[hidden_state,last_token]"], "it takes irl/features=hidden_state or last_token alone"),
         (["irl.max_norm=[1,2]", "irl/loss=hinge"], "each would train the backbone anew"),
-        (["irl.ridge=[0.1,0.2]"], "each would train the backbone anew"),
+        (["irl.scaling=whiten", "irl.ridge=[0.1,0.2]"], "each would train the backbone anew"),
         (["irl.backbone.batch_size=8", "irl.backbone.micro_batch_size=3"], "must divide batch_size"),
     ],
 )

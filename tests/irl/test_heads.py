@@ -77,7 +77,7 @@ def one_seed(fit: Floats, select: Floats, how: Procedure, seed: int) -> tuple[Fl
             with torch.no_grad():
                 weights *= min(1.0, how.max_norm / float(weights.norm()))
         with torch.no_grad():
-            unit = (x @ weights).std() if how.homogeneous else 1.0
+            unit = (other @ weights).std() if how.homogeneous else 1.0
             curves["loss"].append(float(how.loss(x @ weights).mean()))
             curves["select_loss"].append(float(how.loss(other @ weights / unit).mean()))
         if curves["select_loss"][-1] < best:

@@ -20,41 +20,37 @@ from irl_exp.analysis.study import NotComputed, Study
 def left_open(found: Open) -> Picture:
     """What the demonstrations leave open: test pairs whose order all rewards share that explain them as well.
 
-    Left: for each test pair (expert minus baseline, one a prompt) the range of
-    margins over all rewards that explain the fitted pairs as well as the typical recovered one; a pair whose range does
-    not contain 0 is determined. Points are the recovered rewards, one a seed: that they agree does not make a pair
-    determined. Right: the fraction of pairs that is determined (95 % Wilson interval) against the tolerance in the
-    loss, in standard errors of the loss over the fitted pairs. Bounds are exact, from convex programs, not samples.
+    Left: for each test pair (expert minus baseline, one a prompt) the range of margins over all rewards that explain
+    the fitted pairs as well as the best one, up to the calibrated tolerance: that at which the range holds the margin
+    of the population's best reward for 95 % of the pairs, by resampling prompts. A pair whose range does not contain 0
+    is determined. Points are the recovered rewards, one a seed: where they agree on an open pair, that is the method's
+    doing and not the data's. Right: the fraction of pairs that is determined (95 % Wilson interval) against the
+    tolerance, in standard errors of the loss over the fitted pairs: how much hangs on it. Bounds are exact, from convex
+    programs.
     """
     figure = drawing.new(9.6, 4.2)
     ranges, fraction = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    level = _level(found)
-    _ranges(ranges, found, level)
-    _fractions(fraction, found, level)
+    _ranges(ranges, found)
+    _fractions(fraction, found)
     return figure
 
 
-def _level(found: Open) -> int:
-    """The tolerance that is shown pair by pair: that of the typical run; the widest where the runs reach the best."""
-    typical = float(np.median(found.excess))
-    return found.tolerances.index(typical) if typical in found.tolerances else len(found.tolerances) - 1
-
-
-def _ranges(axes: Axes, found: Open, level: int) -> None:
-    possible, runs = found.possible[level], len(found.margins)
+def _ranges(axes: Axes, found: Open) -> None:
+    possible, runs = found.possible[found.level], len(found.margins)
     order = np.argsort(found.best, kind="stable")
     place = np.arange(len(order))
     fixed = possible.determined[order]
+    right = (np.sign(found.best) == np.sign(found.truth))[order]
     for mask, colour, text in ((fixed, drawing.BLUE, "determined"), (~fixed, drawing.ORANGE, "open")):
         shown = place[mask], possible.low[order][mask], possible.high[order][mask]
-        label = f"{text}: {mask.sum()} of {len(order)} pairs"
+        label = f"{text}: {mask.sum()} of {len(order)} pairs, the best reward as R* on {right[mask].sum()}"
         axes.vlines(*shown, color=colour, linewidth=2.2, alpha=0.45, label=label)
     margins, label = found.margins[:, order].ravel(), f"recovered rewards ({runs} seeds)"
     axes.plot(np.tile(place, runs), margins, ".", color="black", markersize=1.6, label=label, rasterized=True)
     axes.axhline(0, color=drawing.GREY, linewidth=0.8)
     axes.set_xlabel("test pair, by the margin of the best reward")
     axes.set_ylabel("margin: R(expert) - R(baseline)")
-    axes.set_title(f"Possible margins at a tolerance of {_units(found, level):.2g} standard errors")
+    axes.set_title(f"Possible margins at the calibrated tolerance, {_units(found, found.level):.2g} standard errors")
     axes.legend(loc="upper left", fontsize=panels.SMALL)
     top = float(possible.high.max())
     axes.set_ylim(top=top + 0.32 * (top - float(possible.low.min())))  # room for the legend
@@ -64,20 +60,24 @@ def _units(found: Open, level: int) -> float:
     return found.tolerances[level] / found.standard_error
 
 
-def _fractions(axes: Axes, found: Open, level: int) -> None:
+def _fractions(axes: Axes, found: Open) -> None:
     pairs = len(found.best)
     at = [_units(found, number) for number in range(len(found.tolerances))]
     shares = [wilson(int(possible.determined.sum()), pairs) for possible in found.possible]
     values = np.array([share.value for share in shares])
     low, high = (np.array([getattr(share, name) for share in shares]) for name in ("low", "high"))
     axes.errorbar(at, values, [values - low, high - values], marker="o", color=drawing.BLUE, capsize=2)
+    axes.plot(at[found.level], values[found.level], "D", color=drawing.ORANGE, zorder=3)
     signs = np.sign(found.margins)
     alike = float((np.abs(signs.sum(axis=0)) == len(signs)).mean())
     axes.axhline(alike, color="black", linestyle=":")
     right = axes.get_yaxis_transform()
     told = f"all {len(signs)} seeds agree: {alike:.2f}"
     panels.note(axes, told, (1, alike), (0, -4), xycoords=right, ha="right", va="top")
-    panels.note(axes, "typical run", (at[level], values[level]), (6, 8))
+    panels.note(axes, "calibrated", (at[found.level], values[found.level]), (6, 8))
+    if found.typical in found.tolerances:
+        number = found.tolerances.index(found.typical)
+        panels.note(axes, "typical run", (at[number], values[number]), (6, 8))
     axes.set_xscale("log")
     axes.set_xticks(at, [f"{value:.2g}" for value in at])
     axes.minorticks_off()
