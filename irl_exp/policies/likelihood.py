@@ -99,7 +99,7 @@ def _of_tokens(
     rows = max(1, LOGITS_AT_ONCE // (keep * len(policy.tokenizer)))
     parts = [
         _of_logits(head(some), ids, entropy=entropy)
-        for some, ids in zip(states[:, :-1].split(rows), targets.split(rows), strict=True)
+        for some, ids in zip(torch.split(states[:, :-1], rows), torch.split(targets, rows), strict=True)
     ]
     token, spread = (torch.cat(values) for values in zip(*parts, strict=True))
     return _completions_of(token, batch, first), _completions_of(spread, batch, first)

@@ -52,7 +52,7 @@ def predictions(
 def _has_plain_head(model: Any) -> bool:
     """Asked of the model itself, as configs have many names for what else may happen to logits."""
     if model not in _plain:
-        ids = torch.arange(8, device=model.device)[None]
+        ids = torch.arange(min(8, model.get_input_embeddings().num_embeddings), device=model.device)[None]
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             own = type(model).forward(model, input_ids=ids, output_hidden_states=True)
             _plain[model] = torch.equal(own.logits, model.get_output_embeddings()(own.hidden_states[-1]))
