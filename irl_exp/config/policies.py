@@ -30,8 +30,8 @@ class PolicyOptimizationConfig(Node):
     micro_batch_size: Count | None = Field(None, description="completions a forward pass; null: the batch")
     generations: Annotated[int, Field(ge=2)] = Field(4, description="completions of one prompt")
     learning_rate: LearningRate = Field(5e-4, description="constant")
-    # Of 0.15, 0.3 and 0.5 (80 steps, one seed each) the expert at 0.5 was nearest to the optimum of its own objective:
-    # AUROC of the implicit reward 0.918, 0.952, 0.960, at 6.8, 3.8 and 1.9 nats of KL.
+    # 0.5 was chosen of 0.15, 0.3 and 0.5 by the AUROC of the implicit reward on prompts that are reported. The rule
+    # that is to replace this, on other data, and its command: docs/methods.md, "The KL coefficient".
     kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.5, description="beta, on the scale of the reward")
     max_new_tokens: NewTokens
     epsilon: Fraction = Field(0.2, description="clip range of the probability ratio")
@@ -65,8 +65,9 @@ class DemonstrationsConfig(Node):
 class RefinetuneConfig(PolicyOptimizationConfig):
     """As rlhf, on the learned reward (standardised on the demonstrations)."""
 
-    # At 0.05 several learned rewards were exploited by empty or broken text; at 0.2 the text stayed fluent
-    # (trial of 3 losses on a model of this size, one seed each).
+    # Its reward has sd 1 on the demonstrations, whatever the size of R* and of the model: no coefficient of rlhf fits
+    # it. At 0.05 several learned rewards were exploited by empty or broken text; at 0.2 the text stayed fluent (trial
+    # of 3 losses on a model of the default size, one seed each; on no other).
     kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.2, description="beta, in sd of the learned reward")
     steps: Count = Field(32, description="optimiser steps")
     batch_size: Count = Field(64, description="completions a step: a multiple of generations")

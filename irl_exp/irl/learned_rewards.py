@@ -223,7 +223,7 @@ class LearnedReward:
         policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
         with read_back(folder):
             reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
-        check_probes(folder, reward, device)
+        check_probes(folder, reward)
         return reward
 
 
@@ -268,7 +268,7 @@ def save(
     Args:
         fitted_on: its scores on the fit demonstrations: they give offset and scale.
         reference: digest of the reference policy's artifact (stage sft) in the store.
-        probes, probe_scores: completions whose scores a loaded reward has to reproduce.
+        probes, probe_scores: completions whose scores in fp32 a loaded reward has to reproduce.
         featurizer: folder to copy, for a scorer that reads features.
 
     Raises:

@@ -18,6 +18,10 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 """Where libraries look, when they are loaded, for the number of threads."""
 
 
+_everything_in_fp32 = False
+"""Whether this process is inside of `in_fp32`."""
+
+
 class DeviceError(Exception):
     """The device or precision that was asked for is not there."""
 
@@ -48,7 +52,7 @@ class Device:
 
     @property
     def bf16(self) -> bool:
-        return self.precision == "bf16"
+        return self.precision == "bf16" and not _everything_in_fp32
 
     @property
     def is_cpu(self) -> bool:
@@ -63,6 +67,17 @@ class Device:
         """No gradients, and bf16 arithmetic where that is the precision."""
         with torch.no_grad(), torch.autocast(self.name.split(":")[0], torch.bfloat16, enabled=self.bf16):
             yield
+
+
+@contextmanager
+def in_fp32() -> Iterator[None]:
+    """Full precision on every device of this process, for numbers that must be the same again elsewhere."""
+    global _everything_in_fp32
+    before, _everything_in_fp32 = _everything_in_fp32, True
+    try:
+        yield
+    finally:
+        _everything_in_fp32 = before
 
 
 def cores() -> int:

@@ -6,7 +6,6 @@ log-probabilities and features see the same sequence. A completion's ids end wit
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,8 +242,3 @@ def by_length(completions: Completions, batch_size: int) -> Iterator[NDArray[np.
     pairs = zip(completions.prompt_ids, completions.completion_ids, strict=True)
     order = np.argsort([len(prompt) + len(completion) for prompt, completion in pairs], kind="stable")
     yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-
-
-def keeps_logits(policy: Policy) -> bool:
-    """Whether the model can be told for how many last positions it should compute logits."""
-    return "logits_to_keep" in inspect.signature(policy.model.forward).parameters

@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 from irl_exp.machinery.shards import in_order
 from irl_exp.policies.gradients import in_shards
-from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, keeps_logits, pad
+from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, pad
+from irl_exp.policies.logits import predictions
+
+LOGITS_AT_ONCE = 2**26
+"""Logits in fp32 that are held for a part of a batch: 256 MB."""
 
 
 def log_probabilities(
@@ -90,15 +94,26 @@ def _of_tokens(
     # The vocabulary is most of the work: only positions that predict a completion token get logits.
     first = min(map(len, batch.prompt_ids)) - 1
     keep = inputs["input_ids"].shape[1] - first
-    partial = {"logits_to_keep": keep} if keeps_logits(policy) else {}
-    logits = policy.model(**inputs, **partial).logits[:, -keep:-1].float()
+    states, head = predictions(policy, keep, **inputs)
+    targets = inputs["input_ids"][:, first + 1 :]
+    rows = max(1, LOGITS_AT_ONCE // (keep * len(policy.tokenizer)))
+    parts = [
+        _of_logits(head(some), ids, entropy=entropy)
+        for some, ids in zip(torch.split(states[:, :-1], rows), torch.split(targets, rows), strict=True)
+    ]
+    token, spread = (torch.cat(values) for values in zip(*parts, strict=True))
+    return _completions_of(token, batch, first), _completions_of(spread, batch, first)
+
+
+def _of_logits(logits: torch.Tensor, ids: torch.Tensor, *, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax of (b, t, v) logits at the (b, t) ids, and the entropy (0 unless asked for), in nats."""
     total = logits.logsumexp(-1)
-    token = logits.gather(-1, inputs["input_ids"][:, first + 1 :, None])[..., 0] - total
+    token = logits.gather(-1, ids[..., None])[..., 0] - total
     spread = torch.zeros_like(token)
     if entropy:
         with torch.no_grad():
             spread = total - ((logits - total[..., None]).exp() * logits).sum(-1)
-    return _completions_of(token, batch, first), _completions_of(spread, batch, first)
+    return token, spread
 
 
 def _completions_of(values: torch.Tensor, batch: Completions, first: int) -> list[torch.Tensor]:

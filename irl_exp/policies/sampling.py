@@ -17,7 +17,8 @@ import transformers
 from numpy.typing import NDArray
 
 from irl_exp.machinery.shards import in_order
-from irl_exp.policies.language_models import Completions, Ids, Policy, Progress, keeps_logits, pad, until_eos
+from irl_exp.policies.language_models import Completions, Ids, Policy, Progress, pad, until_eos
+from irl_exp.policies.logits import predictions
 
 FULL = 0.8
 """Rows leave a batch when fewer than this fraction of it is still being written: to let them go copies the others."""
@@ -114,17 +115,17 @@ def _continue(
     values = torch.zeros((len(prompt_ids), max_new_tokens), device=ids.device)
     rows, places = torch.arange(len(prompt_ids), device=ids.device), (mask.cumsum(-1) - 1).clamp(min=0)
     cache = transformers.DynamicCache(config=policy.model.config)
-    last = {"logits_to_keep": 1} if keeps_logits(policy) else {}
     alive = torch.ones(len(prompt_ids), dtype=torch.bool, device=ids.device)
     for step in range(max_new_tokens):
-        logits = policy.model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **last
-        ).logits[:, -1]
+        states, head = predictions(
+            policy, 1, input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+        )
+        logits = head(states[:, -1])
         if step == 0 and len(distinct) < len(prompt_ids):
             again = torch.tensor(place, device=ids.device)
             cache.batch_select_indices(again)
             logits, mask, places = logits[again], mask[again], places[again]
-        tokens, log_probability = draw(logits.float(), generator)
+        tokens, log_probability = draw(logits, generator)
         written[rows, step], values[rows, step] = tokens, log_probability
         alive &= tokens != policy.eos
         if not alive.any():

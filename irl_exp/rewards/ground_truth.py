@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
-from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.runtime import Device, in_fp32
 from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, read_back, save_probes
@@ -535,7 +535,8 @@ def _load(folder: Path, device: Device) -> GroundTruth:
 def save_ground_truth(reward: GroundTruth, folder: Path, probes: Completions) -> None:
     """Write R* with its probes."""
     reward.save(folder)
-    save_probes(folder, probes, reward.score(probes))
+    with in_fp32():
+        save_probes(folder, probes, reward.score(probes))
 
 
 def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
@@ -548,5 +549,5 @@ def load_ground_truth(folder: Path, device: Device) -> GroundTruth:
     verify(folder)
     with read_back(folder):
         reward = _load(folder, device)
-    check_probes(folder, reward, device)
+    check_probes(folder, reward)
     return reward

@@ -29,7 +29,7 @@ from irl_exp.policies.sampling import generate
 from irl_exp.rewards.shortcuts import plant
 from irl_exp.texts.data import prompts_of
 
-VERSION = 4
+VERSION = 5
 PARTS = ("fit", "select", "test")
 
 

@@ -34,7 +34,7 @@ from irl_exp.config import (
 )
 from irl_exp.irl import backbones, contrast, learned_rewards, methods
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
-from irl_exp.machinery.runtime import Context
+from irl_exp.machinery.runtime import Context, in_fp32
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
@@ -207,13 +207,17 @@ def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: C
     pd.DataFrame(scores).to_parquet(context.folder / "scores.parquet")
     pd.DataFrame({"score": seen.of_human(scorer)}).to_parquet(context.folder / "human.parquet")
     rows = np.linspace(0, len(seen.frame) - 1, PROBES).astype(int)
+    probes, probe_scores = Completions.from_frame(seen.frame.iloc[rows]), scores["score"][rows]
+    if context.device.bf16:
+        with in_fp32():
+            probe_scores = scorer.score(probes)[0]
     learned_rewards.save(
         context.folder,
         scorer,
         scores["score"][np.asarray(seen.frame["part"] == "fit")],
         reference=seen.reference.name,
-        probes=Completions.from_frame(seen.frame.iloc[rows]),
-        probe_scores=scores["score"][rows],
+        probes=probes,
+        probe_scores=probe_scores,
         featurizer=seen.features and seen.features / "featurizer",
     )
     return {"note": note}

@@ -14,7 +14,7 @@ from irl_exp.policies.language_models import Completions, Policy, new_policy
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.supervised import fine_tune
 
-VERSION = 3
+VERSION = 4
 HELD_OUT = 256
 
 

@@ -36,6 +36,7 @@ from irl_exp.config import (
     MaxMarginLoss,
     NgramConfig,
     Node,
+    RefinetuneConfig,
     SentimentConfig,
     WeightedConfig,
     keys,
@@ -189,6 +190,12 @@ def test_refinetune_follows_the_algorithm_of_rlhf_unless_chosen() -> None:
     both, own = configured("rlhf=grpo"), configured("rlhf=grpo", "refinetune=rloo")
     assert (both.rlhf.algorithm, both.refinetune.algorithm) == ("grpo", "grpo")
     assert (own.rlhf.algorithm, own.refinetune.algorithm) == ("grpo", "rloo")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_model_sets_the_kl_coefficient_of_a_standardised_reward(path: Path) -> None:
+    default = RefinetuneConfig.model_fields["kl_coefficient"].default
+    assert configured(f"model={path.stem}").refinetune.kl_coefficient == default
 
 
 def test_stage_seeds_follow_the_root_seed_unless_set() -> None:

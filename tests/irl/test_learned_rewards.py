@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import small
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from irl_exp.config import FeaturesConfig, HiddenStateConfig, ModelConfig
 from irl_exp.irl import learned_rewards
 from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LearnedReward, LinearScorer, Scorer, aggregated
+from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import ArtifactError, Identity, Store
 from irl_exp.policies.language_models import Policy, new_policy
 from irl_exp.rewards.reward import RewardError
@@ -274,6 +276,20 @@ def test_a_tampered_head_is_refused_also_where_scores_are_small(size: float, sto
     save_file({**arrays, "weights": -arrays["weights"]}, folder / "head.safetensors")
     with pytest.raises(RewardError, match=WRONG):
         LearnedReward.load(folder, small.DEVICE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["linear", "implicit"])
+def test_a_reward_that_is_off_by_a_hundredth_is_refused_in_any_precision(
+    name: str, precision: Any, store: Path
+) -> None:
+    device = Device("cpu", precision, 1)
+    folder = saved(store, SCORERS[name]())
+    LearnedReward.load(folder, device)
+    frame = pd.read_parquet(folder / "probes.parquet")
+    frame.assign(score=1.01 * frame["score"]).to_parquet(folder / "probes.parquet")
+    with pytest.raises(RewardError, match=WRONG):
+        LearnedReward.load(folder, device)
 
 
 def tamper(path: Path, key: str, value: Any) -> None:

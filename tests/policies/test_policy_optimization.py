@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from irl_exp.config import PolicyOptimizationConfig
+from irl_exp.machinery.runtime import Device
 from irl_exp.policies import policy_optimization
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
@@ -45,6 +47,7 @@ def run(
     *,
     prompts: list[str] = PROMPTS,
     rows: list[Mapping[str, float]] | None = None,
+    device: Device = small.DEVICE,
     **options: Any,
 ) -> Policy:
     """A few steps of a few completions."""
@@ -60,7 +63,8 @@ def run(
             **options,
         }
     )
-    return optimize(reference, reward, prompts, config, context=small.context(reference.parent / "artifact", rows))
+    context = replace(small.context(reference.parent / "artifact", rows), device=device)
+    return optimize(reference, reward, prompts, config, context=context)
 
 
 def differences(first: Policy, second: Policy) -> list[float]:
@@ -80,6 +84,13 @@ def test_the_policy_starts_at_its_reference_and_leaves_it(reference: Path, algor
 
 
 @both
+def test_in_bf16_the_policy_starts_at_its_reference_too(reference: Path, algorithm: str) -> None:
+    rows: list[Mapping[str, float]] = []
+    run(reference, rows=rows, algorithm=algorithm, device=Device("cpu", "bf16", 1))
+    assert rows[0]["kl"] == pytest.approx(0, abs=0.02)
+
+
+@both
 def test_the_reward_of_an_easy_task_rises(reference: Path, algorithm: str) -> None:
     rows: list[Mapping[str, float]] = []
     policy = run(reference, rows=rows, algorithm=algorithm, steps=12, batch_size=32)
@@ -89,26 +100,18 @@ def test_the_reward_of_an_easy_task_rises(reference: Path, algorithm: str) -> No
     assert share_of_a(written).mean() > 0.8
 
 
-# TRL's GRPO adds the KL to the loss token by token, at the prefixes as they were sampled. With its correction
-# (use_bias_correction_kl) the gradient at each token is exact, but no token answers for the KL of the tokens after it.
-# The fixed point of that has slope 0.95 in this world of two tokens; 40 steps end at 0.73 (RLOO, whose KL is that of
-# the whole completion and a part of the reward: 1.00).
-@pytest.mark.parametrize(("algorithm", "tolerance"), [("rloo", 0.25), ("grpo", 0.4)])
-def test_the_optimum_is_the_reference_times_the_exponential_of_reward_over_beta(
-    reference: Path, algorithm: str, tolerance: float
-) -> None:
-    """beta log pi / pi_ref = R up to a constant: exact in this world, and what the implicit reward rests on."""
+def distance_from_the_optimum(reference: Path, *, max_new_tokens: int, **options: Any) -> tuple[float, float]:
+    """Slope of beta log pi / pi_ref on R* (1 at the optimum, where R* is it up to a constant), EPIC of the two."""
     start = Policy.load(reference, small.DEVICE)
-    every = small.all_completions(start, "a", max_new_tokens=2)
+    every = small.all_completions(start, "a", max_new_tokens=max_new_tokens)
     truth = 0.5 * np.random.default_rng(1).normal(size=len(every))
     rewards = dict(zip(map(tuple, every.completion_ids), truth, strict=True))
     beta = 0.5
     policy = run(
         reference,
         lambda completions: np.array([rewards[tuple(ids)] for ids in completions.completion_ids]),
-        prompts=["a"] * 8,
-        algorithm=algorithm,
-        **{"steps": 40, "batch_size": 256, "generations": 32, "kl_coefficient": beta, "max_new_tokens": 2},
+        prompts=["a"] * 64,
+        **{"batch_size": 256, "generations": 4, "kl_coefficient": beta, "max_new_tokens": max_new_tokens, **options},
     )
     base, found = log_probabilities(start, every), log_probabilities(policy, every)
 
@@ -120,8 +123,31 @@ def test_the_optimum_is_the_reference_times_the_exponential_of_reward_over_beta(
     assert objective(found) - objective(base) > 0.6 * (objective(optimum) - objective(base))
     weights = np.exp(base)
     implicit, wanted = (values - weights @ values for values in (beta * (found - base), truth))
-    slope = (weights * implicit) @ wanted / ((weights * wanted) @ wanted)
-    assert slope == pytest.approx(1, abs=tolerance), "the KL coefficient is on the scale of the reward"
+    covariance, own = (weights * implicit) @ wanted, (weights * wanted) @ wanted
+    correlation = covariance / np.sqrt(own * ((weights * implicit) @ implicit))
+    return float(covariance / own), float(np.sqrt((1 - correlation) / 2))
+
+
+# Where they stand still is counted exactly in test_fixed_points.py. With its coefficient in TRL's own loss GRPO would
+# go to slopes of 0.75 here (4 generations) and below.
+@both
+def test_the_optimum_is_the_reference_times_the_exponential_of_reward_over_beta(
+    reference: Path, algorithm: str
+) -> None:
+    """beta log pi / pi_ref = R up to a constant: what the implicit reward rests on."""
+    slope, epic = distance_from_the_optimum(reference, algorithm=algorithm, max_new_tokens=1, steps=40)
+    assert slope == pytest.approx(1, abs=0.15), "the KL coefficient is on the scale of the reward"
+    assert epic < 0.1
+
+
+@pytest.mark.slow
+@both
+def test_the_optimum_of_longer_completions(reference: Path, algorithm: str) -> None:
+    slope, epic = distance_from_the_optimum(
+        reference, algorithm=algorithm, max_new_tokens=2, steps=150, learning_rate=5e-3
+    )
+    assert slope == pytest.approx(1, abs=0.15)
+    assert epic < 0.2
 
 
 def test_a_large_kl_coefficient_keeps_the_policy_at_its_reference(reference: Path) -> None:
@@ -161,6 +187,8 @@ def test_a_start_that_is_not_the_reference_on_disk_is_detected(
     monkeypatch.setattr(policy_optimization.Policy, "load", altered)
     with pytest.raises(OptimizationError, match="not at 0: the reference is not the start"):
         run(reference)
+    with pytest.raises(OptimizationError, match="not at 0: the reference is not the start"):
+        run(reference, device=Device("cpu", "bf16", 1))
 
 
 def test_the_trained_policy_survives_saving(reference: Path, tmp_path: Path) -> None:
@@ -322,9 +350,11 @@ def test_the_trajectory_is_all_that_was_sampled_with_its_reward_and_step(
     assert per_completion[2] > 1e-3
 
 
-def test_the_kl_of_the_trajectory_is_that_of_whole_completions(reference: Path) -> None:
+@both
+def test_the_kl_of_the_trajectory_is_that_of_whole_completions(reference: Path, algorithm: str) -> None:
     """The estimate of the last step against the exact KL of the policy that sampled it: that of one step before."""
-    options = {"batch_size": 1000, "generations": 500, "prompts": ["a", "a"], "max_new_tokens": 2}
+    options: dict[str, Any] = {"batch_size": 1000, "generations": 500, "prompts": ["a", "a"], "max_new_tokens": 2}
+    options["algorithm"] = algorithm
     before = run(reference, steps=3, **options)
     every = small.all_completions(before, "a", max_new_tokens=2)
     ours, base = (log_probabilities(policy, every) for policy in (before, Policy.load(reference, small.DEVICE)))
