@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from irl_exp.analysis import samples
+from irl_exp.analysis import published, redrawn, samples
 from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.study import Study
 from irl_exp.analysis.summary import Summary
@@ -28,11 +28,15 @@ METHODS = (
 KEY = ("distribution", "outcome")
 """The two figures that carry the verdict."""
 SECTIONS = {
+    "published": ("The published spread, explained", ("published",)),
     "recovered": (
         "What was recovered",
         ("against_parameter", "paired_differences", "tradeoff", "learned_against_truth", "triangle", "uncertainty"),
     ),
-    "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
+    "spread": (
+        "The spread, explained",
+        ("redrawn", "left_open", "variance_components", "distance_matrix", "threshold"),
+    ),
     "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
     "policies": ("What it makes of a policy", ("toxicity", "frontier", "paradox", "training_curves")),
 }
@@ -84,7 +88,7 @@ def render(
         key=[drawn[name] for name in KEY if name in drawn],
         samples=samples.first(study),
         words=study.words,
-        sections=list(_sections(summary, drawn)),
+        sections=list(_sections(summary, drawn, study.words)),
         tables=[_shown(table, study.words) for table in [*number_tables(study), *_compared(summary.tables)]],
         files=files,
         missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
@@ -110,10 +114,14 @@ def _counts(study: Study) -> str:
     return f"{len(study.runs)}{of} run{'s' if study.n_jobs > 1 else ''}{cells}"
 
 
-def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
+def _sections(summary: Summary, drawn: Mapping[str, Drawn], words: Words) -> Iterator[Section]:
+    texts = {
+        "published": [published.text(summary.data["published"])] if "published" in summary.data else [],
+        "spread": [*redrawn.text(summary.data, words.below), *_spread_text(summary.data)],
+    }
     for name, (told, names) in SECTIONS.items():
         figures = [drawn[figure] for figure in names if figure in drawn]
-        text = list(_spread_text(summary.data)) if name == "spread" else []
+        text = texts.get(name, [])
         if figures or text:
             yield Section(name, told, text, figures)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.analysis import rewards, spread, statistics
+from irl_exp.analysis import published, redrawn, rewards, spread, statistics
 from irl_exp.analysis.statistics import Estimate
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.report.names import STUDY_METRICS
@@ -58,6 +58,9 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         "comparisons": lambda: _comparisons(study),
         "variance_components": lambda: _variance_components(study),
         "agreement": lambda: _agreement(study),
+        "published": lambda: published.table(study),
+        "redrawn": lambda: redrawn.table(study),
+        "redrawn_policies": lambda: redrawn.policies(study),
         "spread_shares": lambda: {name: share.plain() for name, share in _shares(study).items()},
     }
     for name, compute in found.items():
