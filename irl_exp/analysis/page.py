@@ -88,7 +88,7 @@ def render(
         key=[drawn[name] for name in KEY if name in drawn],
         samples=samples.first(study),
         words=study.words,
-        sections=list(_sections(summary, drawn, study.words)),
+        sections=list(_sections(summary, drawn)),
         tables=[_shown(table, study.words) for table in [*number_tables(study), *_compared(summary.tables)]],
         files=files,
         missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
@@ -114,10 +114,13 @@ def _counts(study: Study) -> str:
     return f"{len(study.runs)}{of} run{'s' if study.n_jobs > 1 else ''}{cells}"
 
 
-def _sections(summary: Summary, drawn: Mapping[str, Drawn], words: Words) -> Iterator[Section]:
+def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
     texts = {
         "published": [published.text(summary.data["published"])] if "published" in summary.data else [],
-        "spread": [*redrawn.text(summary.data, words.below), *_spread_text(summary.data)],
+        "spread": [
+            *([redrawn.text(summary.data["redrawn"])] if "redrawn" in summary.data else []),
+            *_spread_text(summary.data),
+        ],
     }
     for name, (told, names) in SECTIONS.items():
         figures = [drawn[figure] for figure in names if figure in drawn]

@@ -36,6 +36,8 @@ AT_ZERO, UNSUPERVISED = "pooled/irl/accuracy_at_zero", "pooled/irl/accuracy_unsu
 MAJORITY = "pooled/irl/majority_accuracy"
 POOLED, WITHIN = "pooled/irl/auroc", "irl/auroc"
 """The paper's population, completions of expert and reference together, and those of the reference alone."""
+AUTHOR = "pooled/author/auroc"
+"""What a reward reaches there that knows who wrote a text, and nothing of R*."""
 COLUMNS = ("accuracy", "AUROC", "AUROC, reference alone")
 """What the figure shows and the text tells."""
 OTHERS = {

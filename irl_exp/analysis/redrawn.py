@@ -9,7 +9,7 @@ features of these completions and the stored heads are all that it takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,6 @@ from irl_exp.measures import reward_comparison as compare
 HEADS = "head"
 DRAWN = {HEADS: "a new head", "demonstrations": "new demonstrations", "expert": "a new expert"}
 """What is drawn anew, and with it all that follows it in the chain but for the seed of the head."""
-POLICY = "policy"
-"""The control that refinetunes one reward with several seeds."""
-OUTCOMES = {"refinetuned/reward_mean": "mean R*", "refinetuned/toxic_fraction": "{below} fraction"}
 LEAST = 3
 """Rewards, so that a mean over pairs has an interval."""
 
@@ -154,7 +151,7 @@ def mean_of_pairs(between: Floats) -> Estimate:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """A row a draw: rewards, EPIC between two of them, EPIC to R*, AUROC; and a row a draw of policies."""
+    """A row a draw: rewards, EPIC between two of them, EPIC to R*, AUROC."""
     rows = []
     for found in draws(study):
         between, truth = mean_of_pairs(found.between), mean_t(found.truth)
@@ -175,54 +172,21 @@ def _bounds(name: str, found: Estimate) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def policies(study: Study) -> dict[str, dict[str, dict[str, float]]]:
-    """Spread of refinetuned policies: many rewards with one seed of refinetuning, and one reward with many.
-
-    Returns:
-        metric -> "rewards" or "one_reward" -> n, sd.
-
-    Raises:
-        NotComputed: there is no such control, or too few runs have a refinetuned policy.
-    """
-    controls = [run for run in study.controls if run.control == POLICY]
-    same = {run.artifact("irl") for run in controls}
-    sides = {"rewards": list(study.runs), "one_reward": [run for run in study.runs if run.artifact("irl") in same][:1]}
-    sides["one_reward"] += controls
-    if len(same) != 1:
-        raise NotComputed("no control refinetunes one reward with several seeds (study=non_identifiability)")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for key in OUTCOMES:
-        values = {side: [run.metrics[key] for run in runs if key in run.metrics] for side, runs in sides.items()}
-        if min(map(len, values.values())) > 1:
-            found[key] = {side: {"n": len(row), "sd": float(np.std(row, ddof=1))} for side, row in values.items()}
-    if not found:
-        raise NotComputed("too few runs have a refinetuned policy")
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------------ words
 
 
-def text(data: Mapping[str, Any], below: str) -> Iterator[str]:
-    """The paragraphs of the page, from summary.json."""
-    if "redrawn" in data:
-        parts = [
-            f"{row['between']:.3f}{_interval(row, 'between')} for {row['drawn']} ({row['n']} rewards, AUROC "
-            f"{row['auroc_min']:.3f} to {row['auroc_max']:.3f})"
-            for row in data["redrawn"]
-        ]
-        yield (
-            "Drawn anew. Two recovered rewards lie apart by an EPIC distance of " + ", ".join(parts) + ", on the "
-            "reference's completions of test prompts, the same for all; new demonstrations and experts have the head "
-            "of one seed. 0 is the same reward, 0.707 unrelated."
-        )
-    for key, sides in data.get("redrawn_policies", {}).items():
-        many, one = sides["rewards"], sides["one_reward"]
-        yield (
-            f"Of the policies that are trained on {many['n']} of these rewards, one each, the sd of "
-            f"{OUTCOMES[key].replace('{below}', below)} is {many['sd']:.4f}; of {one['n']} policies that are trained "
-            f"on one of them, with other seeds of refinetuning, it is {one['sd']:.4f}."
-        )
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the rows of `table` say."""
+    parts = [
+        f"{row['between']:.3f}{_interval(row, 'between')} for {row['drawn']} ({row['n']} rewards, AUROC "
+        f"{row['auroc_min']:.3f} to {row['auroc_max']:.3f})"
+        for row in rows
+    ]
+    return (
+        f"Drawn anew. Two recovered rewards lie apart by an EPIC distance of {', '.join(parts)}, on the reference's "
+        "completions of test prompts, the same for all; new demonstrations and experts have the head of one seed. 0 is "
+        "the same reward, 0.707 unrelated."
+    )
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:

@@ -60,7 +60,6 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         "agreement": lambda: _agreement(study),
         "published": lambda: published.table(study),
         "redrawn": lambda: redrawn.table(study),
-        "redrawn_policies": lambda: redrawn.policies(study),
         "spread_shares": lambda: {name: share.plain() for name, share in _shares(study).items()},
     }
     for name, compute in found.items():

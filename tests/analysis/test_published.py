@@ -11,7 +11,7 @@ from small_figures import drawn, marks, points, words, write
 from irl_exp.analysis import published, summary
 from irl_exp.analysis.figures import drawing
 from irl_exp.analysis.figures import published as figures
-from irl_exp.analysis.published import AT_ZERO, MAJORITY, POOLED, RECIPE, THRESHOLD, UNSUPERVISED, WITHIN
+from irl_exp.analysis.published import AT_ZERO, AUTHOR, MAJORITY, POOLED, RECIPE, THRESHOLD, UNSUPERVISED, WITHIN
 from irl_exp.analysis.study import NotComputed, Study
 
 CELLS = (
@@ -34,13 +34,8 @@ def chain(folder: Path) -> Study:
     jobs = []
     for cell, accuracies in SET.items():
         for seed, value in enumerate(accuracies):
-            metrics = {
-                AT_ZERO: AT_0[seed],
-                UNSUPERVISED: value,
-                MAJORITY: 0.6,
-                POOLED: value + 0.05,
-                WITHIN: value - 0.05,
-            }
+            metrics = {AT_ZERO: AT_0[seed], UNSUPERVISED: value, MAJORITY: 0.6, AUTHOR: 0.66}
+            metrics |= {POOLED: value + 0.05, WITHIN: value - 0.05}
             jobs.append((f"irl/published={cell},irl.seed={seed}", {}, metrics))
     return write(folder, jobs)
 
@@ -117,4 +112,7 @@ def test_every_run_is_a_point_and_the_line_is_one_sd(tmp_path: Path) -> None:
     assert line.get_xdata() == pytest.approx([0.3, 0.8])
     assert [x for x, _ in marks(within)] == pytest.approx([x - 0.1 for x, _ in marks(pooled)])
     assert "0.550\n± 0.250" in words(figure)
+    levels = [next(line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--") for axes in figure.axes]
+    assert levels == pytest.approx([0.6, 0.66, 0.5])
+    assert "who wrote it 0.660" in words(figure)
     assert [tick.get_text() for tick in accuracy.get_yticklabels()][:2] == [RECIPE, f"+ {THRESHOLD}"]

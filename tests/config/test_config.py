@@ -296,7 +296,7 @@ def test_what_exists_passes() -> None:
     for key, _ in schema.option_fields():
         schema.check_override(key, "1")
     others = ["-m", "--multirun", "hydra/launcher=basic", "hydra.verbose=true", "irl/loss@irl.loss=hinge", "+seed=1"]
-    command_line.check_command_line([choice(path) for path in FILES] + others)
+    command_line.check_command_line([choice(path) for path in FILES] + ["irl=margin"] + others)
 
 
 @pytest.mark.parametrize("path", [*filter(based_on, FILES)], ids=choice)

@@ -15,7 +15,8 @@ from irl_exp.analysis.published import Step
 from irl_exp.analysis.study import Study
 
 TITLES = ("accuracy, expert + reference", "AUROC, expert + reference", "AUROC, reference alone")
-CHANCE = 0.5
+LEVELS = dict(zip(published.COLUMNS, ("majority class", "who wrote it", "chance"), strict=True))
+"""Name of the dashed line of each panel."""
 
 
 def steps(study: Study) -> Picture:
@@ -26,8 +27,8 @@ def steps(study: Study) -> Picture:
     standard deviation over runs to each side. The first row of accuracy is what the paper shows of re-runs (its
     figure 5): sign of the reward against sign of R*. From the second row on the threshold is set on select, where it
     separates expert from reference best, without R*; the threshold changes no reward, so the two first rows are the
-    same runs. Expert and reference together is the paper's population: who wrote a text is part of those numbers. On
-    the completions of the reference alone it is not.
+    same runs. Expert and reference together is the paper's population: who wrote a text is part of those numbers, and
+    the dashed line is a reward that knows that alone. On the completions of the reference alone it is not.
     """
     found = published.steps(study)
     names = [fold(f"{'+ ' if place else ''}{step.name}", 26) for place, step in enumerate(found)]
@@ -39,11 +40,10 @@ def steps(study: Study) -> Picture:
         panels.rows(axes, names if axes is parts[0] else [""] * len(found), room=0.3)
         axes.set_title(title, fontsize=9.5)
         axes.set_xlabel("mean \N{PLUS-MINUS SIGN} sd over runs")
-        axes.axvline(CHANCE if measure != "accuracy" else _majority(found), **panels.DASHED, zorder=0)
-    majority = panels.number(_majority(found))
-    figure.reading.append(
-        f"The dashed lines are the majority class ({majority}) and an AUROC that knows nothing (0.5)."
-    )
+        if (level := _level(found, measure)) is not None:
+            axes.axvline(level, **panels.DASHED, zorder=0)
+            told = f"{LEVELS[measure]} {panels.number(level)}"
+            panels.note(axes, told, (level, len(found) - 0.3), (0, 0), ha="center", va="center", color=drawing.GREY)
     sizes = sorted({len(step.runs) for step in found})
     each = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     panels.headline(figure, f"From the published recipe to ours, {each} runs each")
@@ -63,6 +63,10 @@ def _row(axes: Axes, place: int, values: Sequence[float]) -> None:
     panels.beside(axes, place, f"{panels.number(mean)}{spread}")
 
 
-def _majority(found: Sequence[Step]) -> float:
-    """Mean over runs of what always answering the more frequent class reaches."""
-    return float(np.mean([value for step in found for value in step.values(published.MAJORITY)]))
+def _level(found: Sequence[Step], measure: str) -> float | None:
+    """What is reached without any R*, a mean over runs; None where no run says."""
+    if measure == "AUROC, reference alone":
+        return 0.5
+    key = published.MAJORITY if measure == "accuracy" else published.AUTHOR
+    values = [value for step in found for value in step.values(key)]
+    return float(np.mean(values)) if values else None
