@@ -110,7 +110,7 @@ class _Method(Node):
     """Whether the result depends on the seed."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What a sweeper may optimise of the method: metrics of select."""
-    seed: StageSeed = Field(description="head initialisation, batch order and every other draw of the method")
+    seed: StageSeed = Field(description="head, order of batches and every other draw")
 
     @property
     def of_identity(self) -> Self:

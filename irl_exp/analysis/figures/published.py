@@ -42,8 +42,11 @@ def steps(study: Study) -> Picture:
         axes.set_xlabel("mean \N{PLUS-MINUS SIGN} sd over runs")
         if (level := _level(found, measure)) is not None:
             axes.axvline(level, **panels.DASHED, zorder=0)
+            side = ("right", -4) if level > sum(axes.get_xlim()) / 2 else ("left", 4)
             told = f"{LEVELS[measure]} {panels.number(level)}"
-            panels.note(axes, told, (level, len(found) - 0.3), (0, 0), ha="center", va="center", color=drawing.GREY)
+            panels.note(
+                axes, told, (level, len(found) - 0.3), (side[1], 0), ha=side[0], va="center", color=drawing.GREY
+            )
     sizes = sorted({len(step.runs) for step in found})
     each = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     panels.headline(figure, f"From the published recipe to ours, {each} runs each")
