@@ -4,7 +4,7 @@ Hydra 1.3 finds plugins in a `hydra_plugins` namespace folder and checks the mod
 defined here; all they do is delegate. Imported at each start and at each TAB: nothing heavy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -33,16 +34,34 @@ class PlannedLauncher(Launcher):
 
 
 class PlannedSweeper(BasicSweeper):
-    """The basic sweeper, but jobs are counted before they are written down, and the planner checks that they compose:
-    it composes each job anyway, once."""
+    """The basic sweeper, and after its jobs those of the controls. Jobs are counted before they are written down, and
+    the planner checks that they compose: it composes each job anyway, once."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        controls: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.controls = controls or {}
+        self.parts: list[list[Override]] = []
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        sweeps.check_sweep(parser.parse_overrides([*self._parse_config(), *arguments]), self.max_batch_size)
+        self.parts = sweeps.parts(parser, self.params, arguments, self.controls)
+        for part in self.parts:
+            sweeps.check_sweep(part, self.max_batch_size)
         assert self.config is not None
         planner.make(Path(self.config.hydra.sweep.dir))
         return super().sweep(arguments)
+
+    def split_arguments(  # type: ignore[override]  # the basic sweeper's is static, and knows no controls
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        jobs = [job for part in self.parts for job in BasicSweeper.split_arguments(part, None)[0]]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         pass
@@ -57,11 +76,12 @@ class LauncherConfig:
 
 @dataclass
 class SweeperConfig:
-    """The sweeper's node: the parameters that `seeds=...` sweeps."""
+    """The sweeper's node: the parameters that `seeds=...` and studies sweep, and the sweeps of a study's controls."""
 
     _target_: str = "hydra_plugins.irl_exp_planner.PlannedSweeper"
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None
+    controls: dict[str, Any] | None = None
 
 
 irl_config.register()

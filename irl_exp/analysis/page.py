@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from irl_exp.analysis import samples
+from irl_exp.analysis import published, redrawn, samples
 from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.statistics import FEW
 from irl_exp.analysis.study import Study
@@ -31,11 +31,15 @@ METHODS = (
 KEY = ("distribution", "outcome")
 """The two figures that carry the verdict."""
 SECTIONS = {
+    "published": ("The published spread, explained", ("published",)),
     "recovered": (
         "What was recovered",
         ("against_parameter", "paired_differences", "tradeoff", "learned_against_truth", "triangle", "uncertainty"),
     ),
-    "spread": ("The spread, explained", ("left_open", "variance_components", "distance_matrix", "threshold")),
+    "spread": (
+        "The spread, explained",
+        ("redrawn", "left_open", "variance_components", "distance_matrix", "threshold"),
+    ),
     "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
     "policies": ("What it makes of a policy", ("toxicity", "equal_kl", "frontier", "paradox", "training_curves")),
 }
@@ -114,9 +118,16 @@ def _counts(study: Study) -> str:
 
 
 def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
+    texts = {
+        "published": [published.text(summary.data["published"])] if "published" in summary.data else [],
+        "spread": [
+            *([redrawn.text(summary.data["redrawn"])] if "redrawn" in summary.data else []),
+            *_spread_text(summary.data),
+        ],
+    }
     for name, (told, names) in SECTIONS.items():
         figures = [drawn[figure] for figure in names if figure in drawn]
-        text = list(_spread_text(summary.data)) if name == "spread" else []
+        text = texts.get(name, [])
         if figures or text:
             yield Section(name, told, text, figures)
 

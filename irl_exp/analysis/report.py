@@ -30,6 +30,8 @@ from irl_exp.analysis.figures import (
     heatmap,
     panels,
     policies,
+    published,
+    redrawn,
     rewards,
     spread,
     sweeps,
@@ -89,12 +91,28 @@ def _paired_differences(study: Study, summary: Summary) -> Picture:
     return spread.paired_differences(study, summary.tables["comparisons"])
 
 
+def _published(study: Study, summary: Summary) -> Picture:
+    if "published" not in summary.tables:
+        raise NotComputed(summary.missing["published"])
+    return published.steps(study)
+
+
+def _redrawn(study: Study, summary: Summary) -> Picture:
+    if "redrawn" not in summary.tables:
+        raise NotComputed(summary.missing["redrawn"])
+    return redrawn.distances(study)
+
+
+_redrawn.__doc__ = redrawn.distances.__doc__
+_published.__doc__ = published.steps.__doc__
 _paired_differences.__doc__ = spread.paired_differences.__doc__
 _left_open.__doc__ = spread.left_open.__doc__
 _variance_components.__doc__ = spread.variance_components.__doc__
 
 ROOMS = (rewards, distances, sweeps, policies, toxicity, epochs, heatmap, training, thresholds)
 FIGURES: dict[str, Draw] = {
+    "published": _published,
+    "redrawn": _redrawn,
     "left_open": _left_open,
     "paired_differences": _paired_differences,
     "variance_components": _variance_components,

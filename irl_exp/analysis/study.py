@@ -21,14 +21,14 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from irl_exp.report.cells import cell_of, flat, shared_overrides, without
+from irl_exp.report.cells import cell_of, control_of, flat, shared_overrides, without
 from irl_exp.report.names import Words, words_of
 from irl_exp.report.units import Units
 
 Values = Mapping[str, Any]
 UNLIKE = (
     *("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report"),
-    *("fail_fast", "objective"),
+    *("fail_fast", "objective", "control"),
 )
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = (
@@ -67,6 +67,11 @@ class Run:
     def seeds(self) -> dict[str, int]:
         return {key: value for key, value in self.config.items() if key.split(".")[-1] == "seed" and value is not None}
 
+    @property
+    def control(self) -> str:
+        """The control of its study that it is; "" for a run of the study itself."""
+        return self.config.get("control") or ""
+
     def artifact(self, stage: str) -> str | None:
         """Digest of the artifact of a stage."""
         return self.config.get(f"artifacts.{stage}")
@@ -93,6 +98,7 @@ class Study:
         notes: what a reader has to know before the numbers, e.g. that versions are mixed.
         command, question: what started the launch, and what the study asks; empty where that is not known.
         launches: their folders, where the study is put together of several.
+        controls: runs of the controls of the study, which are in none of its cells: `Run.control` says of which.
     """
 
     folder: Path
@@ -103,6 +109,7 @@ class Study:
     command: str = ""
     question: str = ""
     launches: tuple[Path, ...] = ()
+    controls: tuple[Run, ...] = ()
 
     @property
     def name(self) -> str:
@@ -290,10 +297,13 @@ def assemble(
     launches: tuple[Path, ...] = (),
 ) -> Study:
     """The study of these runs, whose cells have all of their overrides: what all have in common names none."""
-    shared = tuple(shared_overrides([run.cell for run in runs] + [cell_of(item.name) for item in lost]))
-    told = [replace(run, cell=without(run.cell, shared)) for run in runs]
-    notes = [*notes, *_mixed(told), *_unequal(told), *_without_curves(told)]
-    return Study(folder, tuple(told), tuple(lost), shared, tuple(dict.fromkeys(notes)), command, question, launches)
+    own = [run for run in runs if not run.control]
+    own, controls = (own, [run for run in runs if run.control]) if own else (list(runs), [])
+    names = [run.cell for run in own] + [cell_of(item.name) for item in lost if not control_of(item.name)]
+    shared = tuple(shared_overrides(names))
+    told = tuple(replace(run, cell=without(run.cell, shared)) for run in own)
+    notes = list(dict.fromkeys([*notes, *_mixed(told), *_unequal(told), *_without_curves(told)]))
+    return Study(folder, told, tuple(lost), shared, tuple(notes), command, question, launches, tuple(controls))
 
 
 def _job(config: Values, number: int, name: str) -> tuple[int, str]:

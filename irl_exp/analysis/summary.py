@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.analysis import rewards, spread, statistics
+from irl_exp.analysis import published, redrawn, rewards, spread, statistics
 from irl_exp.analysis.comparisons import COMPARED, comparisons
 from irl_exp.analysis.statistics import NAN, Estimate
 from irl_exp.analysis.study import NotComputed, Study, by_unit, units_of
@@ -59,6 +59,8 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         "variance_components": lambda: _variance_components(study),
         "agreement": lambda: _agreement(study),
         "policies": lambda: _plain(spread.policies(study)),
+        "published": lambda: published.table(study),
+        "redrawn": lambda: redrawn.table(study),
         "spread_shares": lambda: {name: share.plain() for name, share in _shares(study).items()},
     }
     for name, compute in found.items():

@@ -35,9 +35,9 @@ def read(paths: Sequence[Path]) -> Study:
         raise StudyError(f"{twice[0]} is named twice: name launches that differ, or one alone.")
     told = tags(folders)
     kept = once(launches)
-    repeated = sum(len(launch.runs) for launch in launches) - sum(map(len, kept))
+    repeated = sum(len(_every(launch)) for launch in launches) - sum(map(len, kept))
     runs = [replace(run, number=number) for number, run in enumerate(named(kept, told))]
-    known = {run.name for launch in launches for run in launch.runs}
+    known = {run.name for launch in launches for run in _every(launch)}
     again = f"{repeated} run(s) are in more than one of these launches, with the same results: they count once."
     notes = [f"Launches: {' | '.join(told)}.", *differences(launches), *([again] if repeated else [])]
     notes += dict.fromkeys(note for launch in launches for note in launch.notes)
@@ -51,6 +51,10 @@ def read(paths: Sequence[Path]) -> Study:
         question=questions.pop() if len(questions) == 1 else "",
         launches=tuple(folders),
     )
+
+
+def _every(launch: Study) -> tuple[Run, ...]:
+    return launch.runs + launch.controls
 
 
 def tags(folders: Sequence[Path]) -> list[str]:
@@ -69,7 +73,7 @@ def tags(folders: Sequence[Path]) -> list[str]:
 
 def once(launches: Sequence[Study]) -> list[list[Run]]:
     """The runs of each launch without those that another launch has too: the first one stays, or the longer one."""
-    every = [(place, run) for place, launch in enumerate(launches) for run in launch.runs]
+    every = [(place, run) for place, launch in enumerate(launches) for run in _every(launch)]
     having: dict[object, list[int]] = {}
     for number, (_, run) in enumerate(every):
         for item in _stages(run).items():

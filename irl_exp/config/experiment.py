@@ -72,6 +72,9 @@ class Config(Node):
         "evaluate", description="stop after this stage and evaluate what exists"
     )
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
+    control: str | None = Field(
+        None, description="name of the control of a study that this run is, beside the study's own runs"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the first visible GPU, else the CPU; Apple's (mps) is not used"
     )

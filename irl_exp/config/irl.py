@@ -65,6 +65,7 @@ class _TrainedBackbone(Node):
     micro_batch_size: Count | None = Field(None, description="pairs a forward pass; null: the batch")
     learning_rate: LearningRate = Field(1e-4, description="of AdamW, for the backbone; irl.learning_rate is the head's")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW, for the backbone")
+    keep: Literal["best", "last"] = Field("best", description="the weights of the best epoch on select, or of the last")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -111,7 +112,7 @@ class _Method(Node):
     """Whether the reward can judge any completion, as refinetuning needs."""
     objectives: ClassVar[tuple[str, ...]] = ()
     """What a sweeper may optimise of the method: metrics of select."""
-    seed: StageSeed = Field(description="head initialisation, batch order and every other draw of the method")
+    seed: StageSeed = Field(description="head, order of batches and every other draw")
 
     @property
     def of_identity(self) -> Self:
@@ -132,9 +133,10 @@ class _Linear(_Method):
         1.0, description="of the prompts of fit, the same for every seed; a smaller part lies within a larger one"
     )
     completions: Count | None = Field(None, description="of each prompt of fit, the first ones; null: all")
-    scaling: Literal["auto", "whiten", "standardise"] = Field(
+    scaling: Literal["auto", "whiten", "standardise", "none"] = Field(
         "auto",
-        description="of the features, before the fit; auto: whiten, but n-grams without hidden states standardise",
+        description="of the features, before the fit; auto: whiten, but n-grams without hidden states standardise; "
+        "none: as they are, not centred either, so that 0 is what the method left it",
     )
     # Rows few for the width need a large one; tests/irl/test_ridge.py has what each costs.
     ridge: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(

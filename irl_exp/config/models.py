@@ -19,7 +19,7 @@ class ModelConfig(Node):
     path: ModelPath | None = Field(None, description="local folder that AutoModelForCausalLM opens; wins over hub")
     hub: str | None = Field(None, description="name on the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    tuned: bool = Field(False, description="the checkpoint is the reference policy as it is: no SFT")
+    tuned: bool = Field(False, description="the checkpoint is the reference policy: no SFT")
     hidden_size: Count = Field(128, description="of a new model; a multiple of heads")
     layers: Count = Field(4, description="of a new model")
     heads: Count = Field(4, description="of a new model")

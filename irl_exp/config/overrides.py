@@ -61,14 +61,15 @@ def _chosen_by(files: Iterable[Path]) -> dict[str, list[list[str]]]:
 
 
 def swept_by(group: str, option: str) -> list[str]:
-    """The overrides that a file of `conf/` adds to every launch that chooses it: its `hydra.sweeper.params`."""
+    """The overrides that a file of `conf/` adds to a launch: its `hydra.sweeper.params`, and its controls."""
     import yaml
 
     path = CONF / group / f"{option}.yaml"
     values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    for key in ("hydra", "sweeper", "params"):
+    for key in ("hydra", "sweeper"):
         values = (values or {}).get(key)
-    return [f"{key}={_as_typed(value)}" for key, value in (values or {}).items()]
+    found = [(values or {}).get("params") or {}, *((values or {}).get("controls") or {}).values()]
+    return [f"{key}={_as_typed(value)}" for sweep in found for key, value in sweep.items()]
 
 
 def _as_typed(value: Any) -> str:
@@ -93,22 +94,29 @@ def _check_list(group: str, values: Sequence[Sequence[str]], complete: bool) -> 
 
 
 def _joined(group: str) -> bool:
-    """Whether several options of the group may be chosen together: each then fills a node of its own."""
-    nodes = [nodes_of_option(path) for path in (CONF / group).glob("*.yaml")]
-    return all(found and group.replace("/", ".") not in found for found in nodes)
+    """Whether several options of the group may be chosen together: none of them is the node of the group."""
+    paths = (CONF / group).glob("*.yaml")
+    return "/" in group and all(group.replace("/", ".") not in nodes_of_option(path) for path in paths)
 
 
 def _check_choice(key: str, group: str, values: Sequence[Sequence[str]]) -> None:
     """Refuse a key that some choices of the group have, and one of the chosen values has not."""
     nodes = {path.stem: nodes_of_option(path) for path in (CONF / group).glob("*.yaml")}
-    owners = sorted(option for option, found in nodes.items() if _holds(found, key))
+    owners = sorted(option for option in nodes if _has(group, option, key))
     for value in values:
-        if not owners or not value or any(option not in nodes or _holds(nodes[option], key) for option in value):
+        if not owners or not value or any(option not in nodes or _has(group, option, key) for option in value):
             continue
         missing = key if "/" in key else "such option"
         told = f"{key}: {group}={','.join(value)} has no {missing}; it belongs to {group}={', '.join(owners)}"
         both = f" (both: {group}=[{','.join([*value, owners[0]])}])" if _joined(group) else ""
         raise ConfigError(f"{told}{both}.")
+
+
+def _has(group: str, option: str, key: str) -> bool:
+    """Whether a choice of the group has an option, or a group below it."""
+    path = CONF / group / f"{option}.yaml"
+    below = key.removeprefix(f"{group}/")
+    return bool(_default_options(path, below)) if "/" in key else _holds(nodes_of_option(path), key)
 
 
 def default_choice(group: str) -> str:

@@ -275,7 +275,7 @@ class _Training:
             self._finite(row[name])
         values = {name: float(value) for name, value in row.items()}
         self.context.log({"step": epoch, **values})
-        if values["select_loss"] < self.best_loss:
+        if values["select_loss"] < self.best_loss or self.backbone.keep == "last":
             self.best_loss, self.best_epoch = values["select_loss"], epoch
             trained = (item for item in self.model.named_parameters() if item[1].requires_grad)
             self.best = {name: parameter.detach().clone() for name, parameter in trained}

@@ -87,7 +87,8 @@ class Scaling:
     """phi -> (phi - center) @ transform: unit variance, and with `whiten` no correlation. Uses no label.
 
     The bound on |w| is then a bound on the variance of the reward, whatever basis the features come in, and the
-    mean-difference direction that max_margin tends to becomes Fisher's linear discriminant.
+    mean-difference direction that max_margin tends to becomes Fisher's linear discriminant. With `none` phi stays as it
+    is, its mean too: 0 is a threshold of the reward then that nothing has set.
     """
 
     center: Floats
@@ -101,6 +102,8 @@ class Scaling:
         spread = centred.std(0)
         if not (spread > 0).any():
             raise IrlError("all features are constant over the demonstrations: choose other irl/features.")
+        if scaling == "none":
+            return cls(np.zeros_like(center), np.eye(len(center)))
         if scaling == "standardise":
             return cls(center, np.diag(1 / np.where(spread > 0, spread, np.inf)))
         values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))

@@ -64,7 +64,7 @@ def _ended(found: Study) -> list[Outcome]:
 
     ended = {
         run.number: Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
-        for run in found.runs
+        for run in (*found.runs, *found.controls)
     }
     for lost in found.lost:
         status, folder = "failed" if lost.reason.startswith("failed") else "not run", found.folder / str(lost.number)

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 
 from irl_exp.launch.messages import LaunchError
 
 MOST_JOBS = 10_000
 """Of one launch: planning takes some 20 ms and 0.2 MB of memory a job."""
+
+
+def parts(
+    parser: OverridesParser,
+    params: Mapping[str, Any],
+    arguments: Sequence[str],
+    controls: Mapping[str, Mapping[str, Any]],
+) -> list[list[Override]]:
+    """The sweeps of a launch: that of its study with the command line, and one for each control beside it.
+
+    A control (`hydra.sweeper.controls.NAME`) has the command line too, but for what the study sweeps, which it holds at
+    its default, and for what it sweeps itself.
+    """
+    line = parser.parse_overrides(list(arguments))
+    found = [[*parser.parse_overrides(_said(params)), *line]]
+    for name, values in controls.items():
+        own = parser.parse_overrides([f"control={name}", *_said(values)])
+        swept = {*params, *(override.get_key_element() for override in own if override.is_sweep_override())}
+        found.append([*own, *(override for override in line if override.get_key_element() not in swept)])
+    return found
+
+
+def _said(values: Mapping[str, Any]) -> list[str]:
+    """As a command line says them."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def check_sweep(overrides: Sequence[Override], batch: int | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,17 @@ class Outcome:
     @property
     def cell(self) -> str:
         return cell_of(self.name)
+
+
+def without_controls(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """The runs of a study itself; where there is none, its controls."""
+    return [outcome for outcome in outcomes if not control_of(outcome.name)] or outcomes
+
+
+def control_of(name: str) -> str:
+    """The control of a study that a job is, by its name; "" for a run of the study itself."""
+    found = re.search(r"(?:^|,)control=(\w+)", name)
+    return found[1] if found else ""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without
+from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without, without_controls
 from irl_exp.report.names import COMPARED, STUDY_METRICS, Words, words_of
 from irl_exp.report.runs import run_tables
 from irl_exp.report.tables import Table
@@ -189,16 +189,17 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
         The tables that are to be printed.
     """
     _write_runs(folder / "runs.csv", outcomes)
-    found = tables(outcomes)
+    found, own = tables(outcomes), without_controls(outcomes)
     # Of many cells the terminal gets the comparison alone; the spread of each is a page of its own.
-    spread = [study_table(outcomes)] if len(_by_cell(outcomes)) > 1 else []
+    spread = [study_table(own)] if len(_by_cell(own)) > 1 else []
     parts = [of_launch(outcomes).markdown(), *(table.markdown() for table in found + spread)]
     (folder / "summary.md").write_text("\n".join(parts), encoding="utf-8")
     return found
 
 
 def tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """The result of one run, the spread over many, or the comparison of cells; and what has no result."""
+    """The result of one run, the spread over many, or the comparison of cells; and what has no result, controls too."""
+    every, outcomes = outcomes, without_controls(outcomes)
     completed = [outcome for outcome in outcomes if outcome.metrics is not None]
     if len(outcomes) == 1 and completed:
         found = run_tables(completed[0].metrics or {}, completed[0].facts)
@@ -206,8 +207,8 @@ def tables(outcomes: Sequence[Outcome]) -> list[Table]:
         found = comparison_tables(outcomes) or [study_table(outcomes)]
     else:
         found = [study_table(outcomes)] if completed else []
-    if len(completed) < len(outcomes):
-        found.append(failures_table(outcomes))
+    if any(outcome.metrics is None for outcome in every):
+        found.append(failures_table(every))
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from irl_exp.report.cautions import cautions
-from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without
+from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without, without_controls
 from irl_exp.report.names import METHODS, Words, number, share, words_of
 
 WHERE = "on test completions of the reference"
@@ -52,6 +52,7 @@ def of_run(metrics: Mapping[str, float], facts: Facts | None = None, name: str =
 
 def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
     """The verdict on all jobs of a launch, of which one or many, and not all, may have a result."""
+    outcomes = without_controls(outcomes)
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
     if not done:
         return Verdict((f"None of {len(outcomes)} jobs has a result.",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -22,14 +23,16 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from irl_exp import config as schema
-from irl_exp.config import CONF, Config, EnsembleConfig, MarginConfig, WeightedConfig, swept_by
+from irl_exp.analysis.published import CHANGES
+from irl_exp.config import CONF, Config, EnsembleConfig, FullBackbone, MarginConfig, WeightedConfig, swept_by
 from irl_exp.dashboard.workspaces import flatten, varied
 from irl_exp.irl import methods
-from irl_exp.launch import command_line, compose
+from irl_exp.launch import command_line, compose, sweeps
 from irl_exp.launch.jobs import LaunchContext, job_name, typed
-from irl_exp.report.cells import Outcome
+from irl_exp.report.cells import Outcome, control_of
 
 STUDIES = sorted(path.stem for path in (CONF / "study").glob("*.yaml") if path.stem != "none")
+NO_CONTROLS = "hydra.sweeper.controls=null"
 TINY = ("scale=tiny", "tracking=none")
 TEXT = {study: (CONF / "study" / f"{study}.yaml").read_text(encoding="utf-8") for study in STUDIES}
 
@@ -51,9 +54,9 @@ def jobs_of(*overrides: str) -> list[Job]:
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
         assert master.hydra.sweep.dir  # settled once, as Hydra does
-        swept = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*swept, *overrides])
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        parser, sweeper = OverridesParser.create(config_loader=loader), master.hydra.sweeper
+        parts = sweeps.parts(parser, sweeper.params or {}, overrides, sweeper.controls or {})
+        jobs = [job for part in parts for job in BasicSweeper.split_arguments(part, None)[0]]
         composer = compose.Composer(LaunchContext(HydraContext(loader, Callbacks()), lambda job: None, master))
         return [job(composer.compose(one, number), number) for number, one in enumerate(jobs)]
 
@@ -68,8 +71,13 @@ def configs(*overrides: str) -> list[Config]:
     return [job.config for job in jobs_of(*overrides)]
 
 
+def own(*overrides: str) -> list[Job]:
+    """Without the controls."""
+    return [job for job in jobs_of(*overrides) if not job.config.control]
+
+
 def cells(*overrides: str) -> Counter[str]:
-    return Counter(job.outcome.cell for job in jobs_of(*overrides))
+    return Counter(job.outcome.cell for job in own(*overrides))
 
 
 def short_seeds(study: str) -> list[str]:
@@ -104,7 +112,7 @@ def test_the_help_says_the_command_and_the_question(study: str) -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_keys_of_the_config_tell_the_cells_apart(study: str) -> None:
     """As W&B, which knows no overrides, needs them."""
-    jobs = jobs_of(f"study={study}")
+    jobs = own(f"study={study}")
     flat = [dict(flatten(job.config.model_dump(mode="json"))) for job in jobs]
     keys = varied([job.config.model_dump(mode="json") for job in jobs])
     assert len({str([values.get(key) for key in keys]) for values in flat}) == len(cells(f"study={study}"))
@@ -114,8 +122,9 @@ def test_keys_of_the_config_tell_the_cells_apart(study: str) -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_cell_is_named_by_what_the_study_varies_besides_seeds(study: str) -> None:
     swept = {item.partition("=")[0] for item in swept_by("study", study)}
-    keys = {part.partition("=")[0] for cell in cells(f"study={study}") for part in re.split(r",(?![^\[]*\])", cell)}
-    assert keys - {"default"} == {key for key in swept if not key.endswith("seed")}
+    every = {job.outcome.cell for job in jobs_of(f"study={study}")}
+    keys = {part.partition("=")[0] for cell in every for part in re.split(r",(?![^\[]*\])", cell)}
+    assert keys - {"default", "control"} == {key for key in swept if not key.endswith("seed")}
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -239,6 +248,54 @@ def test_all_cells_of_the_demonstrations_are_judged_on_the_same_completions() ->
     assert {config.demonstrations.completions_per_prompt for config in found} == {8}
 
 
+def test_controls_draw_one_thing_anew_each() -> None:
+    found: dict[str | None, list[Config]] = {}
+    for config in configs("study=non_identifiability", "irl.seed=range(2)", "irl/loss=hinge"):
+        found.setdefault(config.control, []).append(config)
+        assert config.irl.name == "margin"
+        assert config.irl.loss.name == "hinge"
+    assert {config.irl.seed for config in found.pop(None)} == {0, 1}
+    drawn = {
+        name: {(one.rlhf.seed, one.demonstrations.seed, one.irl.seed, one.refinetune.seed) for one in runs}
+        for name, runs in found.items()
+    }
+    assert drawn == {
+        "demonstrations": {(0, seed, 0, 0) for seed in range(1, 6)},
+        "expert": {(seed, 0, 0, 0) for seed in range(1, 6)},
+        "policy": {(0, 0, 0, seed) for seed in range(1, 6)},
+    }
+    assert {name: runs[0].until for name, runs in found.items()} == {
+        "demonstrations": "irl",
+        "expert": "irl",
+        "policy": "evaluate",
+    }
+
+
+def test_a_launch_may_have_no_controls() -> None:
+    assert not [config for config in configs("study=non_identifiability", "seeds=ten", NO_CONTROLS) if config.control]
+    assert not [config for config in configs("irl.seed=range(50)") if config.control]
+
+
+def test_the_published_recipe_becomes_ours_one_choice_at_a_time() -> None:
+    found = configs("study=published", "irl.seed=0")
+    recipe, ours = found[0].irl, found[-1].irl
+    (default,) = configs("until=irl", "name=published")
+    assert found[-1] == default
+    assert isinstance(recipe, MarginConfig)
+    assert isinstance(ours, MarginConfig)
+    assert recipe.features.states["hidden_state"].pooling == "last"
+    assert recipe.features.states["hidden_state"].layers == (-1,)
+    assert (recipe.loss.name, recipe.scaling, recipe.completions) == ("max_margin", "none", 1)
+    assert isinstance(recipe.backbone, FullBackbone)
+    assert (recipe.backbone.learning_rate, recipe.backbone.batch_size, recipe.backbone.keep) == (1e-5, 2, "last")
+    assert recipe.learning_rate == 1e-5
+    kept = [set(cell.partition("[")[2].strip("]").split(",")) for cell in cells("study=published", "irl.seed=0")]
+    for before, after in itertools.pairwise(kept):
+        assert len(before - after) == 1
+        assert len(after - before - {"none"}) == ("all_weights_slowly" in before - after)
+    assert set().union(*kept) - {"none"} == set(CHANGES)
+
+
 def test_the_objectives_differ_in_their_weights_alone() -> None:
     found = configs("study=objectives")
     weights = set()
@@ -282,8 +339,9 @@ def test_every_study_runs_tiny(study: str, launcher: Launcher, warm_store: Path,
     shutil.copytree(warm_store, tmp_path / "multirun" / "store")
     launched = launcher(tmp_path, f"study={study}", *TINY, *short_seeds(study), "report=true")
     assert {row["status"] for row in launched.runs()} == {"completed"}
-    assert {row["cell"] for row in launched.runs()} == set(cells(f"study={study}", "scale=tiny"))
+    runs = [row for row in launched.runs() if not control_of(row["cell"])]
+    assert {row["cell"] for row in runs} == set(cells(f"study={study}", "scale=tiny"))
     found = json.loads((launched.folder / "report" / "summary.json").read_text(encoding="utf-8"))
-    assert found["n_runs"] == len(launched.runs())
-    assert len(found["cells"]) == len({row["cell"] for row in launched.runs()})
+    assert found["n_runs"] == len(runs)
+    assert len(found["cells"]) == len({row["cell"] for row in runs})
     assert (launched.folder / "report" / "index.html").is_file()

@@ -326,7 +326,7 @@ def test_what_exists_passes() -> None:
     for key, _ in schema.option_fields():
         schema.check_override(key, "1")
     others = ["-m", "--multirun", "hydra/launcher=basic", "hydra.verbose=true", "irl/loss@irl.loss=hinge", "+seed=1"]
-    command_line.check_command_line([choice(path) for path in FILES] + others)
+    command_line.check_command_line([choice(path) for path in FILES] + ["irl=margin"] + others)
 
 
 @pytest.mark.parametrize("path", [*filter(based_on, FILES)], ids=choice)
@@ -477,7 +477,7 @@ def test_the_nearest_name_is_near() -> None:
         ("irl.features.batch_size=0", "irl.features.batch_size=0: input should be greater than or equal to 1"),
         ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
-        ("irl.scaling=none", "irl.scaling=none: input should be 'auto', 'whiten' or 'standardise'"),
+        ("irl.scaling=unit", "irl.scaling=unit: input should be 'auto', 'whiten', 'standardise' or 'none'"),
         ("irl.loss.wrong_penalty=null", "irl.loss.wrong_penalty=None: input should be a valid number"),
         ("until=reward", "until=reward: input should be 'sft', 'rlhf', 'demonstrations', 'irl', "),
         ("evaluate.bootstrap=99", "evaluate.bootstrap=99: input should be greater than or equal to 100"),

@@ -86,6 +86,13 @@ def backbones(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
+def published(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """All choices of the paper at once."""
+    folder = tmp_path_factory.mktemp("published")
+    return on_warm_store(launcher, warm_store, folder, f"irl/published=[{','.join(names('irl/published'))}]")
+
+
+@pytest.fixture(scope="module")
 def benchmarks(launcher: Launcher, warm_store: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """Every second set of prompts, for two seeds each, on policies that are there already or share an expert."""
     folder = tmp_path_factory.mktemp("benchmarks")
@@ -214,6 +221,7 @@ def test_every_option_of_every_group_has_run(
     rewards: Launched,
     imported: Launched,
     backbones: Launched,
+    published: Launched,
     data: Launched,
     formats: Launched,
     original: Launched,
@@ -222,7 +230,7 @@ def test_every_option_of_every_group_has_run(
     first_launch: Launched,
 ) -> None:
     launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
-    launches = (*launches, benchmarks, first_launch)
+    launches = (*launches, published, benchmarks, first_launch)
     assert OPTIONS - set().union(*map(options_that_ran, launches)) == set()
 
 

@@ -62,7 +62,7 @@ def test_an_option_stands_beside_the_method_that_has_it() -> None:
     fitted = "of margin, failure_aware, length, placebo, random_features, reference_log_probability"
     assert found[fitted] == ["irl.resample_pairs=false"]
     assert found["of each"] == ["irl.seed=${seed}"]
-    assert found["more: --help irl/backbone, irl/features, irl/loss"] == []
+    assert found["more: --help irl/backbone, irl/features, irl/loss, irl/published"] == []
     assert sections(page_of("irl/loss"))["of bradley_terry, logistic"] == ["irl.loss.temperature=1.0"]
 
 

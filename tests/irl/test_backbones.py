@@ -283,6 +283,20 @@ def test_the_curve_has_a_row_an_epoch_and_the_best_one_on_select_is_kept(kind: s
     assert best == pytest.approx({"step": best["step"], "norm": best["norm"], **expected}, abs=1e-4, rel=1e-4)
 
 
+def test_the_last_epoch_may_be_kept_in_place_of_the_best(world: World) -> None:
+    """With a head that takes large steps the last of three epochs is not the best."""
+    found = {}
+    for keep in ("best", "last"):
+        options = {"epochs": 3, "learning_rate": 1e-4, "keep": keep}
+        found[keep] = world.learned(margin(loss=HingeLoss(), learning_rate=0.9, options=options))
+    best, last = (info_of(found[keep]) for keep in ("best", "last"))
+    assert best["curve"] == last["curve"]
+    assert best["best_epoch"] < last["best_epoch"] == 3
+    margins = torch.from_numpy(world.margins(scores_of(found["last"]), "select"))
+    loss = methods.loss_function(HingeLoss())(margins).mean().item()
+    assert loss == pytest.approx(last["curve"][-1]["select_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("max_norm", [0.1, 1.0])
 def test_the_norm_of_the_head_is_bounded(max_norm: float, world: World) -> None:
     folder = world.learned(margin(loss=MaxMarginLoss(), max_norm=(max_norm,), learning_rate=0.5))

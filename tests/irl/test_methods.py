@@ -193,6 +193,10 @@ def test_standardised_features_have_unit_variance_and_keep_their_correlation() -
     np.testing.assert_allclose(np.cov(scaled.T, bias=True), np.corrcoef(correlated().T), atol=1e-5)
 
 
+def test_features_may_stay_as_they_are_with_their_mean() -> None:
+    np.testing.assert_array_equal(Scaling.fit(correlated(), "none", 1e-3)(correlated()), correlated())
+
+
 def test_the_ridge_bounds_what_whitening_may_amplify() -> None:
     values = correlated()
     values[:, 5] = values[:, 4]

@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, RunMode
@@ -60,6 +61,31 @@ def test_what_can_be_launched_passes() -> None:
 def test_batches_of_no_jobs_are_refused() -> None:
     with pytest.raises(LaunchError, match=r"hydra\.sweeper\.max_batch_size=0: at least one job"):
         sweeps.check_sweep([], batch=0)
+
+
+def jobs_of(*line: str) -> list[list[str]]:
+    """The jobs of a study over irl.seed with a control, with a command line."""
+    params, controls = {"irl.seed": "range(3)"}, {"expert": {"rlhf.seed": "range(1,3)", "until": "irl"}}
+    parts = sweeps.parts(OverridesParser.create(), params, line, controls)
+    return [job for part in parts for job in BasicSweeper.split_arguments(part, None)[0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "own", "control"),
+    [
+        ([], ["irl.seed=0", "irl.seed=1", "irl.seed=2"], ["until=irl"] * 2),
+        (["irl.seed=5"], ["irl.seed=5"], ["until=irl"] * 2),
+        (["until=evaluate"], [f"irl.seed={seed},until=evaluate" for seed in range(3)], ["until=evaluate"] * 2),
+        (["irl.seed=5", "rlhf.seed=7"], ["irl.seed=5,rlhf.seed=7"], ["until=irl"] * 2),
+        (["irl.seed=5", "irl/loss=hinge"], ["irl.seed=5,irl/loss=hinge"], ["until=irl,irl/loss=hinge"] * 2),
+    ],
+)
+def test_a_control_has_the_command_line_but_not_what_the_study_sweeps(
+    line: list[str], own: list[str], control: list[str]
+) -> None:
+    found = [",".join(job) for job in jobs_of(*line)]
+    seeds = [f"control=expert,rlhf.seed={seed}" for seed in (1, 2)]
+    assert found == [*own, *(f"{seed},{rest}" for seed, rest in zip(seeds, control, strict=True))]
 
 
 # -------------------------------------------------------------------------------------- where a launch writes
