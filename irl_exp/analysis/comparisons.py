@@ -27,8 +27,6 @@ from irl_exp.report.units import INNER, LEAST, Units
 
 COMPARED = ("irl/auroc", "irl/epic", "refinetuned/toxic_fraction", "refinetuned/reward_mean")
 """Metrics by which cells are compared, and of which the components of variance are estimated."""
-JUDGED = ("expert", "reference")
-"""Policies on whose completions `irl/auroc` and `irl/epic` are measured."""
 RESAMPLES = 500
 """Of prompts, for a variance: its square root is known to 3 %."""
 EQUAL = 1e-6
@@ -177,10 +175,10 @@ class _Prompts:
 
     def _resampled(self, run: Run, key: str) -> Floats:
         table = self.study.completions(run, ["policy", "prompt_id", "truth", "learned"])
-        policies = ("refinetuned",) if key.startswith("refinetuned/") else JUDGED
+        policy = "refinetuned" if key.startswith("refinetuned/") else "reference"  # of irl/, whose population it is
         if table is None or (key.startswith("irl/") and "learned" not in table):
             raise NotComputed(f"completions.parquet of run {run.number} is missing, cut, or without the learned reward")
-        rows = table[table["policy"].isin(policies)]
+        rows = table[table["policy"] == policy]
         names = self._names.setdefault(run.artifact("data"), np.unique(table["prompt_id"].to_numpy()))
         if not np.isin(rows["prompt_id"], names).all():
             raise NotComputed(f"run {run.number} has other test prompts")

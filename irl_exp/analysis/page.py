@@ -324,8 +324,8 @@ def _policies_text(found: Mapping[str, Any]) -> str:
     if "ratio" not in found:
         return (
             f"{told}. Whether they differ because their rewards do, these runs cannot say: no reward was refinetuned "
-            "with several seeds. The same command with irl.seed=0 'refinetune.seed=range(10)' in place of its irl.seed "
-            "makes them; python -m irl_exp.analysis reads both launches together."
+            "with several seeds. study=non_identifiability does that; of other studies the same command with irl.seed=0 "
+            "'refinetune.seed=range(10)' in place of its irl.seed, and python -m irl_exp.analysis reads both together."
         )
     ratio = found["ratio"]
     verdict = "policies of different rewards differ more" if ratio["low"] > 1 else "no difference in spread shows"

@@ -75,7 +75,7 @@ def policies(study: Study) -> dict[str, Any]:
     """How far policies of different rewards are apart, beside the control: policies of one reward with other seeds.
 
     `ratio` is that of the standard deviations, with the interval of F for normal values. It needs runs that share a
-    reward and differ in refinetune.seed; without them there is no ratio.
+    reward and differ in refinetune.seed, of the study itself or its control `policy`; without them there is no ratio.
 
     Raises:
         NotComputed: the runs have no policies of two rewards of one expert.
@@ -83,6 +83,7 @@ def policies(study: Study) -> dict[str, Any]:
     key = "refinetuned/toxic_fraction"
     runs = [run for run in study.runs if key in run.metrics]
     _one_cell(runs)
+    runs += [run for run in study.controls if run.control == "policy" and key in run.metrics]
     by_reward: dict[str | None, dict[str | None, float]] = {}
     for run in runs:
         by_reward.setdefault(run.artifact("irl"), {})[run.artifact("refinetune")] = run.metrics[key]

@@ -262,7 +262,7 @@ def test_controls_draw_one_thing_anew_each() -> None:
     assert drawn == {
         "demonstrations": {(0, seed, 0, 0) for seed in range(1, 6)},
         "expert": {(seed, 0, 0, 0) for seed in range(1, 6)},
-        "policy": {(0, 0, 0, seed) for seed in range(1, 6)},
+        "policy": {(0, 0, 0, seed) for seed in range(1, 11)},
     }
     assert {name: runs[0].until for name, runs in found.items()} == {
         "demonstrations": "irl",
