@@ -324,7 +324,7 @@ def _policies_text(found: Mapping[str, Any]) -> str:
     if "ratio" not in found:
         return (
             f"{told}. Whether they differ because their rewards do, these runs cannot say: no reward was refinetuned "
-            "with several seeds. study=non_identifiability does that; of other studies the same command with irl.seed=0 "
+            "with several seeds. study=non_identifiability does that; elsewhere the same command with irl.seed=0 "
             "'refinetune.seed=range(10)' in place of its irl.seed, and python -m irl_exp.analysis reads both together."
         )
     ratio = found["ratio"]

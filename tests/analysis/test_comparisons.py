@@ -44,7 +44,7 @@ def made(folder: Path, seeds: int, config: Callable[[int], dict[str, Any]], name
     for method, slope in METHODS.items():
         for seed in range(seeds):
             table = completions(slope, seed)
-            rows = table[table["policy"].isin(comparisons.JUDGED)]
+            rows = table[table["policy"] == "reference"]
             learned, truth, policy = rows["learned"].to_numpy(), rows["truth"].to_numpy(), table["policy"]
             metrics = {
                 "irl/auroc": measure.auroc(learned, truth >= 0),

@@ -239,7 +239,7 @@ def test_cells_are_compared_on_the_seeds_that_both_have(copied: Path) -> None:
     for job in JOBS:
         number, name = int(job) + 3, f"scale=tiny,data.count=1000,irl/loss=hinge,irl.seed={job}"
         new = shutil.copytree(copied / job, copied / str(number))
-        change(new / "config.json", job={"number": number, "name": name})
+        change(new / "config.json", job={"number": number, "name": name}, artifacts__evaluate=f"hinge{job}")
         change(new / "metrics.json", **{"irl/auroc": 0.25 + int(job) / 8})
         plan.append({"number": number, "name": name, "folder": str(number)})
     change(copied / "plan.json", jobs=plan)
@@ -251,6 +251,7 @@ def test_cells_are_compared_on_the_seeds_that_both_have(copied: Path) -> None:
     assert rows["irl/auroc"]["n"] == 2
     assert rows["irl/auroc"]["difference"] == pytest.approx(np.mean(first) - np.mean([0.25, 0.375]))
     assert rows["irl/auroc"]["unit"] == "2 fits of one expert"
+    assert rows["irl/auroc"]["method"] == "no interval: completions.parquet of run 3 does not give its irl/auroc"
     assert "does not give its irl/auroc" in rows["irl/auroc"]["method"]
     assert rows["refinetuned/toxic_fraction"]["method"] == "all the same"
 
@@ -577,7 +578,7 @@ def test_rewards_that_cannot_be_compared_are_left_out_and_named(copied: Path, da
     table = pd.read_parquet(path)
     path.unlink()
     if damage == "cut":
-        table.iloc[: len(table) // 2].to_parquet(path)
+        table.iloc[:5].to_parquet(path)
     if damage == "nan":
         table.assign(learned=table["learned"].where(table.index != 1)).to_parquet(path)
     found = study.read(copied)
