@@ -39,7 +39,7 @@ def test_the_first_page_has_the_groups_and_what_people_want() -> None:
             assert path.parent.name == "local" or re.search(rf"\b{path.stem}\b", page)
     assert OPTION.findall(page) == list(WANTED)
     assert len(WANTED) == 30
-    assert "  rlhf.kl_coefficient=0.5       beta, on the scale of the reward" in page.splitlines()
+    assert "  rlhf.kl_coefficient=0.7       beta, on the scale of the reward" in page.splitlines()
 
 
 def test_all_pages_together_have_every_option() -> None:
