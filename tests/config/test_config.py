@@ -294,7 +294,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl/loss=range(1000000000000)", "irl/loss=range(1000000000000): irl/loss is a config group and takes no"),
         ("data=null", "data=null: data is a config group: one of its options is taken."),
         ("store.dir=~/x", "store.dir=~/x: write the path in full, store.dir=/"),
-        ("irl=__init__", "irl=__init__: there is no option '__init__' in bayesian, ensemble, "),
+        ("irl=__init__", "irl=__init__: there is no option '__init__' in author, bayesian, "),
         ("irl=margin,mergin", "irl=mergin: there is no option 'mergin' in "),
         ("name=a=b", "name=a=b: Hydra cannot read this (mismatched input '=' expecting <EOF>). If the value is meant "),
         ("irl.seed", "irl.seed: an option is given as key=value, a flag begins with --."),

@@ -158,4 +158,4 @@ def test_what_the_trainer_is_told_of_a_policy_is_what_it_would_compute(
         config,
         context=small.context(tmp_path / "artifact"),
     )
-    assert compared >= 6
+    assert compared >= (6 if algorithm == "rloo" else 4)  # GRPO's reference is a matter of the reward, not of TRL

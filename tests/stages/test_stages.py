@@ -709,7 +709,9 @@ def test_a_planted_marker_is_measured_with_and_without_and_the_policies_stay_as_
         learned.standardised(learned.score(learned.reference.complete(test["prompt"].tolist(), version)))
         for version in ([text + " zz" for text in texts], texts)
     ]
-    effect = (scores[0] - scores[1]).mean() / scores[1].std()
+    own = pd.Series(learned.score(Completions.from_frame(test)) / learned.scale)
+    within = own - own.groupby(test["prompt_id"].to_numpy()).transform("mean")
+    effect = (scores[0] - scores[1]).mean() / (within**2).mean() ** 0.5
     assert planted.metrics["shortcut/learned_effect"] == pytest.approx(effect, abs=0.1), "but for tokens at the seam"
     assert abs(planted.metrics["shortcut/truth_effect"]) < 0.05, "R* does not know the word"
     table = pd.read_parquet(planted.folder / "completions.parquet")
@@ -719,7 +721,7 @@ def test_a_planted_marker_is_measured_with_and_without_and_the_policies_stay_as_
 
 
 def test_the_tradeoff_of_a_weighted_ground_truth_is_that_of_its_weights(root: Path) -> None:
-    found = world_of(root, "until=irl", "reward=weighted", "reward.parts.sentiment.weight=2", "sft.steps=120").metrics
+    found = world_of(root, "until=irl", "reward=weighted", "reward.parts.sentiment.weight=2", "sft.steps=300").metrics
     weights = {"toxicity": 1.0, "sentiment": 2.0, "length": 0.5}
     for part, weight in weights.items():
         assert found[f"tradeoff/truth/{part}"] == pytest.approx(weight / sum(weights.values()), abs=1e-6)
