@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -206,7 +207,10 @@ def options_that_ran(launched: Launched) -> set[str]:
         if row["status"] == "completed":
             record = yaml.safe_load((launched.folder / row["job"] / ".hydra" / "hydra.yaml").read_text())
             stages = config(launched, int(row["job"]))["artifacts"]
-            for group, chosen in record["hydra"]["runtime"]["choices"].items():
+            # Of a list there is no choice on record, only the override.
+            lists = [re.fullmatch(r"([\w/]+)=(\[.*\])", override) for override in record["hydra"]["overrides"]["task"]]
+            chosen_lists = {found[1]: yaml.safe_load(found[2]) for found in lists if found}
+            for group, chosen in (record["hydra"]["runtime"]["choices"] | chosen_lists).items():
                 stage = group.split("/")[0]
                 if stage not in ("rlhf", "irl", "refinetune") or stage in stages:
                     ran |= {f"{group}/{option}" for option in (chosen if isinstance(chosen, list) else [chosen])}

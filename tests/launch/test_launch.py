@@ -136,7 +136,7 @@ def test_how_good_the_judges_are_is_a_metric(first_launch: Launched) -> None:
     metrics = first_launch.metrics()
     for judge in ("reward", "second_judge"):
         (manifest,) = map(read_manifest, artifacts(first_launch.cwd / "multirun" / "store")[judge])
-        found = {key: metrics[f"{judge}/{key}"] for key in ("accuracy", "majority_accuracy", "n")}
+        found = {key: metrics[f"{judge}/{key}"] for key in ("accuracy", "majority_accuracy", "auroc", "n")}
         assert found == manifest["info"]["held_out"]
 
 
@@ -354,7 +354,7 @@ def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
     done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,refinetune")
     groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(5)]
     compared = {"implicit", "baseline", "triangle", "triangle_expert", "pooled", "human"}
-    judges = {"reward", "second_judge", "reference"}
+    judges = {"data", "reward", "second_judge", "reference"}
     assert groups == [
         judges,
         {*judges, "expert"},
