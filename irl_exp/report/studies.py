@@ -119,7 +119,8 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
             "n",
         )
         title = f"{what.capitalize()}{_everywhere(shared)}: mean ± half of the 95 % t interval{_counted(units)}"
-        tables += [Table(title, header, tuple(rows))] if keys else []
+        own = [key for key in keys if not key.startswith("expert/")]  # the expert's stand beside others, never alone
+        tables += [Table(title, header, tuple(rows))] if own else []
     return tables
 
 
