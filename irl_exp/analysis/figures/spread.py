@@ -50,7 +50,7 @@ def _ranges(axes: Axes, found: Open) -> None:
     axes.axhline(0, color=drawing.GREY, linewidth=0.8)
     axes.set_xlabel("test pair, by the margin of the best reward")
     axes.set_ylabel("margin: R(expert) - R(baseline)")
-    axes.set_title(f"Possible margins at the calibrated tolerance, {_units(found, found.level):.2g} standard errors")
+    axes.set_title(f"Possible margins (tolerance {_units(found, found.level):.2g} se, calibrated)")
     axes.legend(loc="upper left", fontsize=panels.SMALL)
     top = float(possible.high.max())
     axes.set_ylim(top=top + 0.32 * (top - float(possible.low.min())))  # room for the legend
