@@ -122,9 +122,9 @@ def test_in_the_last_moments(
     launcher(tmp_path, *OFFLINE)
     for name in ("[0-9]*/metrics.json", "[0-9]*/samples.csv", "runs.csv"):
         with trials(f"{how} when the results are written and W&B closes its run", name):
-            known = set(tmp_path.glob(f"multirun/*/*/{name}"))
+            known = set(tmp_path.glob(f"multirun/chain/*/{name}"))
             process = launcher.start(tmp_path, *OFFLINE)
-            wait_until(lambda name=name, known=known: set(tmp_path.glob(f"multirun/*/*/{name}")) - known, process)
+            wait_until(lambda name=name, known=known: set(tmp_path.glob(f"multirun/chain/*/{name}")) - known, process)
             STOPS[how](process)
             done = launcher.end(process, tmp_path, check=False)
             check_end(done, last_launch(tmp_path))

@@ -97,7 +97,7 @@ def check_store(store: Path) -> None:
 
 def check_runs(folder: Path, undisturbed: Undisturbed) -> None:
     """Each run of any launch in a folder has the right metrics.json or none."""
-    for path in folder.glob("multirun/*/*/[0-9]*/metrics.json"):
+    for path in folder.glob("multirun/chain/*/[0-9]*/metrics.json"):
         assert path.read_bytes() == undisturbed.metrics[int(path.parent.name)], f"{path} looks complete and is not"
 
 
