@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
+from irl_exp.measures.reward_comparison import newcombe_interval
 from irl_exp.report.units import LEAST
 
 Floats = NDArray[np.float64]
@@ -146,18 +147,6 @@ def typical(
     return interquartile_mean([found], generator=generator or np.random.default_rng(0), level=level)
 
 
-def pair_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[Floats, Floats, list[int]]:
-    """Values of the seeds that both have, in the order of the seeds, and these seeds.
-
-    >>> pair_by_seed({0: 1.0, 2: 3.0}, {2: 5.0, 1: 4.0, 0: 6.0})
-    (array([1., 3.]), array([6., 5.]), [0, 2])
-    """
-    seeds = sorted(set(first) & set(second))
-    if not seeds:
-        raise ValueError(f"No seed is in both: {sorted(first)} and {sorted(second)}.")
-    return np.array([first[seed] for seed in seeds]), np.array([second[seed] for seed in seeds]), seeds
-
-
 def paired_difference(first: Floats | Sequence[float], second: Floats | Sequence[float]) -> Estimate:
     """Mean of first - second with its t interval; row i of both has the same seed.
 
@@ -172,7 +161,7 @@ def paired_difference(first: Floats | Sequence[float], second: Floats | Sequence
 def _differences(first: Floats | Sequence[float], second: Floats | Sequence[float]) -> Floats:
     one, other = _values(first, "first"), _values(second, "second")
     if len(one) != len(other):
-        raise ValueError(f"Pairs need as many values on both sides, not {len(one)} and {len(other)}: see pair_by_seed.")
+        raise ValueError(f"Pairs need as many values on both sides, not {len(one)} and {len(other)}.")
     return one - other
 
 
@@ -210,26 +199,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def sign_test(differences: Floats | Sequence[float]) -> Test:
-    """Exact binomial test of 'above 0 as often as below'; differences of 0 are left out.
-
-    >>> sign_test([1.0, 2.0, 3.0, 0.0, 5.0, 6.0])
-    Test(p_value=0.0625, n=5, method='sign test, exact')
-    """
-    found = _values(differences, "differences")
-    above, below = int((found > 0).sum()), int((found < 0).sum())
-    p_value = float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
-    return Test(p_value, above + below, "sign test, exact")
-
-
 def probability_of_improvement(
     first: Floats | Sequence[float], second: Floats | Sequence[float], *, level: float = 0.95
 ) -> Estimate:
     """P(a run of first > a run of second), ties half: the Mann-Whitney statistic over n m, with a score interval.
 
-    The interval is Newcombe's method 5 (Statistics in Medicine 25, 2006): all p with |p^ - p| <= z sqrt(V(p)),
-    V(p) = p (1 - p) (1 + c (1 - p) / (2 - p) + c p / (1 + p)) / (n m), c = (n + m) / 2 - 1 (Hanley and McNeil). It has
-    a width where all of first are above all of second, which a bootstrap of the runs has not. n counts all runs.
+    The interval is that of an AUROC (`newcombe_interval`). n counts all runs.
 
     >>> found = probability_of_improvement([2.0, 3.0, 4.0], [1.0, 2.0])
     >>> f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], n={found.n}"
@@ -237,15 +212,7 @@ def probability_of_improvement(
     """
     one, other, text = _values(first, "first"), _values(second, "second"), _level(level)
     value = float((1 + np.sign(one[:, None] - other)).mean() / 2)
-    z, product, c = float(stats.norm.ppf((1 + level) / 2)), len(one) * len(other), (len(one) + len(other)) / 2 - 1
-
-    def outside(p: float) -> float:
-        variance = p * (1 - p) * (1 + c * (1 - p) / (2 - p) + c * p / (1 + p)) / product
-        return (value - p) ** 2 - z**2 * variance
-
-    edge = 1e-9  # at 0 and 1 themselves the variance is 0 as well: another root
-    low = 0.0 if value == 0 else float(optimize.brentq(outside, 0.0, min(value, 1 - edge)))
-    high = 1.0 if value == 1 else float(optimize.brentq(outside, max(value, edge), 1.0))
+    low, high = newcombe_interval(value, len(one), len(other), level=level)
     method = f"probability of improvement, {text} score interval (Newcombe 5), {len(one)} against {len(other)}"
     return Estimate(value, low, high, len(one) + len(other), method)
 
@@ -257,26 +224,11 @@ def wilson(count: int, n: int, *, level: float = 0.95) -> Estimate:
     >>> f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
     '0.0559 [0.0365, 0.0847]'
     """
-    return _fraction(count, n, "wilson", level)
-
-
-def clopper_pearson(count: int, n: int, *, level: float = 0.95) -> Estimate:
-    """Fraction count / n with the exact interval of Clopper and Pearson (1934): covers at least as often as it says.
-
-    >>> found = clopper_pearson(0, 10)
-    >>> f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-    '0.0000 [0.0000, 0.3085]'
-    """
-    return _fraction(count, n, "exact", level)
-
-
-def _fraction(count: int, n: int, method: str, level: float) -> Estimate:
     text = _level(level)
     if n < 1 or not 0 <= count <= n:
         raise ValueError(f"{count} of {n} is no fraction: 0 <= count <= n and n >= 1.")
-    found = stats.binomtest(int(count), int(n)).proportion_ci(level, method)
-    name = {"wilson": "Wilson", "exact": "Clopper-Pearson"}[method]
-    return Estimate(count / n, float(found.low), float(found.high), int(n), f"fraction, {text} {name} interval")
+    found = stats.binomtest(int(count), int(n)).proportion_ci(level, "wilson")
+    return Estimate(count / n, float(found.low), float(found.high), int(n), f"fraction, {text} Wilson interval")
 
 
 def rank_correlations(rewards: Floats) -> Floats:

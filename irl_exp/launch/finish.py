@@ -89,7 +89,7 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
 
     console.say("")
     try:
-        with writing(folder, "runs.csv", "summary.md"):
+        with writing(folder, *(f"{name}{studies.DRAFT}" for name in studies.FILES)):
             tables = studies.write(folder, outcomes)
     except WriteError:
         console.tables(studies.tables(outcomes))

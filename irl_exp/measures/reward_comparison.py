@@ -336,7 +336,7 @@ def interval(resampled: Floats, *, level: float = 0.95) -> tuple[float, float]:
 
 
 FEWEST_PROMPTS = 20
-"""Prompts with a completion of the rarer class below which an AUROC gets the interval of `_newcombe`."""
+"""Prompts with a completion of the rarer class below which an AUROC gets the interval of `newcombe_interval`."""
 
 
 def auroc_interval(scores: Floats, positive: Bools, groups: Ints) -> tuple[float, float]:
@@ -354,7 +354,7 @@ def auroc_interval(scores: Floats, positive: Bools, groups: Ints) -> tuple[float
         return value, value
     sizes = [len(np.unique(groups[rows])) for rows in (positive, ~positive)]
     if min(sizes) < FEWEST_PROMPTS or value in (0.0, 1.0):
-        return _newcombe(value, *sizes)
+        return newcombe_interval(value, *sizes)
     places = _placements(scores, positive) - value
     parts = [np.bincount(groups[rows], places[rows], groups.max() + 1) / rows.sum() for rows in (positive, ~positive)]
     own = [size / (size - 1) * (part**2).sum() for size, part in zip(sizes, parts, strict=True)]
@@ -373,14 +373,19 @@ def _placements(scores: Floats, positive: Bools) -> Floats:
     return found
 
 
-def _newcombe(value: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Interval of an AUROC by the variance that it would have at each end (method 5 of Newcombe 2006)."""
-    half = (positives + negatives) / 2 - 1
+def newcombe_interval(value: float, positives: int, negatives: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of an AUROC of so many independent values, by the variance that it would have at each end.
+
+    All p with |value - p| <= z sqrt(V(p)), V(p) = p (1 - p) (1 + c (1 - p) / (2 - p) + c p / (1 + p)) / (n m),
+    c = (n + m) / 2 - 1 (Hanley and McNeil): method 5 of Newcombe, Statistics in Medicine 25, 2006. It has a width where
+    all positives are above all negatives, which a bootstrap has not.
+    """
+    half, z = (positives + negatives) / 2 - 1, float(stats.norm.ppf((1 + level) / 2))
 
     def beyond(other: float) -> float:
         spread = 1 + half * (1 - other) / (2 - other) + half * other / (1 + other)
         variance = other * (1 - other) * spread / (positives * negatives)
-        return float((value - other) ** 2 - stats.norm.ppf(0.975) ** 2 * variance)
+        return (value - other) ** 2 - z**2 * variance
 
     tiny = 1e-9
     far = 1 - tiny

@@ -183,18 +183,25 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table:
     return Table(f"{len(lost)} without a result", ("job", "overrides", "status", "reason"), rows)
 
 
+FILES, DRAFT = ("runs.csv", "summary.md"), ".draft"
+"""What `write` leaves, and the ending of what it has not finished."""
+
+
 def write(folder: Path, outcomes: Sequence[Outcome]) -> list[Table]:
-    """runs.csv with every metric of every job, and summary.md, which begins with the verdict.
+    """runs.csv with every metric of every job, and summary.md, which begins with the verdict: whole, or not there.
 
     Returns:
         The tables that are to be printed.
     """
-    _write_runs(folder / "runs.csv", outcomes)
     found, own = tables(outcomes), without_controls(outcomes)
     # Of many cells the terminal gets the comparison alone; the spread of each is a page of its own.
     spread = [study_table(own)] if len(_by_cell(own)) > 1 else []
     parts = [of_launch(outcomes).markdown(), *(table.markdown() for table in found + spread)]
-    (folder / "summary.md").write_text("\n".join(parts), encoding="utf-8")
+    drafts = [folder / f"{name}{DRAFT}" for name in FILES]
+    _write_runs(drafts[0], outcomes)
+    drafts[1].write_text("\n".join(parts), encoding="utf-8")
+    for draft in drafts:
+        draft.replace(draft.with_suffix(""))
     return found
 
 

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device, in_fp32
 from irl_exp.machinery.store import fingerprint, verify
+from irl_exp.measures.reward_comparison import auroc
 from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, read_back, save_probes
 from irl_exp.texts.sentiment import polarity
@@ -91,7 +92,9 @@ class ClassifierReward:
         """The second judge: the 5,000 most frequent n-grams of 2 to 5 characters of the completion, and a network."""
         vectorizer = _vectorizer("char", (2, 5), min_df=2, max_features=CHARACTER_NGRAMS)
         civil, inputs = _labelled(vectorizer, texts, "completion")
-        return cls(vectorizer, _layers(_quiet(_network(32, seed, len(civil)), inputs, civil)), "completion")
+        return cls(
+            vectorizer, _layers(_quiet(_network(CHARACTER_UNITS, seed, len(civil)), inputs, civil)), "completion"
+        )
 
     @property
     def kind(self) -> str:
@@ -113,7 +116,7 @@ class ClassifierReward:
         toxic, scores = texts["toxic"].to_numpy(dtype=bool), self.score(of_frame(texts))
         found = {"accuracy": float(((scores < 0) == toxic).mean())}
         found |= {"majority_accuracy": float(max(toxic.mean(), 1 - toxic.mean())), "n": len(toxic)}
-        return found if toxic.all() or not toxic.any() else {**found, "auroc": _auroc(~toxic, scores)}
+        return found if toxic.all() or not toxic.any() else {**found, "auroc": auroc(scores, ~toxic)}
 
     def save(self, folder: Path) -> None:
         settings = {
@@ -141,7 +144,7 @@ class ClassifierReward:
 
 UPDATES, PASSES, BATCH = 1200, 40, 64
 """Of the network: 1,200 updates however many texts there are (15 passes over 5,000), but no text more than 40 times."""
-CHARACTER_NGRAMS = 5000
+CHARACTER_NGRAMS, CHARACTER_UNITS = 5000, 32
 VALIDATION = 0.2
 """Of the prompts to fit on: they choose between network and logistic regression, by log loss."""
 
@@ -201,12 +204,6 @@ def _quiet(model: Any, inputs: Any, civil: NDArray[np.bool_]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(inputs, civil)
-
-
-def _auroc(positive: NDArray[np.bool_], scores: Scores) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, scores))
 
 
 def _layers(model: Any) -> list[tuple[Scores, Scores]]:

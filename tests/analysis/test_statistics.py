@@ -96,11 +96,6 @@ def test_random_sign_flips_hold_their_level_and_are_never_zero() -> None:
     assert statistics.sign_flip_test(np.ones(40), generator=random, flips=99).p_value == 0.01
 
 
-def test_sign_test_leaves_ties_out() -> None:
-    assert statistics.sign_test([0.0, 0.0]).p_value == 1
-    assert statistics.sign_test([1.0] * 6 + [-1.0] + [0.0] * 9).p_value == pytest.approx(2 * 8 / 2**7)
-
-
 @given(arrays(float, st.integers(1, 6), elements=numbers), arrays(float, st.integers(1, 6), elements=numbers))
 @settings(max_examples=80, deadline=None)
 def test_probability_of_improvement_by_brute_force(one: Floats, other: Floats) -> None:
@@ -124,15 +119,11 @@ def test_probability_of_improvement_covers(shift: float) -> None:
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_intervals_of_counts_solve_their_equations(pair: tuple[int, int]) -> None:
     count, n = pair
-    score, exact = statistics.wilson(count, n), statistics.clopper_pearson(count, n)
+    score = statistics.wilson(count, n)
     z = stats.norm.ppf(0.975)
     for p in (score.low, score.high):
         if 0 < p < 1:
             assert (count / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-9)
-    if count:
-        assert stats.binom.sf(count - 1, n, exact.low) == pytest.approx(0.025, abs=1e-6)
-    if count < n:
-        assert stats.binom.cdf(count, n, exact.high) == pytest.approx(0.025, abs=1e-6)
 
 
 @pytest.mark.parametrize("n", [10, 30])
@@ -255,7 +246,6 @@ def test_a_component_without_replication_is_not_made_up(factors: dict[str, list[
         (lambda: statistics.mean_t([]), "at least 1"),
         (lambda: statistics.mean_t([1.0, 2.0], level=95), "level=95"),
         (lambda: statistics.paired_difference([1.0], [1.0, 2.0]), "1 and 2"),
-        (lambda: statistics.pair_by_seed({0: 1.0}, {1: 1.0}), "No seed"),
         (lambda: statistics.wilson(3, 2), "3 of 2"),
         (lambda: statistics.pairwise_rank_correlation(np.ones((2, 3))), "Run 0"),
         (lambda: statistics.pairwise_rank_correlation(np.arange(3.0)[None]), "two runs"),

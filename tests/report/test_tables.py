@@ -515,3 +515,22 @@ def test_runs_csv_holds_every_metric_of_every_job(tmp_path: Path) -> None:
     assert float(lines[0]["b"]) == 0.1 + 0.2, "no digit is lost"
     assert (lines[0]["c"], lines[1]["a"], lines[2]["a"]) == ("", "", "")
     assert lines[1]["error"] == runs[1].error
+
+
+def test_a_stop_while_the_summary_is_written_leaves_whole_files_or_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.write(tmp_path, [outcome(0, "default", LEARNED)])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == set(studies.FILES)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    changed = [outcome(0, "default", {**LEARNED, "irl/auroc": 0.5})]
+    for place in ("run_tables", "_write_runs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(studies, place, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                studies.write(tmp_path, changed)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
