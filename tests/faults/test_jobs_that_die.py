@@ -19,7 +19,8 @@ SUBJECT = "Jobs that die"
 HELD = """
 the launch ends with 1 and without a traceback; runs.csv says `failed` of this job, with a reason, and `completed` of
 the other, whose metrics are there; the job has no metrics.json; the store is whole and has no temporary folder; its W&B
-run (recorded offline here), where it was begun, is a failed one where `wandb sync` brings it to a server.
+run (recorded offline here) is a failed one where `wandb sync` brings it to a server. (A process that ends at once may
+take with it all that W&B had not yet written; then there is no run to bring.)
 """
 
 DEADLY = """
@@ -94,7 +95,8 @@ def check_job(launch: Path, job: int) -> None:
     for run in (launch / str(job)).glob("wandb/offline-run-*"):
         with wandb_server() as server:
             sync(f"wandb sync {run}", launch, server)
-            assert server.only_run().exit_code == 1, "its W&B run is not shown as failed"
+            found = [run.exit_code for run in server.runs.values()]
+            assert found in ([], [1]), f"W&B shows its run with exit code {found}, not as failed"
 
 
 def _rows(launch: Path) -> list[dict[str, str]]:
