@@ -47,10 +47,11 @@ from irl_exp.config.irl import (
 )
 from irl_exp.config.models import ModelConfig
 from irl_exp.config.nodes import Interpolated, Node, is_map, node_of
-from irl_exp.config.policies import PolicyOptimizationConfig, RefinetuneConfig
+from irl_exp.config.policies import BestOfNConfig, DpoConfig, PolicyOptimizationConfig, RefinetuneConfig
 from irl_exp.config.rewards import (
     ClassifierConfig,
     ClassifierPart,
+    GoalConfig,
     ImportedConfig,
     ImportedPart,
     LengthConfig,
@@ -75,6 +76,7 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "sentiment": SentimentConfig,
     "length": LengthConfig,
     "imported": ImportedConfig,
+    "goal": GoalConfig,
     "weighted": WeightedConfig,
     "classifier_part": ClassifierPart,
     "sequence_classifier_part": SequenceClassifierPart,
@@ -82,6 +84,8 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "length_part": LengthPart,
     "imported_part": ImportedPart,
     "policy_optimization": PolicyOptimizationConfig,
+    "dpo": DpoConfig,
+    "best_of_n": BestOfNConfig,
     "refinetune": RefinetuneConfig,
     "no_shortcut": NoShortcut,
     "marker_shortcut": MarkerShortcut,

@@ -15,8 +15,8 @@ from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
     DemonstrationsConfig,
     EvaluateConfig,
-    PolicyOptimizationConfig,
     RefinetuneConfig,
+    RlhfConfig,
     SftConfig,
 )
 from irl_exp.config.rewards import RewardConfig
@@ -93,7 +93,7 @@ class Config(Node):
     data: DataConfig
     reward: RewardConfig
     sft: SftConfig
-    rlhf: PolicyOptimizationConfig
+    rlhf: RlhfConfig
     demonstrations: DemonstrationsConfig
     irl: IrlConfig
     refinetune: RefinetuneConfig

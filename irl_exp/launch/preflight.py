@@ -26,7 +26,7 @@ from irl_exp.config import (
     MarginConfig,
     ModelConfig,
     Node,
-    PolicyOptimizationConfig,
+    Recipe,
     SequenceClassifierConfig,
     SftConfig,
     WeightedConfig,
@@ -53,7 +53,7 @@ def check(step: Step) -> None:
     """
     if "max_new_tokens" in type(step.config).model_fields:
         _check_length(step)
-    if isinstance(step.config, PolicyOptimizationConfig):
+    if isinstance(step.config, Recipe):
         _check_batch(step.config)
     if step.stage == "data":
         _check_data(_data(step))
@@ -132,7 +132,7 @@ def _check_sft(model: ModelConfig, config: Node) -> None:
         _check_memory(f"model.hidden_size={model.hidden_size} and model.layers={model.layers}", weights, "smaller ones")
 
 
-def _check_batch(config: PolicyOptimizationConfig) -> None:
+def _check_batch(config: Recipe) -> None:
     """At least the logits of one forward pass have to fit into memory, of the smallest vocabulary that there is."""
     size = config.micro_batch_size or config.batch_size
     field = "micro_batch_size" if config.micro_batch_size else "batch_size"

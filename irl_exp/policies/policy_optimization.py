@@ -1,6 +1,6 @@
 """max E[R(x, y)] - beta KL(policy | reference), for any reward, with TRL's online trainers.
 
-The only file that imports trl. Three traps it closes: the KL reference is re-read from disk, so the policy must lie
+Three traps of trl it closes: the KL reference is re-read from disk, so the policy must lie
 there unchanged (the first logged KL is checked to be 0); a trained model carries a patched `forward` (Policy.save
 removes it); top-k or top-p would truncate the samples but not the log-probabilities (both stay off).
 

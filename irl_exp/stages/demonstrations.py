@@ -7,6 +7,9 @@ nothing reads them: IRL sees texts). policies.json: whose demonstrations they ar
 The baseline is the exact reference of the expert's RL run, so what IRL explains is the RL and not the fine-tuning
 before it. Expert rows come first; row i of the expert and row i of the baseline have the same prompt and sample.
 
+`writers=swapped` is a null: of half of the pairs, drawn by the seed, each completion counts as the other policy's.
+Prompt and sample stay, and so do the log-probabilities of a text. What tells the two apart then is chance.
+
 With a planted shortcut, all parts hold completions as they are after planting, test too, with a column `planted`;
 clean.parquet has the same rows as the policies wrote them: what is said of the policies themselves comes from there.
 """
@@ -47,6 +50,8 @@ def run(
     written = {
         name: _write(policy, number, places, config, context) for number, (name, policy) in enumerate(policies.items())
     }
+    if config.writers == "swapped":
+        written = _swapped(written, config.seed)
     if shortcut:
         _table(written, places, policies).to_parquet(context.folder / "clean.parquet")
         generator = np.random.default_rng([config.seed, len(policies)])
@@ -64,6 +69,15 @@ def run(
         "completions": {part: int((frame["part"] == part).sum()) for part in PARTS},
         "distinct_fraction": {name: len(set(part.texts)) / len(part) for name, part in written.items()},
     }
+
+
+def _swapped(written: Mapping[str, Completions], seed: int) -> dict[str, Completions]:
+    """Half of the pairs of one prompt and sample, drawn by the seed, exchange who wrote what."""
+    (first, mine), (second, theirs) = written.items()
+    drawn = np.random.default_rng([seed, len(written) + 1]).random(len(mine)) < 0.5
+    both, own = mine + theirs, np.arange(len(mine))
+    other = own + len(mine)
+    return {first: both[np.where(drawn, other, own)], second: both[np.where(drawn, own, other)]}
 
 
 def _table(written: Mapping[str, Completions], places: pd.DataFrame, policies: Mapping[str, Policy]) -> pd.DataFrame:
