@@ -73,7 +73,7 @@ class FromSamples(Recipe):
 class DpoConfig(FromSamples):
     """Direct preference optimisation on the best against the worst of n completions, with TRL's DPOTrainer."""
 
-    algorithm: Literal["dpo"] = "dpo"
+    algorithm: Literal["dpo"] = Field("dpo", description="TRL trainer")
     # At 0.1 and 5e-4 the text broke (14 nats from the reference); docs/methods.md, "The recipes".
     kl_coefficient: Positive = Field(0.5, description="beta: nats of preference a nat of the log ratio")
     learning_rate: LearningRate = Field(2e-4, description="constant")
@@ -82,7 +82,7 @@ class DpoConfig(FromSamples):
 class BestOfNConfig(FromSamples):
     """Supervised training on the best of n completions, with TRL's SFTTrainer."""
 
-    algorithm: Literal["best_of_n"] = "best_of_n"
+    algorithm: Literal["best_of_n"] = Field("best_of_n", description="TRL trainer: that of SFT")
     learning_rate: LearningRate = Field(1e-3, description="constant")
     kl_coefficient: Positive = Field(1.0, description="no part of the training: unit of irl=implicit alone")
 
