@@ -176,4 +176,10 @@ class WeightedConfig(Node):
         return {**values, "parts": parts}
 
 
-RewardConfig = Annotated[ScorerConfig | WeightedConfig, Field(discriminator="name")]
+class NoReward(Node):
+    """There is no R*: what needs one is left out, and nothing stands in for it."""
+
+    name: Literal["none"] = "none"
+
+
+RewardConfig = Annotated[ScorerConfig | WeightedConfig | NoReward, Field(discriminator="name")]

@@ -42,16 +42,19 @@ def run(
     shortcut: MarkerShortcut | LengthShortcut | None = None,
     context: Context,
 ) -> dict[str, Any]:
-    policies = {"expert": Policy.load(expert, context.device), "baseline": Policy.load(reference, context.device)}
+    baseline = Policy.load(reference, context.device)
+    policies = {"expert": Policy.load(expert, context.device, base=baseline), "baseline": baseline}
     places = _places(pd.read_parquet(data / "texts.parquet"), config)
     written = {
         name: _write(policy, number, places, config, context) for number, (name, policy) in enumerate(policies.items())
     }
+    if policies["expert"].tokenizer.get_vocab() != baseline.tokenizer.get_vocab():
+        written["expert"] = _in_tokens_of(baseline, written["expert"], policies.pop("expert"))
     if shortcut:
         _table(written, places, policies).to_parquet(context.folder / "clean.parquet")
         generator = np.random.default_rng([config.seed, len(policies)])
         rates = {"expert": shortcut.expert_rate, "baseline": shortcut.baseline_rate}
-        planted = {name: plant(shortcut, written[name], rates[name], policies[name], generator) for name in written}
+        planted = {name: plant(shortcut, written[name], rates[name], baseline, generator) for name in written}
         written = {name: completions for name, (completions, _) in planted.items()}
     frame = _table(written, places, policies)
     if shortcut:
@@ -75,8 +78,24 @@ def _table(written: Mapping[str, Completions], places: pd.DataFrame, policies: M
     judged = np.flatnonzero(frame["part"] != "fit")
     for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
         frame[column] = np.nan
-        frame.loc[judged, column] = log_probabilities(policies[name], both[judged])
+        if name in policies:
+            frame.loc[judged, column] = log_probabilities(policies[name], both[judged])
     return frame
+
+
+def _in_tokens_of(reference: Policy, written: Completions, expert: Policy) -> Completions:
+    """The same texts as the reference would spell them.
+
+    A text has many spellings in tokens, and a policy gives each another probability. That of another tokenizer's
+    spelling says nothing of the reference's, so where tokenizers differ the expert's log-probabilities are left out.
+    """
+    ids = [
+        own if ended else own[:-1]
+        for own, ended in zip(reference.encode_completions(written.texts), written.ended(expert.eos), strict=True)
+    ]
+    # A completion of nothing but an unfinished letter has no text and so no token: it is taken as ended.
+    kept = [own or [reference.eos] for own in ids]
+    return Completions(written.prompts, written.texts, reference.encode_prompts(written.prompts), kept)
 
 
 def _places(texts: pd.DataFrame, config: DemonstrationsConfig) -> pd.DataFrame:
