@@ -1,16 +1,16 @@
 """Prompts of a chat model: messages through the tokenizer's template, and the token that ends a turn.
 
-A prompt is one user message, or a JSON list of messages as `as_prompt` writes it. A policy is asked in chat if and
+A prompt is one user message, or messages as texts/messages.py writes them. A policy is asked in chat if and
 only if its tokenizer has a template: whoever opens a checkpoint to be asked in plain text takes the template away.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-Message = Mapping[str, str]
+from irl_exp.texts.messages import Message, messages_of
+
 MARK = "\ue000{}\ue001"
 """Stands for the content of a message while the template is filled in: private characters that no text has."""
 ANSWER = "\ue002answer\ue003"
@@ -18,28 +18,6 @@ ANSWER = "\ue002answer\ue003"
 
 class ChatError(Exception):
     """A template that cannot be used, with the remedy."""
-
-
-def as_prompt(messages: Sequence[Message]) -> str:
-    """Messages as one string: the content of a single user message, else JSON."""
-    if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    kept = [{"role": message["role"], "content": message["content"]} for message in messages]
-    return json.dumps(kept, ensure_ascii=False)
-
-
-def messages_of(prompt: str) -> list[Message]:
-    """The inverse of `as_prompt`; any other text is one user message."""
-    if prompt.startswith('[{"role": '):
-        try:
-            found = json.loads(prompt)
-        except ValueError:
-            found = None
-        if isinstance(found, list) and all(
-            isinstance(one, dict) and {"role", "content"} <= one.keys() for one in found
-        ):
-            return found
-    return [{"role": "user", "content": prompt}]
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -23,6 +23,7 @@ from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
 from irl_exp.policies import adapters, chat
+from irl_exp.texts.messages import as_text
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -30,6 +31,10 @@ Progress = Callable[[int, int], None]
 
 UNOPENED = (OSError, ValueError, KeyError, UnpicklingError, SafetensorError)
 """What transformers raises where a folder or name is no model that can be opened as data."""
+
+
+NO_LIMIT = 10**9
+"""From here on what a tokenizer calls the longest text is none: it has not been told."""
 
 
 class PolicyError(Exception):
@@ -185,7 +190,7 @@ class Policy:
         if self.chats:
             known = {prompt: chat.prompt_ids(self.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
             return [list(known[prompt]) for prompt in prompts]
-        return list(self.tokenizer(list(prompts))["input_ids"])
+        return list(self.tokenizer([as_text(prompt) for prompt in prompts])["input_ids"])
 
     def encode_completions(self, texts: Sequence[str]) -> list[Ids]:
         """(n,) lists of ids with EOS at the end.
@@ -200,6 +205,24 @@ class Policy:
                 "would lie behind the end. Take such texts out of the data, or choose another model."
             )
         return [[*ids, self.eos] for ids in encoded]
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at once, as far as its checkpoint says."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        limits = [limit for limit in (positions, self.tokenizer.model_max_length) if limit and limit < NO_LIMIT]
+        return min(limits, default=None)
+
+    def cut(self, completions: Completions) -> Completions:
+        """The same texts with so many ids as fit: of a long prompt the beginning goes, of a long completion the end."""
+        if self.longest is None:
+            return completions
+        kept = []
+        for prompt, completion in zip(completions.prompt_ids, completions.completion_ids, strict=True):
+            room = max(self.longest - len(completion), self.longest // 2)
+            prompt = prompt if len(prompt) <= room else [*prompt[:1], *prompt[len(prompt) - room + 1 :]]
+            kept.append((prompt, completion[: self.longest - len(prompt)]))
+        return Completions(completions.prompts, completions.texts, *map(list, zip(*kept, strict=True)))
 
 
 def downloaded(name: str, revision: str | None) -> Path:

@@ -340,7 +340,7 @@ def human_agreement(human: pd.DataFrame, judge: Path, irl: Path | None) -> Metri
     scores = {"truth": pd.read_parquet(judge / "human.parquet")["truth"].to_numpy()}
     if irl and scores_texts(irl):
         scores["irl"] = pd.read_parquet(irl / "human.parquet")["score"].to_numpy()
-    labelled = human["toxic"].notna().to_numpy()
+    labelled = human["toxic"].notna().to_numpy(dtype=bool)
     civil = ~human.loc[labelled, "toxic"].to_numpy(dtype=bool)
     if civil.all() or not civil.any():
         return {}

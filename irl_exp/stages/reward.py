@@ -28,6 +28,7 @@ from irl_exp.rewards.ground_truth import (
     WeightedReward,
     hold_out,
     of_frame,
+    probes_of,
     save_ground_truth,
 )
 
@@ -39,13 +40,13 @@ Info = dict[str, Any]
 
 
 def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
-    texts = pd.read_parquet(data / "texts.parquet")
-    texts = texts[texts["part"] == "reward"]
+    every = pd.read_parquet(data / "texts.parquet")
+    texts = every[every["part"] == "reward"]
     if isinstance(config, WeightedConfig):
         reward, info = _weighted(config, texts, context)
     else:
         reward, info = _scorer(config, texts, context)
-    save_ground_truth(reward, context.folder, of_frame(texts.head(PROBES)))
+    save_ground_truth(reward, context.folder, probes_of(every, "reward", PROBES))
     return info
 
 
