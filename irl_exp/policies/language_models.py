@@ -183,6 +183,8 @@ class Policy:
 
     def complete(self, prompts: Sequence[str], texts: Sequence[str]) -> Completions:
         """Completions from text that somebody else wrote; each is taken as ended."""
+        if not len(texts):
+            return Completions([], [], [], [])
         return Completions(list(prompts), list(texts), self.encode_prompts(prompts), self.encode_completions(texts))
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Ids]:

@@ -52,7 +52,7 @@ def of_frame(texts: pd.DataFrame) -> Completions:
 
 
 def probes_of(texts: pd.DataFrame, part: str, count: int) -> Completions:
-    """Some texts of a part to check a reward with; of a list of prompts, whose parts for training are empty, prompts."""
+    """Some texts of a part to check a reward with; of a list of prompts, of which none is for training, prompts."""
     own = texts[texts["part"] == part]
     return of_frame((texts.assign(completion=texts["prompt"]) if own.empty else own).head(count))
 
