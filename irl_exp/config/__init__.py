@@ -10,6 +10,7 @@ from irl_exp.config.data import (
     BenchmarkConfig,
     CommentsConfig,
     DataConfig,
+    ExpertTextsConfig,
     FileBenchmark,
     FileConfig,
     JigsawConfig,
@@ -17,6 +18,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, check_name
+from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -66,6 +68,7 @@ from irl_exp.config.rewards import (
     ImportedConfig,
     LengthConfig,
     LengthPart,
+    NoReward,
     RewardConfig,
     ScorerConfig,
     SentimentConfig,
@@ -88,6 +91,7 @@ __all__ = [
     "BenchmarkConfig",
     "BestOfNConfig",
     "BradleyTerryLoss",
+    "CheckpointExpert",
     "ClassifierConfig",
     "CommentsConfig",
     "ConfidenceMarginLoss",
@@ -98,6 +102,7 @@ __all__ = [
     "DpoConfig",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ExpertTextsConfig",
     "FailureAwareConfig",
     "FeaturesConfig",
     "FileBenchmark",
@@ -105,6 +110,7 @@ __all__ = [
     "FromSamples",
     "FrozenBackbone",
     "FullBackbone",
+    "FurtherExpert",
     "GoalConfig",
     "HiddenStateConfig",
     "HingeLoss",
@@ -112,6 +118,7 @@ __all__ = [
     "ImportedConfig",
     "Interpolated",
     "IrlConfig",
+    "ItselfExpert",
     "JigsawConfig",
     "LastLayersBackbone",
     "LengthConfig",
@@ -126,6 +133,7 @@ __all__ = [
     "ModelConfig",
     "NgramConfig",
     "NoBenchmark",
+    "NoReward",
     "NoShortcut",
     "Node",
     "PlaceboConfig",
@@ -138,6 +146,7 @@ __all__ = [
     "RefinetuneConfig",
     "RewardConfig",
     "RlhfConfig",
+    "RlhfExpert",
     "ScorerConfig",
     "SentimentConfig",
     "SentimentPart",
@@ -145,6 +154,7 @@ __all__ = [
     "SequenceClassifierPart",
     "SftConfig",
     "SquaredLoss",
+    "TextsExpert",
     "WeightedConfig",
     "base_node",
     "check_choices",

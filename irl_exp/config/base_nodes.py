@@ -7,6 +7,7 @@ from typing import Any
 
 from irl_exp.config.data import (
     CommentsConfig,
+    ExpertTextsConfig,
     FileBenchmark,
     FileConfig,
     JigsawBenchmark,
@@ -16,6 +17,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, TrackingConfig
+from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
 from irl_exp.config.features import (
     HiddenStateConfig,
     LengthFeature,
@@ -56,6 +58,7 @@ from irl_exp.config.rewards import (
     ImportedPart,
     LengthConfig,
     LengthPart,
+    NoReward,
     SentimentConfig,
     SentimentPart,
     SequenceClassifierConfig,
@@ -71,6 +74,13 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "jigsaw": JigsawConfig,
     "real_toxicity_prompts": RealToxicityPromptsConfig,
     "file": FileConfig,
+    "expert_texts": ExpertTextsConfig,
+    "rlhf_expert": RlhfExpert,
+    "checkpoint_expert": CheckpointExpert,
+    "texts_expert": TextsExpert,
+    "itself_expert": ItselfExpert,
+    "further_expert": FurtherExpert,
+    "no_reward": NoReward,
     "classifier": ClassifierConfig,
     "sequence_classifier": SequenceClassifierConfig,
     "sentiment": SentimentConfig,
@@ -124,7 +134,20 @@ BASE_NODES: Mapping[str, type[Node]] = {
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
 CHOSEN_BY_GROUP = frozenset(
-    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "benchmark", "tracking"}
+    {
+        "model",
+        "data",
+        "expert",
+        "reward",
+        "rlhf",
+        "refinetune",
+        "irl",
+        "loss",
+        "backbone",
+        "shortcut",
+        "benchmark",
+        "tracking",
+    }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""
 

@@ -197,4 +197,10 @@ class GoalConfig(Node):
     strength: Positive = Field(4.5, description="sd of R* on texts of the reward part")
 
 
-RewardConfig = Annotated[ScorerConfig | GoalConfig | WeightedConfig, Field(discriminator="name")]
+class NoReward(Node):
+    """There is no R*: what needs one is left out, and nothing stands in for it."""
+
+    name: Literal["none"] = "none"
+
+
+RewardConfig = Annotated[ScorerConfig | GoalConfig | WeightedConfig | NoReward, Field(discriminator="name")]

@@ -121,7 +121,7 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
 
     evaluation = artifacts["evaluate"].folder
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    for judge in ("reward", "second_judge"):
+    for judge in filter(artifacts.__contains__, ("reward", "second_judge")):
         metrics |= held_out(judge, artifacts[judge].manifest["info"])
     metrics |= _of_manifest("data", artifacts["data"], "overlap")
     if "judge" in artifacts:

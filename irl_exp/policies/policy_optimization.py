@@ -156,7 +156,19 @@ def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
+    if policy.chats:
+        trainer = _with_our_prompts(trainer, policy)
     return _on_threads(trainer, policy, config) if policy.device.is_cpu else _with_fp32_head(trainer)
+
+
+def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
+    """The trainer with prompts as the policy is asked everywhere: TRL would read a chat template's markup as text."""
+
+    class WithOurPrompts(trainer):  # type: ignore[misc]
+        def _tokenize_prompts(self, prompts: list[str], *rest: Any) -> Any:
+            return policy.encode_prompts(prompts), None, {}
+
+    return WithOurPrompts
 
 
 def _with_fp32_head(trainer: Any) -> Any:

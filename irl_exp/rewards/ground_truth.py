@@ -52,6 +52,12 @@ def of_frame(texts: pd.DataFrame) -> Completions:
     return Completions(texts["prompt"].tolist(), texts["completion"].tolist(), empty, empty)
 
 
+def probes_of(texts: pd.DataFrame, part: str, count: int) -> Completions:
+    """Some texts of a part to check a reward with; of a list of prompts, of which none is for training, prompts."""
+    own = texts[texts["part"] == part]
+    return of_frame((texts.assign(completion=texts["prompt"]) if own.empty else own).head(count))
+
+
 def hold_out(texts: pd.DataFrame, fraction: float, generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Texts to fit on and texts to test on (a fraction of the prompts), without a common prompt."""
     prompts = generator.permutation(sorted(texts["prompt"].unique()))

@@ -30,6 +30,7 @@ from irl_exp.rewards.ground_truth import (
     WeightedReward,
     hold_out,
     of_frame,
+    probes_of,
     save_ground_truth,
 )
 
@@ -41,15 +42,15 @@ Info = dict[str, Any]
 
 
 def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
-    texts = pd.read_parquet(data / "texts.parquet")
-    texts = texts[texts["part"] == "reward"]
+    every = pd.read_parquet(data / "texts.parquet")
+    texts = every[every["part"] == "reward"]
     if isinstance(config, WeightedConfig):
         reward, info = _weighted(config, texts, context)
     elif isinstance(config, GoalConfig):
         reward, info = _goal(config, texts)
     else:
         reward, info = _scorer(config, texts, context)
-    save_ground_truth(reward, context.folder, of_frame(texts.head(PROBES)))
+    save_ground_truth(reward, context.folder, probes_of(every, "reward", PROBES))
     return info
 
 
