@@ -19,6 +19,7 @@ from irl_exp.config.data import (
 )
 from irl_exp.config.experiment import Config, check_name
 from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -103,6 +104,7 @@ __all__ = [
     "EnsembleConfig",
     "EvaluateConfig",
     "ExpertTextsConfig",
+    "ExplainConfig",
     "FailureAwareConfig",
     "FeaturesConfig",
     "FileBenchmark",
@@ -133,6 +135,7 @@ __all__ = [
     "ModelConfig",
     "NgramConfig",
     "NoBenchmark",
+    "NoExplain",
     "NoReward",
     "NoShortcut",
     "Node",

@@ -18,6 +18,7 @@ from irl_exp.config.data import (
 )
 from irl_exp.config.experiment import Config, TrackingConfig
 from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.features import (
     HiddenStateConfig,
     LengthFeature,
@@ -100,6 +101,8 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "no_shortcut": NoShortcut,
     "marker_shortcut": MarkerShortcut,
     "length_shortcut": LengthShortcut,
+    "explain": ExplainConfig,
+    "no_explain": NoExplain,
     "no_benchmark": NoBenchmark,
     "jigsaw_benchmark": JigsawBenchmark,
     "real_toxicity_prompts_benchmark": RealToxicityPromptsBenchmark,
@@ -147,6 +150,7 @@ CHOSEN_BY_GROUP = frozenset(
         "shortcut",
         "benchmark",
         "tracking",
+        "explain",
     }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""

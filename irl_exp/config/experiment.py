@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from irl_exp.config.data import BenchmarkConfig, DataConfig, ExpertTextsConfig, NoBenchmark
 from irl_exp.config.experts import CheckpointExpert, ExpertConfig, RlhfExpert, TextsExpert
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.irl import ImplicitConfig, IrlConfig
 from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
@@ -26,7 +27,7 @@ from irl_exp.config.shortcuts import NoShortcut, ShortcutConfig
 STAGES = ("sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate")
 """The stages that `until` may name, in the order in which they run."""
 
-PART_OF = {"features": "irl", "checkpoint": "rlhf", "further": "rlhf"}
+PART_OF = {"features": "irl", "checkpoint": "rlhf", "further": "rlhf", "candidates": "explain"}
 """Stages that run for another one alone, or in its place."""
 
 
@@ -98,6 +99,7 @@ class Config(Node):
     rlhf: RlhfConfig
     demonstrations: DemonstrationsConfig
     irl: IrlConfig
+    explain: Annotated[NoExplain | ExplainConfig, Field(discriminator="name")]
     refinetune: RefinetuneConfig
     shortcut: ShortcutConfig
     benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
@@ -231,6 +233,11 @@ class Config(Node):
     def rl_on_learned(self) -> Node | None:
         """RL on the learned reward: of an expert that was given it must be asked for."""
         return self.refinetune if self.is_refinetuned else None
+
+    @property
+    def explain_node(self) -> ExplainConfig | None:
+        """How the learned reward is put into words, if it is."""
+        return None if isinstance(self.explain, NoExplain) else self.explain
 
     @property
     def second_prompts(self) -> Node | None:
