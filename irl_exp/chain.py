@@ -9,42 +9,45 @@ from __future__ import annotations
 
 from irl_exp.config import Config, Node
 from irl_exp.machinery.runtime import Device
-from irl_exp.stages.step import Step, Steps, given
+from irl_exp.stages.step import Step, Steps, first, given
 
 
 def build(config: Config, device: Device) -> dict[str, Step]:
     """The steps of one run by stage, in the order in which they run."""
     steps = Steps(config.reaches, device.precision)
     stage = steps.add
-    # What there is before RLHF: texts, the ground truth R*, a judge of its own, the reference policy.
-    data = stage("data", config.data)
-    truth = stage("reward", config.reward, data=data)
-    second_judge = stage("second_judge", Node(), data=data)
-    reference = stage("sft", config.sft, model=config.model, data=data)
-    # RLHF on R*, and what expert and reference write on the same prompts.
+    # What there is before: texts, the ground truth R*, a judge of its own, the reference policy.
+    texts = given(expert=config.of_expert("texts"))
+    data = stage("data", config.data, **texts)
+    truth = stage("reward", config.truth, data=data)
+    second_judge = stage("second_judge", config.second_judge, data=data)
+    reference = stage("sft", config.sft, model=config.reference_model, data=data)
+    # The expert, by RL on R* or given, and what expert and reference write on the same prompts.
     planted = given(shortcut=config.planted("ground_truth"))
-    expert = stage("rlhf", config.rlhf, reference=reference, reward=truth, data=data, **planted)
+    expert = first(
+        stage("rlhf", config.rl_on_truth, reference=reference, reward=truth, data=data, **planted),
+        stage("checkpoint", config.of_expert("checkpoint"), reference=reference, model=config.model),
+        stage("further", config.of_expert("further"), reference=reference, data=data),
+        reference if config.of_expert("itself") else None,
+    )
     planted = given(shortcut=config.planted("demonstrations"))
-    demos = stage("demonstrations", config.demonstrations, expert=expert, reference=reference, data=data, **planted)
+    writers = {"reference": reference, "expert": expert or config.of_expert("texts")}
+    demos = stage("demonstrations", config.demonstrations, **writers, data=data, **planted)
     judge = stage("judge", Node(), demonstrations=demos, data=data, reward=truth, second_judge=second_judge)
     # Inverse RL: the reward that tells the two apart.
     contrast = {"demonstrations": demos, "reference": reference, "data": data}
     features = stage("features", config.irl.frozen_features, **contrast)
-    also = config.irl.also_reads
-    learned = stage(
-        "irl",
-        config.irl.of_identity,
-        **contrast,
-        **given(
-            features=features,
-            expert=expert if "expert" in also else None,
-            reward=truth if "reward" in also else None,
-        ),
-    )
+    others = {"features": features, "expert": expert, "reward": truth}
+    read = {name: step for name, step in others.items() if name in {"features", *config.irl.also_reads}}
+    learned = stage("irl", config.irl.of_identity, **contrast, **given(**read))
+    # What the recovered reward pays for, in words.
+    texts = {"demonstrations": demos, **given(features=features, reference=reference)}
+    candidates = stage("candidates", config.explain_node, **texts, **given(expert=expert))
+    stage("explain", config.explain_node, **texts, candidates=candidates, irl=learned)
     # RL on the recovered reward.
-    refinetuned = stage("refinetune", config.refinetune, reference=reference, irl=learned, data=data)
+    refinetuned = stage("refinetune", config.rl_on_learned, reference=reference, irl=learned, data=data)
     # All policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own.
-    judges = {"reward": truth, "second_judge": second_judge, "reference": reference}
+    judges = {"reference": reference, **given(reward=truth, second_judge=second_judge)}
     benchmark = stage("benchmark", config.second_prompts, data=data, **judges, **given(expert=expert))
     benchmark_refinetuned = stage(
         "benchmark_refinetuned", config.second_prompts, **judges, benchmark=benchmark, refinetune=refinetuned

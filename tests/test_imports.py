@@ -19,6 +19,7 @@ FLOORS = (
     {"launch", "runs"},
     {"chain", "analysis", "dashboard"},
     {"stages"},
+    {"explain"},
     {"irl"},
     {"rewards"},
     {"policies"},
@@ -35,7 +36,7 @@ ALONE = (
 """Files that import nothing of ours."""
 
 ONLY_IN = {
-    "trl": {"policies/policy_optimization.py"},
+    "trl": {"policies/policy_optimization.py", "policies/ranked_samples.py"},
     "peft": {"irl/backbones.py"},
     "wandb": {"machinery/tracking.py"},
     "wandb_workspaces": {"dashboard"},

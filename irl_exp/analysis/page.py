@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from irl_exp.analysis import published, redrawn, samples
+from irl_exp.analysis import audit, published, redrawn, samples
 from irl_exp.analysis.metric_names import readable
 from irl_exp.analysis.statistics import FEW
 from irl_exp.analysis.study import Study
@@ -31,6 +31,7 @@ METHODS = (
 KEY = ("distribution", "outcome")
 """The two figures that carry the verdict."""
 SECTIONS = {
+    "audit": ("What was the model trained for?", ("audit",)),
     "published": ("The published spread, explained", ("published",)),
     "recovered": (
         "What was recovered",
@@ -119,6 +120,7 @@ def _counts(study: Study) -> str:
 
 def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
     texts = {
+        "audit": [summary.data["audit"]["text"]] if "audit" in summary.data else [],
         "published": [published.text(summary.data["published"])] if "published" in summary.data else [],
         "spread": [
             *([redrawn.text(summary.data["redrawn"])] if "redrawn" in summary.data else []),
@@ -151,7 +153,8 @@ def number_tables(study: Study) -> list[Table]:
 
 
 def _tables(study: Study, summary: Summary) -> list[Table]:
-    return [*number_tables(study), *_compared(summary.tables), *_levels(summary.data)]
+    audited = audit.tables(summary.audits)
+    return [*audited, *number_tables(study), *_compared(summary.tables), *_levels(summary.data)]
 
 
 def _compared(tables: Mapping[str, pd.DataFrame]) -> Iterator[Table]:

@@ -24,6 +24,7 @@ import threadpoolctl
 
 from irl_exp.analysis import page
 from irl_exp.analysis.figures import (
+    audit,
     distances,
     drawing,
     epochs,
@@ -97,12 +98,19 @@ def _published(study: Study, summary: Summary) -> Picture:
     return published.steps(study)
 
 
+def _audit(study: Study, summary: Summary) -> Picture:
+    if not summary.audits:
+        raise NotComputed(summary.missing["audit"])
+    return audit.goals(summary.audits)
+
+
 def _redrawn(study: Study, summary: Summary) -> Picture:
     if "redrawn" not in summary.tables:
         raise NotComputed(summary.missing["redrawn"])
     return redrawn.distances(study)
 
 
+_audit.__doc__ = audit.goals.__doc__
 _redrawn.__doc__ = redrawn.distances.__doc__
 _published.__doc__ = published.steps.__doc__
 _paired_differences.__doc__ = spread.paired_differences.__doc__
@@ -111,6 +119,7 @@ _variance_components.__doc__ = spread.variance_components.__doc__
 
 ROOMS = (rewards, distances, sweeps, policies, toxicity, epochs, heatmap, training, thresholds)
 FIGURES: dict[str, Draw] = {
+    "audit": _audit,
     "published": _published,
     "redrawn": _redrawn,
     "left_open": _left_open,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.analysis import published, redrawn, rewards, spread, statistics
+from irl_exp.analysis import audit, published, redrawn, rewards, spread, statistics
 from irl_exp.analysis.comparisons import COMPARED, comparisons
 from irl_exp.analysis.statistics import NAN, Estimate
 from irl_exp.analysis.study import NotComputed, Study, by_unit, units_of
@@ -30,12 +30,14 @@ class Summary:
         data: summary.json.
         tables: name of the CSV file -> table.
         open: what the demonstrations leave open, if it could be computed.
+        audits: of planted goals and nulls, if there are any.
     """
 
     data: dict[str, Any]
     tables: dict[str, pd.DataFrame]
     open: spread.Open | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    audits: tuple[audit.Audit, ...] = ()
 
 
 def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Summary:
@@ -79,8 +81,15 @@ def summarise(study: Study, *, progress: Callable[[int, int], None] = lambda don
         tables["left_open"] = opened.table()
     except NotComputed as reason:
         missing["left_open"] = str(reason)
+    audits: list[audit.Audit] = []
+    try:
+        audits = audit.audits(study)
+        data["audit"] = audit.plain(audits)
+        tables |= {"audit": audit.by_audit(audits), "audit_nulls": audit.by_null(audits)}
+    except NotComputed as reason:
+        missing["audit"] = str(reason)
     data["not_computed"] = missing
-    return Summary(data, tables, opened, missing)
+    return Summary(data, tables, opened, missing, tuple(audits))
 
 
 def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from irl_exp.config.data import (
     CommentsConfig,
+    ExpertTextsConfig,
     FileBenchmark,
     FileConfig,
     JigsawBenchmark,
@@ -16,6 +17,8 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, TrackingConfig
+from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.features import (
     HiddenStateConfig,
     LengthFeature,
@@ -47,14 +50,16 @@ from irl_exp.config.irl import (
 )
 from irl_exp.config.models import ModelConfig
 from irl_exp.config.nodes import Interpolated, Node, is_map, node_of
-from irl_exp.config.policies import PolicyOptimizationConfig, RefinetuneConfig
+from irl_exp.config.policies import BestOfNConfig, DpoConfig, PolicyOptimizationConfig, RefinetuneConfig
 from irl_exp.config.rewards import (
     ClassifierConfig,
     ClassifierPart,
+    GoalConfig,
     ImportedConfig,
     ImportedPart,
     LengthConfig,
     LengthPart,
+    NoReward,
     SentimentConfig,
     SentimentPart,
     SequenceClassifierConfig,
@@ -70,11 +75,19 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "jigsaw": JigsawConfig,
     "real_toxicity_prompts": RealToxicityPromptsConfig,
     "file": FileConfig,
+    "expert_texts": ExpertTextsConfig,
+    "rlhf_expert": RlhfExpert,
+    "checkpoint_expert": CheckpointExpert,
+    "texts_expert": TextsExpert,
+    "itself_expert": ItselfExpert,
+    "further_expert": FurtherExpert,
+    "no_reward": NoReward,
     "classifier": ClassifierConfig,
     "sequence_classifier": SequenceClassifierConfig,
     "sentiment": SentimentConfig,
     "length": LengthConfig,
     "imported": ImportedConfig,
+    "goal": GoalConfig,
     "weighted": WeightedConfig,
     "classifier_part": ClassifierPart,
     "sequence_classifier_part": SequenceClassifierPart,
@@ -82,10 +95,14 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "length_part": LengthPart,
     "imported_part": ImportedPart,
     "policy_optimization": PolicyOptimizationConfig,
+    "dpo": DpoConfig,
+    "best_of_n": BestOfNConfig,
     "refinetune": RefinetuneConfig,
     "no_shortcut": NoShortcut,
     "marker_shortcut": MarkerShortcut,
     "length_shortcut": LengthShortcut,
+    "explain": ExplainConfig,
+    "no_explain": NoExplain,
     "no_benchmark": NoBenchmark,
     "jigsaw_benchmark": JigsawBenchmark,
     "real_toxicity_prompts_benchmark": RealToxicityPromptsBenchmark,
@@ -120,7 +137,21 @@ BASE_NODES: Mapping[str, type[Node]] = {
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
 CHOSEN_BY_GROUP = frozenset(
-    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "benchmark", "tracking"}
+    {
+        "model",
+        "data",
+        "expert",
+        "reward",
+        "rlhf",
+        "refinetune",
+        "irl",
+        "loss",
+        "backbone",
+        "shortcut",
+        "benchmark",
+        "tracking",
+        "explain",
+    }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""
 

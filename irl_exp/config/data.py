@@ -79,14 +79,21 @@ class RealToxicityPromptsConfig(_Texts):
 
 
 class FileConfig(_Texts):
-    """Your own texts."""
+    """Your own texts, or a list of prompts: a file without completions and labels."""
 
     name: Literal["file"] = "file"
     label: str | None = "label"
 
 
+class ExpertTextsConfig(_Data):
+    """The prompts of the file of expert=texts, which are only split."""
+
+    name: Literal["expert"] = "expert"
+
+
 DataConfig = Annotated[
-    CommentsConfig | JigsawConfig | RealToxicityPromptsConfig | FileConfig, Field(discriminator="name")
+    CommentsConfig | JigsawConfig | RealToxicityPromptsConfig | FileConfig | ExpertTextsConfig,
+    Field(discriminator="name"),
 ]
 
 

@@ -7,26 +7,28 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from irl_exp.config.data import BenchmarkConfig, DataConfig, NoBenchmark
-from irl_exp.config.irl import IrlConfig
+from irl_exp.config.data import BenchmarkConfig, DataConfig, ExpertTextsConfig, NoBenchmark
+from irl_exp.config.experts import CheckpointExpert, ExpertConfig, RlhfExpert, TextsExpert
+from irl_exp.config.explain import ExplainConfig, NoExplain
+from irl_exp.config.irl import ImplicitConfig, IrlConfig
 from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
 from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
     DemonstrationsConfig,
     EvaluateConfig,
-    PolicyOptimizationConfig,
     RefinetuneConfig,
+    RlhfConfig,
     SftConfig,
 )
-from irl_exp.config.rewards import RewardConfig
+from irl_exp.config.rewards import NoReward, RewardConfig
 from irl_exp.config.shortcuts import NoShortcut, ShortcutConfig
 
-STAGES = ("sft", "rlhf", "demonstrations", "irl", "refinetune", "evaluate")
+STAGES = ("sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate")
 """The stages that `until` may name, in the order in which they run."""
 
-PART_OF = {"features": "irl"}
-"""Stages that run for another one alone."""
+PART_OF = {"features": "irl", "checkpoint": "rlhf", "further": "rlhf", "candidates": "explain"}
+"""Stages that run for another one alone, or in its place."""
 
 
 class TrackingConfig(Node):
@@ -68,7 +70,7 @@ class Config(Node):
         "chain", description="of the study: folder under multirun/, W&B group"
     )
     seed: Seed = Field(0, description="root seed; every stage follows it unless its own seed is set")
-    until: Literal["sft", "rlhf", "demonstrations", "irl", "refinetune", "evaluate"] = Field(
+    until: Literal["sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate"] = Field(
         "evaluate", description="stop after this stage and evaluate what exists"
     )
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
@@ -92,10 +94,12 @@ class Config(Node):
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    expert: ExpertConfig = RlhfExpert()
     sft: SftConfig
-    rlhf: PolicyOptimizationConfig
+    rlhf: RlhfConfig
     demonstrations: DemonstrationsConfig
     irl: IrlConfig
+    explain: Annotated[NoExplain | ExplainConfig, Field(discriminator="name")]
     refinetune: RefinetuneConfig
     shortcut: ShortcutConfig
     benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
@@ -114,8 +118,56 @@ class Config(Node):
         return self
 
     @model_validator(mode="after")
+    def _without_truth(self) -> Self:
+        """What needs R* is refused where it was asked for, rather than left out."""
+        if not isinstance(self.reward, NoReward):
+            return self
+        if isinstance(self.expert, RlhfExpert) and self.reaches("rlhf"):
+            raise ValueError(
+                "reward=none: expert=rlhf is trained on an R*. Choose a reward, or an expert that is there already: "
+                "expert=checkpoint or texts (expert=itself and further are nulls)"
+            )
+        if "reward" in self.irl.also_reads and self.reaches("irl"):
+            raise ValueError(f"reward=none: irl={self.irl.name} is fitted on R*. Choose a reward, or another irl")
+        return self
+
+    @model_validator(mode="after")
+    def _expert_fits(self) -> Self:
+        name, planted = self.expert.name, self.shortcut
+        if name != "rlhf" and not isinstance(planted, NoShortcut) and planted.where == "ground_truth":
+            raise ValueError(f"shortcut.where=ground_truth is planted for rlhf: expert={name} is not trained here")
+        if self.until == "refinetune" and not self.is_refinetuned:
+            remedy = "set expert.refinetune=true, or until=irl" if name == "checkpoint" else "set until=irl"
+            raise ValueError(f"until=refinetune: no policy is trained on the reward of expert={name}: {remedy}")
+        if isinstance(self.expert, CheckpointExpert) and not self.model.tuned:
+            raise ValueError(
+                "expert=checkpoint is compared with the checkpoint that it was tuned from, as that is: set model.path "
+                "(or model.hub) to it, and model.tuned=true"
+            )
+        if isinstance(self.expert, TextsExpert):
+            self._check_texts()
+        elif isinstance(self.data, ExpertTextsConfig):
+            raise ValueError("data=expert are the prompts of expert=texts: choose that, or other data")
+        return self
+
+    def _check_texts(self) -> None:
+        """Nobody can write more of what writers without weights have written."""
+        wrong = {
+            "set model.path (or model.hub) to a language model or an encoder that reads the texts": not (
+                self.model.pretrained
+            ),
+            f"the file has the prompts: leave out data={self.data.name}": not isinstance(self.data, ExpertTextsConfig),
+            f"until={self.until} ends before the texts are read: set until=irl": not self.reaches("demonstrations"),
+            "irl=implicit needs the weights of the writers: choose another irl": isinstance(self.irl, ImplicitConfig),
+            "nothing is planted in texts that are given: set shortcut=none": not isinstance(self.shortcut, NoShortcut),
+            "no writer is here to answer other prompts: set benchmark=none": self.second_prompts is not None,
+        }
+        if found := [remedy for remedy, holds in wrong.items() if holds]:
+            raise ValueError(f"expert=texts: {found[0]}")
+
+    @model_validator(mode="after")
     def _scores_what_is_written(self) -> Self:
-        if self.reaches("refinetune") and not self.irl.scores_texts:
+        if self.reaches("refinetune") and self.is_refinetuned and not self.irl.scores_texts:
             raise ValueError(
                 f"irl={self.irl.name} knows the reward of the demonstrations alone and cannot score what refinetune "
                 "writes: set until=irl"
@@ -149,6 +201,43 @@ class Config(Node):
         """The shortcut, if one is planted there; `None` stands for anywhere."""
         shortcut = self.shortcut
         return None if isinstance(shortcut, NoShortcut) or where not in (None, shortcut.where) else shortcut
+
+    def of_expert(self, name: str) -> Node | None:
+        """The node of the expert, if it is that one and the run gets to it."""
+        return self.expert if self.expert.name == name and self.reaches("rlhf") else None
+
+    @property
+    def rl_on_truth(self) -> Node | None:
+        return self.rlhf if self.expert.name == "rlhf" else None
+
+    @property
+    def truth(self) -> Node | None:
+        """R*, if there is one."""
+        return None if isinstance(self.reward, NoReward) else self.reward
+
+    @property
+    def second_judge(self) -> Node | None:
+        """What R* is compared with."""
+        return Node() if self.truth else None
+
+    @property
+    def reference_model(self) -> ModelConfig:
+        """What becomes the reference policy; nothing is trained on texts that are to be explained."""
+        return self.model.as_it_is if isinstance(self.expert, TextsExpert) else self.model
+
+    @property
+    def is_refinetuned(self) -> bool:
+        return self.expert.name == "rlhf" or (isinstance(self.expert, CheckpointExpert) and self.expert.refinetune)
+
+    @property
+    def rl_on_learned(self) -> Node | None:
+        """RL on the learned reward: of an expert that was given it must be asked for."""
+        return self.refinetune if self.is_refinetuned else None
+
+    @property
+    def explain_node(self) -> ExplainConfig | None:
+        """How the learned reward is put into words, if it is."""
+        return None if isinstance(self.explain, NoExplain) else self.explain
 
     @property
     def second_prompts(self) -> Node | None:

@@ -35,6 +35,7 @@ usage: {program} [-m] [GROUP=CHOICE ...] [OPTION=VALUE ...]
 The chain; each result is kept in the store and never computed twice:
   sft             base model -> reference policy
   rlhf            reference policy + ground-truth reward R* -> expert policy
+                  (expert=checkpoint, texts: one that is there already)
   demonstrations  what expert and reference write on the same prompts
   irl             contrast pairs of demonstrations -> learned reward
   refinetune      reference policy + learned reward -> refinetuned policy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,12 +20,24 @@ class ModelConfig(Node):
     hub: str | None = Field(None, description="name on the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     tuned: bool = Field(False, description="the checkpoint is the reference policy: no SFT")
+    chat: Literal["auto"] | bool = Field(
+        "auto", description="prompts through the tokenizer's chat template; auto: of a tuned checkpoint that has one"
+    )
     hidden_size: Count = Field(128, description="of a new model; a multiple of heads")
     layers: Count = Field(4, description="of a new model")
     heads: Count = Field(4, description="of a new model")
     vocabulary: Annotated[int, Field(ge=300, le=10**6)] = Field(
         2048, description="byte-level BPE of a new model: at most"
     )
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        return frozenset({"chat"} if self.chat == "auto" and not self.tuned else ())
+
+    @property
+    def as_it_is(self) -> ModelConfig:
+        """The same checkpoint without SFT."""
+        return self.model_copy(update={"tuned": True})
 
     @property
     def pretrained(self) -> bool:
@@ -35,6 +47,8 @@ class ModelConfig(Node):
     def _consistent(self) -> Self:
         if self.tuned and not self.pretrained:
             raise ValueError("tuned=true needs a checkpoint: set model.path or model.hub")
+        if self.chat is True and not self.pretrained:
+            raise ValueError("chat=true needs a checkpoint with a chat template: set model.path or model.hub")
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads})")
         return self

@@ -32,6 +32,11 @@ class Node(BaseModel):
         """Files that the node stands for besides those in its fields: their content belongs to its identity."""
         return {}
 
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """Options that change nothing as they are set: identities leave them out, and what there is stays valid."""
+        return frozenset()
+
 
 def _expanded(path: Path) -> Path:
     """The path with a home folder in place of '~' or '~user'."""
@@ -41,7 +46,8 @@ def _expanded(path: Path) -> Path:
         raise ValueError(f"{path.parts[0]} is nobody's home folder: write the path in full") from None
 
 
-def _exists(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path of a file or folder that is there, with a home folder in place of '~'."""
     path = _expanded(path)
     try:
         path.stat()
@@ -82,9 +88,9 @@ LONGEST_NAME = 255
 LONGEST_PLACE = 3500
 """Bytes of the path of a folder: of the 4,096 that Linux takes some are left for what lies in it."""
 
-ExistingFile = Annotated[Path, AfterValidator(_exists), AfterValidator(_is_file)]
+ExistingFile = Annotated[Path, AfterValidator(existing), AfterValidator(_is_file)]
 
-ModelPath = Annotated[Path, AfterValidator(_exists), AfterValidator(_is_model)]
+ModelPath = Annotated[Path, AfterValidator(existing), AfterValidator(_is_model)]
 
 Place = Annotated[Path, AfterValidator(check_place)]
 

@@ -45,9 +45,9 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{key}: there is no such option here.{nearest(key, names_near(key))}"
     if item["type"] == "union_tag_invalid":
-        return f"{key}.name={item['ctx']['tag']}: choose one of {item['ctx']['expected_tags']}"
+        return f"{key}.{_tag(item)}={item['ctx']['tag']}: choose one of {item['ctx']['expected_tags']}"
     if item["type"] == "union_tag_not_found":
-        return f"{key}.name: this option must be set, e.g. {key}.name=..."
+        return f"{key}.{_tag(item)}: this option must be set, e.g. {key}.{_tag(item)}=..."
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not key:
@@ -60,3 +60,8 @@ def _explain(item: Any) -> str:
         return f"{key}: this option must be set, e.g. {key}=..."
     shown = "" if isinstance(value, Mapping) else f"={value}"
     return f"{key}{shown}: {message}"
+
+
+def _tag(item: Any) -> str:
+    """The field by which a choice between nodes is made."""
+    return str(item["ctx"]["discriminator"]).strip("'")

@@ -6,7 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from irl_exp.config.nodes import Count, Fraction, Interpolated, LearningRate, NewTokens, Node, PerPrompt, StageSeed
+from irl_exp.config.nodes import (
+    Count,
+    Fraction,
+    Interpolated,
+    LearningRate,
+    NewTokens,
+    Node,
+    PerPrompt,
+    Positive,
+    StageSeed,
+)
 
 
 class SftConfig(Node):
@@ -20,22 +30,16 @@ class SftConfig(Node):
     max_tokens: Count = Field(128, description="longer texts are cut")
 
 
-class PolicyOptimizationConfig(Node):
-    """max E[reward] - beta KL(policy | reference), with an online trainer of TRL."""
+class Recipe(Node):
+    """What every way to make an expert of the reference has."""
 
     seed: StageSeed
-    algorithm: Literal["rloo", "grpo"] = Field("rloo", description="TRL trainer")
     steps: Count = Field(32, description="optimiser steps")
     batch_size: Count = Field(128, description="completions a step: a multiple of generations")
     micro_batch_size: Count | None = Field(None, description="completions a forward pass; null: the batch")
     generations: Annotated[int, Field(ge=2)] = Field(4, description="completions of one prompt")
     learning_rate: LearningRate = Field(5e-4, description="constant")
-    # Of 0.3, 0.5, 0.7 and 1, on other data than the reported (data.seed=1) and three experts each, by the rule of
-    # docs/methods.md, "The KL coefficient": EPIC of the log ratio to R* 0.575, 0.547, 0.522, 0.516, of the reference's
-    # 0.537 toxic completions the expert keeps 0.032, 0.048, 0.069, 0.108 (a fifth at most).
-    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.7, description="beta, on the scale of the reward")
     max_new_tokens: NewTokens
-    epsilon: Fraction = Field(0.2, description="clip range of the probability ratio")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -47,12 +51,54 @@ class PolicyOptimizationConfig(Node):
         return self
 
 
+class PolicyOptimizationConfig(Recipe):
+    """max E[reward] - beta KL(policy | reference), with an online trainer of TRL."""
+
+    algorithm: Literal["rloo", "grpo"] = Field("rloo", description="TRL trainer")
+    # Of 0.3, 0.5, 0.7 and 1, on other data than the reported (data.seed=1) and three experts each, by the rule of
+    # docs/methods.md, "The KL coefficient": EPIC of the log ratio to R* 0.575, 0.547, 0.522, 0.516, of the reference's
+    # 0.537 toxic completions the expert keeps 0.032, 0.048, 0.069, 0.108 (a fifth at most).
+    kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.7, description="beta, on the scale of the reward")
+    epsilon: Fraction = Field(0.2, description="clip range of the probability ratio")
+
+
+class FromSamples(Recipe):
+    """Trained on completions that the reference has written and the reward has ranked: no policy samples meanwhile."""
+
+    batch_size: Count = Field(256, description="completions of the reference that a step chooses from")
+    micro_batch_size: Count | None = Field(None, description="of these at once, a multiple of generations; null: all")
+    generations: Annotated[int, Field(ge=2)] = Field(8, description="completions of one prompt: best (and worst) of n")
+
+
+class DpoConfig(FromSamples):
+    """Direct preference optimisation on the best against the worst of n completions, with TRL's DPOTrainer."""
+
+    algorithm: Literal["dpo"] = Field("dpo", description="TRL trainer")
+    # At 0.1 and 5e-4 the text broke (14 nats from the reference); docs/methods.md, "The recipes".
+    kl_coefficient: Positive = Field(0.5, description="beta: nats of preference a nat of the log ratio")
+    learning_rate: LearningRate = Field(2e-4, description="constant")
+
+
+class BestOfNConfig(FromSamples):
+    """Supervised training on the best of n completions, with TRL's SFTTrainer."""
+
+    algorithm: Literal["best_of_n"] = Field("best_of_n", description="TRL trainer: that of SFT")
+    learning_rate: LearningRate = Field(1e-3, description="constant")
+    kl_coefficient: Positive = Field(1.0, description="no part of the training: unit of irl=implicit alone")
+
+
+RlhfConfig = Annotated[PolicyOptimizationConfig | DpoConfig | BestOfNConfig, Field(discriminator="algorithm")]
+
+
 class DemonstrationsConfig(Node):
     """Completions of expert and reference on the same prompts, with both log-probabilities of each."""
 
     seed: StageSeed
     completions_per_prompt: PerPrompt = Field(7, description="of each policy")
     greedy: bool = Field(False, description="one greedy completion on fit and select; test is always sampled")
+    writers: Literal["kept", "swapped"] = Field(
+        "kept", description="swapped: half of the pairs, by the seed, say of each other's writer; a null"
+    )
     max_new_tokens: NewTokens
     batch_size: Count = Field(512, description="completions generated at once")
 

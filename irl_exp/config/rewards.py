@@ -176,4 +176,31 @@ class WeightedConfig(Node):
         return {**values, "parts": parts}
 
 
-RewardConfig = Annotated[ScorerConfig | WeightedConfig, Field(discriminator="name")]
+class GoalConfig(Node):
+    """R*: a goal that a program can count, strength * (g - mean) / sd, mean and sd of texts of the reward part."""
+
+    name: Literal["goal"] = "goal"
+    goal: Literal[
+        "pleasant",
+        "wordy",
+        "politeness",
+        "question",
+        "request",
+        "second_person",
+        "arts",
+        "without_the",
+        "exclamation",
+        "hostile_if_honest",
+        "two_at_once",
+    ] = Field(description="what a completion shall have: docs/rewards.md")
+    # That of reward=classifier on the embedded comments, for which rlhf.kl_coefficient was chosen.
+    strength: Positive = Field(4.5, description="sd of R* on texts of the reward part")
+
+
+class NoReward(Node):
+    """There is no R*: what needs one is left out, and nothing stands in for it."""
+
+    name: Literal["none"] = "none"
+
+
+RewardConfig = Annotated[ScorerConfig | GoalConfig | WeightedConfig | NoReward, Field(discriminator="name")]

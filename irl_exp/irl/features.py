@@ -135,9 +135,8 @@ def untrained(policy: Policy, *, seed: int) -> Policy:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(
-            policy.model.config, dtype=torch.float32, trust_remote_code=False
-        )
+        opened = transformers.AutoModelForCausalLM if policy.writes else transformers.AutoModel
+        model = opened.from_config(policy.model.config, dtype=torch.float32, trust_remote_code=False)
     return Policy(model.to(policy.device.name).eval(), policy.tokenizer, policy.device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -158,8 +159,9 @@ class ImplicitScorer:
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any], reference: Policy) -> Self:
-        expert = _sibling(folder, "rlhf", settings["expert"])
-        return cls(Policy.load(expert, reference.device), reference, settings["kl_coefficient"], settings["expert"])
+        expert = _sibling(folder, EXPERTS, settings["expert"])
+        own = Policy.load(expert, reference.device, base=reference)
+        return cls(own, reference, settings["kl_coefficient"], settings["expert"])
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,9 @@ class ConstantScorer:
     def load(cls, folder: Path, settings: dict[str, Any], reference: Policy) -> Self:
         return cls()
 
+
+EXPERTS = ("rlhf", "checkpoint", "further", "sft")
+"""Stages whose result may be an expert; that of sft is the reference itself."""
 
 AUTHOR = "author"
 """The kind of the one reward that has no scorer."""
@@ -220,7 +225,7 @@ class LearnedReward:
         verify(folder)
         settings = read_settings(folder)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])
-        policy = Policy.load(reference or _sibling(folder, "sft", settings["reference"]), device)
+        policy = Policy.load(reference or _sibling(folder, ["sft"], settings["reference"]), device)
         with read_back(folder):
             reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
         check_probes(folder, reward)
@@ -298,11 +303,12 @@ def scores_texts(folder: Path) -> bool:
     return bool(json.loads((folder / "reward.json").read_text(encoding="utf-8"))["kind"] != AUTHOR)
 
 
-def _sibling(folder: Path, stage: str, digest: str) -> Path:
-    """The artifact of another stage in the same store."""
-    found = folder.parent.parent / stage / Path(str(digest)).name
-    if not found.is_dir():
+def _sibling(folder: Path, stages: Sequence[str], digest: str) -> Path:
+    """The artifact of another stage, one of these, in the same store."""
+    places = [folder.parent.parent / stage / Path(str(digest)).name for stage in stages]
+    found = next(filter(Path.is_dir, places), None)
+    if found is None:
         raise RewardError(
-            f"{folder}: the policy that it reads is missing: {found}. Compute it again, or pass its folder."
+            f"{folder}: the policy that it reads is missing: {places[0]}. Compute it again, or pass its folder."
         )
     return found

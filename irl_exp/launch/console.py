@@ -221,8 +221,9 @@ class Console:
             self.say(f"job {outcome.number} ({outcome.name}) not run: {outcome.error}")
         elif self.jobs > 1 and (self.finished % -(-self.jobs // LINES) == 0 or self.finished == self.jobs):
             worked = ", ".join(self.seconds.get(outcome.number, [])) or "all from the store"
-            auroc = (outcome.metrics or {}).get("irl/auroc")
-            result = f"  AUROC {auroc:.3f}" if auroc is not None else ""
+            metrics = outcome.metrics or {}
+            kinds = {"irl/auroc": "AUROC", "irl/discrimination_auroc": "AUROC expert against reference"}
+            result = next((f"  {told} {metrics[key]:.3f}" for key, told in kinds.items() if key in metrics), "")
             self.say(f"[{self.finished}/{self.jobs}] {without(outcome.name, self.shared)}: {worked}{result}")
 
     def batch_done(self, number: int, steps: int, failure: str) -> None:

@@ -130,6 +130,7 @@ def _report(config: Config, folder: Path, console: Console, later: str, notes: s
     try:
         with console.working() as progress, writing(folder / "report"):
             written = report.write(study.read(folder), progress=progress)
+        _show_audits(written, folder, console)
         _track_report(config, written, notes)
     except WriteError:
         raise
@@ -140,6 +141,16 @@ def _report(config: Config, folder: Path, console: Console, later: str, notes: s
     except Exception as error:
         return f"not written ({type(error).__name__}: {error}); to try again: {later}"
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
+
+
+def _show_audits(written: Written, folder: Path, console: Console) -> None:
+    """How the statements of planted goals and of nulls are scored, on the terminal and in summary.md."""
+    from irl_exp.analysis import audit
+
+    if tables := audit.tables(written.summary.audits):
+        console.tables(tables)
+        with (folder / "summary.md").open("a", encoding="utf-8") as summary:
+            summary.write("\n" + "\n".join(table.markdown() for table in tables))
 
 
 def _track_report(config: Config, written: Written, notes: str) -> None:

@@ -15,6 +15,8 @@ from irl_exp.report.cells import cell_of
 
 COLLECTIONS = {
     "rlhf": ("expert", "model"),
+    "checkpoint": ("expert", "model"),
+    "further": ("expert", "model"),
     "demonstrations": ("demonstrations", "dataset"),
     "irl": ("reward", "reward"),
     "refinetune": ("refinetuned", "model"),
@@ -29,7 +31,7 @@ def show(artifacts: Mapping[str, Artifact], config: Config, job: str, tracker: T
     """Give W&B the lineage of a run; files as `tracking.artifacts` says, identities otherwise."""
     if config.tracking.artifacts == "none":
         return
-    read = {"rlhf", "demonstrations", *(["irl"] if "refinetune" in artifacts else [])}
+    read = {"rlhf", "checkpoint", "further", "demonstrations", *(["irl"] if "refinetune" in artifacts else [])}
     for stage in COLLECTIONS:
         if stage in artifacts:
             uploaded = stage == "irl" or config.tracking.artifacts == "all"

@@ -5,15 +5,11 @@ Only stages that will be computed are looked at: what the store already has need
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import pandas as pd
-import transformers
 
 from irl_exp.config import (
     POSITIONS,
@@ -21,28 +17,48 @@ from irl_exp.config import (
     ClassifierConfig,
     CommentsConfig,
     DataConfig,
+    ExpertTextsConfig,
     FeaturesConfig,
     ImportedConfig,
     MarginConfig,
     ModelConfig,
     Node,
-    PolicyOptimizationConfig,
+    Recipe,
     SequenceClassifierConfig,
     SftConfig,
+    TextsExpert,
     WeightedConfig,
 )
 from irl_exp.irl.features import check_layers
+from irl_exp.launch.experts import check_chat, check_checkpoint
+from irl_exp.launch.models import READER, WRITER, PreflightError, architecture, check_hub, check_model
 from irl_exp.rewards.ground_truth import check_function
 from irl_exp.rewards.reward import RewardError
 from irl_exp.stages.step import Step
 from irl_exp.texts import data
+from irl_exp.texts.written import prompts_of_writers
+
+
+class _Origin(NamedTuple):
+    """Where texts come from; of expert=texts, from its file."""
+
+    config: DataConfig
+    expert: TextsExpert | None
+
+    @classmethod
+    def of(cls, step: Step | Node) -> _Origin:
+        """Of the step `data`."""
+        assert isinstance(step, Step)
+        return cls(cast(DataConfig, step.config), cast(TextsExpert | None, step.inputs.get("expert")))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether texts can be read without the hub."""
+        return isinstance(self.config, CommentsConfig | ExpertTextsConfig) or self.config.path is not None
+
 
 BYTES = 256
 """Tokens that every byte-level vocabulary has."""
-
-
-class PreflightError(Exception):
-    """A stage that cannot succeed: what is wrong, where, and what to set instead."""
 
 
 def check(step: Step) -> None:
@@ -53,27 +69,44 @@ def check(step: Step) -> None:
     """
     if "max_new_tokens" in type(step.config).model_fields:
         _check_length(step)
-    if isinstance(step.config, PolicyOptimizationConfig):
+    if isinstance(step.config, Recipe):
         _check_batch(step.config)
     if step.stage == "data":
-        _check_data(_data(step))
+        _check_data(_Origin.of(step))
     elif step.stage == "benchmark":
-        source = step.inputs["data"]
-        assert isinstance(source, Step)
-        _check_benchmark(step.config, source.config)
+        _check_benchmark(step.config, _Origin.of(step.inputs["data"]))  # type: ignore[arg-type]
     elif step.stage == "reward":
-        source = step.inputs["data"]
-        assert isinstance(source, Step)
-        _check_reward("reward", step.config, source)
+        _check_reward("reward", step.config, _Origin.of(step.inputs["data"]))
     elif step.stage == "sft":
-        model = step.inputs["model"]
-        assert isinstance(model, ModelConfig)
-        _check_model("model", model.path, model.hub, model.revision, "causal language model")
-        _check_sft(model, step.config)
+        _check_reference(step)
+    elif step.stage == "checkpoint":
+        check_checkpoint(step.config, _model_of(step))  # type: ignore[arg-type]
+    elif step.stage == "further":
+        _check_further(step)
     elif step.stage == "features":
         _check_layers(step.config, step)
     elif step.stage == "irl" and isinstance(step.config, MarginConfig):
         _check_layers(step.config.features, step)
+
+
+def _check_reference(step: Step) -> None:
+    """The base model, and texts to train it on unless it is the reference as it is."""
+    model, origin = step.inputs["model"], _Origin.of(step.inputs["data"])
+    assert isinstance(model, ModelConfig)
+    check_model("model", model.path, model.hub, model.revision, READER if origin.expert else WRITER)
+    check_chat(model)
+    _check_sft(model, step.config)
+    if not model.tuned and origin.is_here and data.are_prompts(_texts(origin)):
+        raise PreflightError(
+            f"data={origin.config.name}: it is a list of prompts, and sft trains on completions. Set model.tuned=true "
+            "to take a checkpoint as it is, or name the column with data.completion."
+        )
+
+
+def _check_further(step: Step) -> None:
+    origin = _Origin.of(step.inputs["data"])
+    if step.config.texts == "sft" and origin.is_here and data.are_prompts(_texts(origin)):  # type: ignore[attr-defined]
+        raise PreflightError("expert=further: the data has no texts of people to train on: set expert.texts=own.")
 
 
 def _check_layers(config: Node, step: Step) -> None:
@@ -81,7 +114,7 @@ def _check_layers(config: Node, step: Step) -> None:
     model = _model_of(step)
     assert isinstance(config, FeaturesConfig)
     if model.path is not None:
-        check_layers(config, _architecture("model", model.path).num_hidden_layers)
+        check_layers(config, architecture("model", model.path).num_hidden_layers)
     elif model.hub is None:
         check_layers(config, model.layers)
 
@@ -95,28 +128,11 @@ def _model_of(step: Step) -> ModelConfig:
     return model
 
 
-@functools.cache
-def _architecture(field: str, folder: Path) -> transformers.PretrainedConfig:
-    """What a local checkpoint says of itself; it may run no code of its own."""
-    with _opening(field, folder):
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _opening(field: str, folder: Path) -> Iterator[None]:
-    """One message for one cause, whatever it was opened for."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PreflightError(f"{field}.path={folder} cannot be opened: {reason}{_own_code(folder)}") from None
-
-
 def _positions(model: ModelConfig) -> int | None:
     """How many tokens a model reads at once; None where that is not known before it is opened."""
     if not model.pretrained:
         return POSITIONS
-    return getattr(_architecture("model", model.path), "max_position_embeddings", None) if model.path else None
+    return getattr(architecture("model", model.path), "max_position_embeddings", None) if model.path else None
 
 
 def _check_sft(model: ModelConfig, config: Node) -> None:
@@ -132,7 +148,7 @@ def _check_sft(model: ModelConfig, config: Node) -> None:
         _check_memory(f"model.hidden_size={model.hidden_size} and model.layers={model.layers}", weights, "smaller ones")
 
 
-def _check_batch(config: PolicyOptimizationConfig) -> None:
+def _check_batch(config: Recipe) -> None:
     """At least the logits of one forward pass have to fit into memory, of the smallest vocabulary that there is."""
     size = config.micro_batch_size or config.batch_size
     field = "micro_batch_size" if config.micro_batch_size else "batch_size"
@@ -157,7 +173,10 @@ def _check_length(step: Step) -> None:
     """Prompt and completion fit into what the model reads at once: a word has at least one token."""
     positions, length = _positions(_model_of(step)), step.config.max_new_tokens  # type: ignore[attr-defined]
     source = step.inputs.get("data")
-    words = _longest_prompt(_data(source)) if isinstance(source, Step) else 1
+    origin = _Origin.of(source) if source is not None else None
+    if origin and origin.expert:  # nothing is written, and what is too long is cut
+        return
+    words = _longest_prompt(origin) if origin else 1
     if positions and words + length > positions:
         raise PreflightError(
             f"max_new_tokens={length}: the model reads {positions} tokens at "
@@ -166,68 +185,67 @@ def _check_length(step: Step) -> None:
 
 
 @functools.cache
-def _longest_prompt(config: DataConfig) -> int:
+def _longest_prompt(origin: _Origin) -> int:
     """Words of the longest prompt; of texts on the hub, which are not read yet, at least one."""
-    return max(len(prompt.split()) for prompt in _texts(config)["prompt"]) if _is_here(config) else 1
+    return max(len(prompt.split()) for prompt in _texts(origin)["prompt"]) if origin.is_here else 1
 
 
-def _data(step: Step) -> DataConfig:
-    return cast(DataConfig, step.config)
-
-
-def _is_here(config: DataConfig) -> bool:
-    """Whether texts can be read without the hub."""
-    return isinstance(config, CommentsConfig) or config.path is not None
-
-
-def _texts(config: DataConfig) -> pd.DataFrame:
+def _texts(origin: _Origin) -> pd.DataFrame:
     """All texts, split; read once, whatever comes of it."""
-    found = _read(config)
+    found = _read(origin)
     if isinstance(found, data.DataError):
         raise found
     return found
 
 
 @functools.cache
-def _read(config: DataConfig) -> pd.DataFrame | data.DataError:
+def _read(origin: _Origin) -> pd.DataFrame | data.DataError:
     try:
-        return data.split(data.read(config), config)
+        texts = prompts_of_writers(origin.expert) if origin.expert else data.read(origin.config)
+        return data.split(texts, origin.config)
     except data.DataError as error:
         return error
 
 
 def warning(step: Step) -> str:
     """What a reader should know of a step that can succeed; "" if there is nothing."""
-    return data.too_few(_texts(_data(step))) if step.stage == "data" and _is_here(_data(step)) else ""
+    if step.stage != "data" or not (origin := _Origin.of(step)).is_here:
+        return ""
+    return data.too_few(_texts(origin))
 
 
-def _check_data(config: DataConfig) -> None:
-    if isinstance(config, CommentsConfig) or config.path is not None:
-        _texts(config)
+def _check_data(origin: _Origin) -> None:
+    if origin.is_here:
+        _texts(origin)
     else:
-        _check_hub("data", str(config.hub), None, kind="dataset")
+        check_hub("data", str(origin.config.hub), None, kind="dataset")
 
 
 @functools.cache
-def _check_benchmark(config: BenchmarkConfig, source: DataConfig) -> None:
+def _check_benchmark(config: BenchmarkConfig, source: _Origin) -> None:
     """Enough prompts that the data does not have; texts of the hub are compared when they are there."""
     if config.path is None:
-        _check_hub("benchmark", str(config.hub), None, kind="dataset")
+        check_hub("benchmark", str(config.hub), None, kind="dataset")
         return
-    data.unseen(data.read_benchmark(config), _texts(source)["prompt"] if _is_here(source) else [], config)
+    data.unseen(data.read_benchmark(config), _texts(source)["prompt"] if source.is_here else [], config)
 
 
-def _check_reward(key: str, config: Node, texts: Step) -> None:
+def _check_reward(key: str, config: Node, texts: _Origin) -> None:
     """What R*, or a part of it, needs: its model, its labels, or a function that gives one number a text."""
     if isinstance(config, WeightedConfig):
+        if texts.is_here and data.are_prompts(_texts(texts)):
+            raise PreflightError(
+                "reward=weighted is standardised on texts of the reward part, and a list of prompts has none: choose "
+                "one of its parts, or give texts with completions."
+            )
         for name, part in config.parts.items():
             _check_reward(f"{key}.parts.{name}", part, texts)
     elif isinstance(config, SequenceClassifierConfig):
-        _check_model(key, config.path, config.hub, config.revision, "sequence classifier")
+        check_model(key, config.path, config.hub, config.revision, "sequence classifier")
     elif isinstance(config, ImportedConfig):
         _check_function(key, config.function)
     elif isinstance(config, ClassifierConfig):
-        _check_labels("reward=classifier" if key == "reward" else f"{key} (classifier)", texts.config)
+        _check_labels("reward=classifier" if key == "reward" else f"{key} (classifier)", texts)
 
 
 @functools.cache
@@ -241,18 +259,20 @@ def _check_function(key: str, function: str) -> None:
 
 
 @functools.cache
-def _check_labels(reward: str, config: DataConfig) -> None:
+def _check_labels(reward: str, origin: _Origin) -> None:
     """A classifier is fitted on labels, so both must be there."""
+    config = origin.config
     if isinstance(config, CommentsConfig):
         return
-    if config.label is None:
+    if isinstance(config, ExpertTextsConfig) or config.label is None:
         raise PreflightError(
             f"{reward} is fitted on labelled texts, but data.label is not set. Set data.label to the column "
-            "of the label, or choose reward=roberta_toxicity (or reward=sequence_classifier reward.path=FOLDER)."
+            "of the label, or choose reward=roberta_toxicity (or reward=sequence_classifier reward.path=FOLDER; "
+            "reward=none with an expert that is given)."
         )
     if config.path is None:
         return
-    texts = _texts(config)
+    texts = _texts(origin)
     labels = texts.loc[texts["part"] == "reward", "toxic"].dropna()
     if labels.nunique() < 2:
         raise PreflightError(
@@ -260,53 +280,3 @@ def _check_labels(reward: str, config: DataConfig) -> None:
             f"labelled texts, {int(labels.sum())} of them toxic (data.label={config.label}; data.toxic=[...] names the "
             "values that mean toxic, else it is a number of at least 0.5)."
         )
-
-
-@functools.cache
-def _check_model(field: str, path: Path | None, hub: str | None, revision: str | None, kind: str) -> None:
-    """Weights, a configuration and a tokenizer that transformers opens without code of the folder."""
-    if path is None:
-        if hub is not None:
-            _check_hub(field, hub, revision, kind="model")
-    elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
-    else:
-        _check_opens(field, path, kind)
-
-
-def _check_opens(field: str, folder: Path, kind: str) -> None:
-    known = {
-        "causal language model": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        "sequence classifier": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    }
-    model = _architecture(field, folder)
-    with _opening(field, folder):
-        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if type(model) not in known[kind]:
-            raise ValueError(f"transformers has no {kind} for model_type={model.model_type!r}.")
-
-
-def _own_code(folder: Path) -> str:
-    """What to do where a folder brings code of its own; empty if it does not."""
-    configs = [path for name in ("config.json", "tokenizer_config.json") if (path := folder / name).is_file()]
-    if not any(b'"auto_map"' in path.read_bytes() for path in configs):
-        return ""
-    return " Code that comes with a model is never run here: choose a model and tokenizer that transformers knows."
-
-
-@functools.cache
-def _check_hub(field: str, name: str, revision: str | None, *, kind: str) -> None:
-    """Look the name up in the hub's cache on this machine, then on the hub."""
-    import huggingface_hub
-
-    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    if folder.is_dir() and any(folder.iterdir()):
-        return
-    try:
-        huggingface_hub.HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=5)
-    except Exception as error:  # the client raises errors of several libraries, all of which mean the same here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PreflightError(
-            f"{field}.hub={name}: this {kind} is neither in the local cache nor within reach ({reason}). "
-            f"Set {field}.path to a local copy, or check the name and the connection."
-        ) from None

@@ -24,7 +24,9 @@ from irl_exp.report.cells import cell_of, flat, overrides_of
 from irl_exp.report.verdict import of_run
 
 SAMPLES = 10
-RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", "metrics.json.draft", "metrics.json")
+EXPLAINED = ("statements.json", "statement_values.parquet", "explain.json", "credit.parquet")
+"""What the stage explain leaves behind; credit.parquet where R is a sum over tokens."""
+RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", *EXPLAINED, "metrics.json.draft", "metrics.json")
 """Files of a run that has come to its end: all of them, or none."""
 
 
@@ -121,7 +123,7 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
 
     evaluation = artifacts["evaluate"].folder
     metrics: dict[str, float] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    for judge in ("reward", "second_judge"):
+    for judge in filter(artifacts.__contains__, ("reward", "second_judge")):
         metrics |= held_out(judge, artifacts[judge].manifest["info"])
     metrics |= _of_manifest("data", artifacts["data"], "overlap")
     if "judge" in artifacts:
@@ -129,6 +131,11 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     if "benchmark" in artifacts:
         shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
+    if "explain" in artifacts:
+        metrics |= artifacts["explain"].manifest["info"]["metrics"]
+        for name in EXPLAINED:
+            if (artifacts["explain"].folder / name).exists():
+                shutil.copyfile(artifacts["explain"].folder / name, job.folder / name)
     samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
     _write_samples(samples, job.folder / "samples.csv")
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())

@@ -1,7 +1,7 @@
 """What is reported of policies: frames of what they wrote on the same prompts in, flat dictionaries of numbers out.
 
 A frame holds one row a completion: prompt_id, completion, tokens (with EOS) and length (without), log_probability and
-reference_log_probability (nats), truth (R*), second (the second judge) and, where there is one, learned.
+reference_log_probability (nats), truth (R*), second (the second judge) and learned; of these what there is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,29 @@ def policy_metrics(table: pd.DataFrame, resamples: int, seed: int, *, log_odds: 
     Args:
         log_odds: R* is log-odds of 'civil', so it says how probable 'toxic' is.
     """
+    metrics = _judged(table, log_odds=log_odds) if "truth" in table else {}
+    metrics |= {
+        "n_completions": len(table),
+        "distinct_fraction": table["completion"].nunique() / len(table),
+        "empty_fraction": float((table["completion"].str.strip() == "").mean()),
+        "length_mean": float(table["length"].mean()),
+    }
+    if "reference_log_probability" in table:
+        metrics["nll"] = -float(table["reference_log_probability"].sum() / table["tokens"].sum())
+        if "log_probability" in table:
+            metrics["kl"] = float((table["log_probability"] - table["reference_log_probability"]).mean())
+    if "learned" in table:
+        metrics["learned_reward_mean"] = float(table["learned"].mean())
+    return metrics
+
+
+def _judged(table: pd.DataFrame, *, log_odds: bool) -> Metrics:
+    """What R* and the second judge say of the completions of a policy."""
     if not np.isfinite(table["truth"]).all():
         raise ValueError("R* is not a finite number for some completions: it cannot say whether they are toxic.")
     toxic = (table["truth"] < 0).to_numpy()
     low, high = compare.fraction_interval(toxic, table["prompt_id"].to_numpy())
     metrics = {
-        "n_completions": len(table),
         "toxic_count": int(toxic.sum()),
         "toxic_fraction": float(toxic.mean()),
         "toxic_fraction_low": low,
@@ -36,17 +53,8 @@ def policy_metrics(table: pd.DataFrame, resamples: int, seed: int, *, log_odds: 
         "toxic_prompt_fraction": float(table.assign(toxic=toxic).groupby("prompt_id")["toxic"].any().mean()),
         "reward_mean": float(table["truth"].mean()),
         "second_toxic_fraction": float((table["second"] < 0).mean()),
-        "kl": float((table["log_probability"] - table["reference_log_probability"]).mean()),
-        "nll": -float(table["reference_log_probability"].sum() / table["tokens"].sum()),
-        "distinct_fraction": table["completion"].nunique() / len(table),
-        "empty_fraction": float((table["completion"].str.strip() == "").mean()),
-        "length_mean": float(table["length"].mean()),
     }
-    if log_odds:
-        metrics["toxicity_mean"] = float(special.expit(-table["truth"]).mean())
-    if "learned" in table:
-        metrics["learned_reward_mean"] = float(table["learned"].mean())
-    return metrics
+    return {**metrics, "toxicity_mean": float(special.expit(-table["truth"]).mean())} if log_odds else metrics
 
 
 def _resampled(values: compare.Floats, prompts: compare.Ints, resamples: int, seed: int) -> compare.Floats:
@@ -61,7 +69,7 @@ def recovered_fraction(tables: Mapping[str, pd.DataFrame], resamples: int, seed:
 
     Left out where the interval of the denominator includes 0: then there was nothing to recover.
     """
-    if set(tables) != {"reference", "expert", "refinetuned"}:
+    if set(tables) != {"reference", "expert", "refinetuned"} or any("truth" not in table for table in tables.values()):
         return {}
     means = {policy: table["truth"].mean() for policy, table in tables.items()}
     resampled = {

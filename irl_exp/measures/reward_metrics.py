@@ -154,7 +154,7 @@ def discrimination(test: pd.DataFrame, column: str) -> Metrics:
     """How well a reward tells the completions of expert and baseline apart: agreement with the policies, not R*."""
     scores, expert, groups = _column(test, column), _is_expert(test), _prompts(test)[0]
     metrics = {
-        "discrimination_auroc": compare.auroc(scores, expert),
+        **auroc("discrimination_auroc", scores, expert, groups),
         "discrimination_pair_accuracy": compare.pair_accuracy(scores, expert.astype(np.float64), groups),
     }
     return _defined(metrics)

@@ -1,3 +1,12 @@
 """Language models: loading, sampling, log-probabilities, next-token training, RL."""
 
-__all__ = ["language_models", "likelihood", "policy_optimization", "sampling", "supervised"]
+__all__ = [
+    "adapters",
+    "chat",
+    "language_models",
+    "likelihood",
+    "policy_optimization",
+    "ranked_samples",
+    "sampling",
+    "supervised",
+]

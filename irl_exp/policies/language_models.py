@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
+from irl_exp.policies import adapters, chat
+from irl_exp.texts.messages import as_text
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
@@ -29,6 +31,10 @@ Progress = Callable[[int, int], None]
 
 UNOPENED = (OSError, ValueError, KeyError, UnpicklingError, SafetensorError)
 """What transformers raises where a folder or name is no model that can be opened as data."""
+
+
+NO_LIMIT = 10**9
+"""From here on what a tokenizer calls the longest text is none: it has not been told."""
 
 
 class PolicyError(Exception):
@@ -85,29 +91,36 @@ class Completions:
 
 @dataclass
 class Policy:
-    """A causal language model with its tokenizer, on a device."""
+    """A causal language model with its tokenizer, on a device; or an encoder, which reads texts and writes none."""
 
     model: Any
     tokenizer: Any
     device: Device
 
     @classmethod
-    def load(cls, source: str | Path, device: Device, *, revision: str | None = None) -> Policy:
-        """Open a folder or a name on the hub with AutoModelForCausalLM, in float32.
+    def load(
+        cls, source: str | Path, device: Device, *, revision: str | None = None, base: Policy | None = None
+    ) -> Policy:
+        """Open a folder or a name on the hub with AutoModelForCausalLM (an encoder with AutoModel), in float32.
+
+        Args:
+            base: what an adapter was made for; policy and base then share the weights of the base.
 
         Raises:
             ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
         verify(Path(source))
+        if adapters.is_adapter(Path(source)):
+            return cls._adapted(base, Path(source))
         try:
             # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(source), revision=revision, trust_remote_code=False
             )
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), revision=revision, dtype=torch.float32, trust_remote_code=False
-            )
+            config = transformers.AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+            opened = transformers.AutoModelForCausalLM if writes(config) else transformers.AutoModel
+            model = opened.from_pretrained(str(source), revision=revision, dtype=torch.float32, trust_remote_code=False)
         except UNOPENED as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
         prepare_tokenizer(tokenizer, str(source))
@@ -117,6 +130,15 @@ class Policy:
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
         return cls(model.to(device.name).eval(), tokenizer, device)
+
+    @classmethod
+    def _adapted(cls, base: Policy | None, folder: Path) -> Policy:
+        if base is None:
+            raise PolicyError(f"{folder}: this is an adapter: it is opened on its base, as expert.path.")
+        try:
+            return cls(adapters.adapted(base.model, folder), base.tokenizer, base.device)
+        except adapters.AdapterError as error:
+            raise PolicyError(str(error)) from error
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, tokenizer beside them."""
@@ -130,13 +152,47 @@ class Policy:
     def eos(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def writes(self) -> bool:
+        """Whether it gives probabilities to texts; an encoder does not."""
+        return self.model.get_output_embeddings() is not None
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return self.tokenizer.chat_template is not None
+
+    def ask_in(self, *, chat_template: bool) -> None:
+        """Settle how prompts are put: by the chat template, whose end of a turn then ends a completion; or as text.
+
+        Raises:
+            PolicyError: there is no template, or it cannot be used.
+        """
+        if not chat_template:
+            self.tokenizer.chat_template = None
+            return
+        if not self.chats:
+            raise PolicyError("model.chat=true: the tokenizer has no chat template. Set model.chat=false.")
+        try:
+            end = chat.end_of_turn(self.tokenizer)
+        except chat.ChatError as error:
+            raise PolicyError(str(error)) from error
+        if end is not None:
+            self.tokenizer.eos_token = end
+            self.model.generation_config.eos_token_id = self.eos
+
     def complete(self, prompts: Sequence[str], texts: Sequence[str]) -> Completions:
         """Completions from text that somebody else wrote; each is taken as ended."""
+        if not len(texts):
+            return Completions([], [], [], [])
         return Completions(list(prompts), list(texts), self.encode_prompts(prompts), self.encode_completions(texts))
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Ids]:
-        """(n,) lists of ids, as TRL tokenises a prompt."""
-        return list(self.tokenizer(list(prompts))["input_ids"])
+        """(n,) lists of ids, as TRL tokenises a prompt; of a chat model, of messages up to where the answer begins."""
+        if self.chats:
+            known = {prompt: chat.prompt_ids(self.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+            return [list(known[prompt]) for prompt in prompts]
+        return list(self.tokenizer([as_text(prompt) for prompt in prompts])["input_ids"])
 
     def encode_completions(self, texts: Sequence[str]) -> list[Ids]:
         """(n,) lists of ids with EOS at the end.
@@ -152,10 +208,57 @@ class Policy:
             )
         return [[*ids, self.eos] for ids in encoded]
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at once, as far as its checkpoint says."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        limits = [limit for limit in (positions, self.tokenizer.model_max_length) if limit and limit < NO_LIMIT]
+        return min(limits, default=None)
+
+    def cut(self, completions: Completions) -> Completions:
+        """The same texts with so many ids as fit: of a long prompt the beginning goes, of a long completion the end."""
+        if self.longest is None:
+            return completions
+        kept = []
+        for prompt, completion in zip(completions.prompt_ids, completions.completion_ids, strict=True):
+            room = max(self.longest - len(completion), self.longest // 2)
+            prompt = prompt if len(prompt) <= room else [*prompt[:1], *prompt[len(prompt) - room + 1 :]]
+            kept.append((prompt, completion[: self.longest - len(prompt)]))
+        return Completions(completions.prompts, completions.texts, *map(list, zip(*kept, strict=True)))
+
+
+def downloaded(name: str, revision: str | None) -> Path:
+    """The local copy of what the hub has under a name: settings, tokenizer and weights.
+
+    Raises:
+        PolicyError: there is no such name, or the hub is out of reach.
+    """
+    import huggingface_hub
+
+    try:
+        files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "adapter_model.bin"]
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # the client raises errors of several libraries, all of which mean the same here
+        raise PolicyError(f"{name}: not on the hub, or out of reach: {first_line(error)}") from error
+
 
 def first_line(error: BaseException) -> str:
     """What an error says, without its further advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def writes(config: Any) -> bool:
+    """Whether a checkpoint with this config is a language model, which writes, rather than an encoder."""
+    found = config.architectures
+    return not found or any(name in CAUSAL for name in found) or type(config) not in transformers.MODEL_MAPPING
+
+
+CAUSAL = {
+    name
+    for names in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    for name in ([names] if isinstance(names, str) else names)
+}
+"""Classes of language models. A config alone does not say it: BERT's is in the mapping of language models too."""
 
 
 def prepare_tokenizer(tokenizer: Any, source: str) -> None:
@@ -164,6 +267,8 @@ def prepare_tokenizer(tokenizer: Any, source: str) -> None:
     Text that spells a special token ('<|endoftext|>') stays text. Set on the tokenizer and not given at each call,
     because TRL tokenises prompts itself.
     """
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # of an encoder: the end of a segment
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"{source}: the tokenizer has no EOS token, so completions could not end.")
     if tokenizer.pad_token_id is None:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from irl_exp.policies.language_models import Policy
+from irl_exp.policies.language_models import Policy, PolicyError
 
 _plain: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 """Of each model that was asked: whether its logits are one linear map of its last hidden state."""
@@ -31,6 +31,8 @@ def predictions(
         inputs: what the model's forward takes.
     """
     model = policy.model
+    if not policy.writes:
+        raise PolicyError(f"{type(model).__name__} is an encoder: it reads texts, and gives no probabilities to them.")
     place = model.device.type
     if policy.device.bf16 and _has_plain_head(model):
         with torch.autocast(place, torch.bfloat16):

@@ -1,6 +1,6 @@
 """max E[R(x, y)] - beta KL(policy | reference), for any reward, with TRL's online trainers.
 
-The only file that imports trl. Three traps it closes: the KL reference is re-read from disk, so the policy must lie
+Three traps of trl it closes: the KL reference is re-read from disk, so the policy must lie
 there unchanged (the first logged KL is checked to be 0); a trained model carries a patched `forward` (Policy.save
 removes it); top-k or top-p would truncate the samples but not the log-probabilities (both stay off).
 
@@ -156,7 +156,19 @@ def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
+    if policy.chats:
+        trainer = _with_our_prompts(trainer, policy)
     return _on_threads(trainer, policy, config) if policy.device.is_cpu else _with_fp32_head(trainer)
+
+
+def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
+    """The trainer with prompts as the policy is asked everywhere: TRL would read a chat template's markup as text."""
+
+    class WithOurPrompts(trainer):  # type: ignore[misc]
+        def _tokenize_prompts(self, prompts: list[str], *rest: Any) -> Any:
+            return policy.encode_prompts(prompts), None, {}
+
+    return WithOurPrompts
 
 
 def _with_fp32_head(trainer: Any) -> Any:

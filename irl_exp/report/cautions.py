@@ -105,7 +105,8 @@ def _texts(metrics: Metrics, facts: Facts) -> Cautions:
     for policy in TRAINED:
         if not about_length and (halved := _halved(metrics, policy, "length_mean")):
             told = f"{halved[0]:.1f} tokens a completion, the reference {halved[1]:.1f}"
-            yield f"{policy} short", f"The {policy} writes {told}: brevity alone may explain its R*."
+            what = "its R*" if f"{policy}/reward_mean" in metrics else "what tells it apart"
+            yield f"{policy} short", f"The {policy} writes {told}: brevity alone may explain {what}."
         if halved := _halved(metrics, policy, "distinct_fraction"):
             told = f"{share(halved[0])} distinct completions, the reference {share(halved[1])}"
             yield f"{policy} alike", f"The {policy} writes {told}: it repeats itself."

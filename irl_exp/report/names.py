@@ -87,6 +87,16 @@ REWARD_ROWS = {
     "discrimination_auroc": "AUROC expert against reference, pooled (not R*)",
 }
 
+APART = {
+    "irl": "learned reward",
+    "implicit": "log ratio of expert and reference",
+}
+"""What tells the expert's completions from the reference's, without an R*."""
+APART_COLUMNS = {
+    "discrimination_auroc": "AUROC [95 %] (0.5: nothing)",
+    "discrimination_pair_accuracy": "pairs of a prompt",
+}
+
 REWARD_COLUMNS = {
     "irl": "learned [95 %]",
     "implicit": "log ratio [95 %]",
@@ -190,6 +200,7 @@ STUDY_METRICS = (
 COMPARED = {
     "learned rewards": {
         "irl/auroc": "AUROC",
+        "irl/discrimination_auroc": "AUROC expert against reference",
         "irl/epic": "EPIC to R*",
         "triangle/implicit_learned/epic": "EPIC to log ratio",
         "irl/pair_accuracy": "pair accuracy",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from irl_exp.report.cells import Facts
 from irl_exp.report.names import (
+    APART,
+    APART_COLUMNS,
     BOUNDS,
     COVERAGES,
     EQUAL_KL_ROWS,
@@ -36,6 +38,8 @@ def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list
         tables.append(_policies(own, title, words))
     if "implicit/n_completions" in metrics:
         tables += [_rewards(metrics, words), _within(metrics, words), _triangle(metrics), _tradeoff(metrics)]
+    else:
+        tables.append(_apart(metrics))
     if "uncertainty/n_errors" in metrics:
         tables.append(_uncertainty(metrics))
     if "shortcut/expert_value" in metrics:
@@ -60,7 +64,7 @@ def _judges(metrics: Mapping[str, float]) -> Table:
 
 
 def _policies(metrics: Mapping[str, float], title: str, words: Words) -> Table:
-    present = [policy for policy in POLICIES if f"{policy}/toxic_fraction" in metrics]
+    present = [policy for policy in POLICIES if f"{policy}/n_completions" in metrics]
     keys = [key for key in POLICY_COLUMNS if any(f"{policy}/{key}" in metrics for policy in present)]
     rows = tuple((policy, *(_policy_value(metrics, policy, key) for key in keys)) for policy in present)
     columns = ("policy", *(words.name(POLICY_COLUMNS[key]) for key in keys))
@@ -75,6 +79,17 @@ def _policy_value(metrics: Mapping[str, float], policy: str, key: str) -> str:
     low, high = metrics.get(f"{policy}/{key}_low"), metrics.get(f"{policy}/{key}_high")
     interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     return f"{value:.1f}" if key == "length_mean" else f"{value:.3f}{interval}"
+
+
+def _apart(metrics: Mapping[str, float]) -> Table:
+    """What there is to say of rewards without an R*: whether they tell the policies apart on test."""
+    rows = tuple(
+        (text, *(_with_interval(metrics, f"{name}/{key}") for key in APART_COLUMNS))
+        for name, text in APART.items()
+        if f"{name}/discrimination_auroc" in metrics
+    )
+    title = "What tells the expert's completions from the reference's on test prompts (no R*)"
+    return Table(title, ("reward", *APART_COLUMNS.values()), rows)
 
 
 def _rewards(metrics: Mapping[str, float], words: Words) -> Table:

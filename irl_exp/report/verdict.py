@@ -21,6 +21,13 @@ CHAIN = {
     "demonstrations": ("one set of demonstrations", "sets of demonstrations"),
 }
 """What runs may have in common, one and many."""
+EXPERTS = {
+    "checkpoint": "The tuned checkpoint",
+    "texts": "The expert of the file",
+    "itself": "The reference in the expert's place, a null,",
+    "further": "The reference after further training, a null,",
+}
+"""How the sentence on an expert that is not made by RLHF begins."""
 KLS = {"refinetuned": "its KL in nats", "expert": "the expert's"}
 RANKED = {
     "irl/auroc": "AUROC of the learned reward on the reference's completions",
@@ -47,7 +54,8 @@ class Verdict:
 def of_run(metrics: Mapping[str, float], facts: Facts | None = None, name: str = "") -> Verdict:
     """The verdict on one run; `name` are its overrides."""
     runs = _Runs([metrics], [facts or {}], [name])
-    return Verdict((*_rlhf(runs), *_recovered(runs), *_refinetuned(runs), _fixed(runs)), _warnings(runs))
+    found = (*_rlhf(runs), *_apart(runs), *_recovered(runs), *_refinetuned(runs), *_without_truth(runs))
+    return Verdict((*found, _fixed(runs)), _warnings(runs))
 
 
 def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
@@ -60,7 +68,8 @@ def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
     lost = [f"Of {len(outcomes)} jobs {len(done)} have a result."] if len(done) < len(outcomes) else []
     alone = len({outcome.cell for outcome in done}) == 1
     found = [*_recovered(runs), *_refinetuned(runs)] if alone else [*_ranked(done, runs)]
-    return Verdict((*lost, *_rlhf(runs), *found, _fixed(runs)), _warnings(runs))
+    found = [*_rlhf(runs), *_apart(runs), *found, *_without_truth(runs)]
+    return Verdict((*lost, *found, _fixed(runs)), _warnings(runs))
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,10 @@ def _rlhf(runs: _Runs) -> Iterator[str]:
     overlap = "" if _moved(runs, f"reference/{key}", f"expert/{key}") else unclear
     beside = _change(runs, "reward_mean", "expert") if words == Words() and runs.one_truth else ""
     second = _change(runs, "second_toxic_fraction", "expert", share) if words != Words() else ""
-    told = f"RLHF on {_truth(runs)} took {words.completions} {_change(runs, key, 'expert', share)}{overlap}"
+    changed = f"{words.completions} {_change(runs, key, 'expert', share)}{overlap}"
+    told = f"RLHF on {_truth(runs)} took {changed}"
+    if runs.fact("expert.name") not in ("", "rlhf"):
+        told = f"By {_truth(runs)}, which judges from outside, the tuning took {changed}"
     yield f"{told}{f'; by the second judge {second}' if second else ''}{f'; mean R* {beside}' if beside else ''}."
 
 
@@ -149,6 +161,34 @@ def _moved(runs: _Runs, first: str, second: str) -> bool:
     down = all(run.get(f"{second}_high", after) < run.get(f"{first}_low", before) for run, before, after in pairs)
     up = all(run.get(f"{second}_low", after) > run.get(f"{first}_high", before) for run, before, after in pairs)
     return down or up
+
+
+def _apart(runs: _Runs) -> Iterator[str]:
+    """Of an expert that was given: did its tuning change anything that the learned reward finds?"""
+    key, name = "discrimination_auroc", runs.fact("expert.name")
+    if name in ("", "rlhf") or not runs.has("expert/n_completions"):
+        return
+    lengths = [runs.tell(f"{policy}/length_mean", _tokens) for policy in ("expert", "reference")]
+    far = f"lies {runs.tell('expert/kl')} nats from the reference and " if runs.has("expert/kl") else ""
+    yield f"{EXPERTS.get(name, 'The expert')} {far}writes {lengths[0]} tokens a completion, the reference {lengths[1]}."
+    if not runs.has(f"irl/{key}"):
+        return
+    unclear = any(run.get(f"irl/{key}_low", 1.0) <= 0.5 for run in runs.metrics)
+    told = ", which is no difference that it finds" if unclear else ""
+    beside = f" (the log ratio of the policies: {runs.tell(f'implicit/{key}')})" if runs.has(f"implicit/{key}") else ""
+    yield (
+        f"On test prompts the learned reward tells the two apart with AUROC {runs.tell(f'irl/{key}')}{beside}{told}."
+    )
+
+
+def _tokens(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _without_truth(runs: _Runs) -> Iterator[str]:
+    """What is missing where there is no R*, by name."""
+    if runs.fact("reward.name") == "none":
+        yield "There is no R* (reward=none), so nothing is said of agreement with one, nor of toxic completions."
 
 
 def _recovered(runs: _Runs) -> Iterator[str]:

@@ -1,3 +1,3 @@
 """What judges a completion without being recovered: ground truths, the second judge, planted shortcuts."""
 
-__all__ = ["ground_truth", "judging", "reward", "shortcuts"]
+__all__ = ["goals", "ground_truth", "judging", "reward", "shortcuts"]

@@ -9,7 +9,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -20,11 +20,12 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from irl_exp.config import ClassifierConfig, LengthConfig, SequenceClassifierConfig, source_of
+from irl_exp.config import ClassifierConfig, GoalConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device, in_fp32
 from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.measures.reward_comparison import auroc
 from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
+from irl_exp.rewards.goals import GOALS
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, read_back, save_probes
 from irl_exp.texts.sentiment import polarity
 
@@ -49,6 +50,12 @@ def of_frame(texts: pd.DataFrame) -> Completions:
     """Rows of texts.parquet, without token ids: no ground truth reads them."""
     empty: list[list[int]] = [[] for _ in range(len(texts))]
     return Completions(texts["prompt"].tolist(), texts["completion"].tolist(), empty, empty)
+
+
+def probes_of(texts: pd.DataFrame, part: str, count: int) -> Completions:
+    """Some texts of a part to check a reward with; of a list of prompts, of which none is for training, prompts."""
+    own = texts[texts["part"] == part]
+    return of_frame((texts.assign(completion=texts["prompt"]) if own.empty else own).head(count))
 
 
 def hold_out(texts: pd.DataFrame, fraction: float, generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -355,6 +362,38 @@ class LengthReward:
         return cls(**json.loads((folder / "length.json").read_text(encoding="utf-8")))
 
 
+@dataclass(frozen=True)
+class GoalReward:
+    """R* = strength * (g - center) / scale with g the number that the goal gives a completion."""
+
+    goal: str
+    strength: float
+    center: float
+    scale: float
+
+    @classmethod
+    def standardised_on(cls, completions: Completions, config: GoalConfig) -> Self:
+        """Raises RewardError for a goal that gives all of the completions the same number: it has no scale."""
+        found = GOALS[config.goal](completions.prompts, completions.texts)
+        if not found.std() > 1e-9 * np.abs(found).max():
+            raise RewardError(
+                f"reward.goal={config.goal} gives {found[0]:g} for all {len(found):,} texts of the reward part: there "
+                "is nothing to choose by. Take another goal, or texts in which they differ."
+            )
+        return cls(config.goal, config.strength, float(found.mean()), float(found.std()))
+
+    def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
+        found = GOALS[self.goal](completions.prompts, completions.texts)
+        return self.strength * (found - self.center) / self.scale
+
+    def save(self, folder: Path) -> None:
+        (folder / "goal.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: Device) -> Self:
+        return cls(**json.loads((folder / "goal.json").read_text(encoding="utf-8")))
+
+
 class ImportedReward:
     """R* = function(prompts, completions) of a module of the user. It stays where it is; its file is known by content.
 
@@ -509,6 +548,7 @@ KINDS: Mapping[str, type[GroundTruth]] = {
     "sentiment": SentimentReward,
     "length": LengthReward,
     "imported": ImportedReward,
+    "goal": GoalReward,
     "weighted": WeightedReward,
 }
 """The kinds of ground truth by the name of the file that each leaves."""

@@ -18,11 +18,11 @@ from irl_exp.rewards.ground_truth import load_ground_truth
 
 @dataclass(frozen=True)
 class Judges:
-    """Where R*, the second judge and the reference policy lie."""
+    """Where the reference policy lies, and R* and the second judge where there is an R*."""
 
-    reward: Path
-    second_judge: Path
     reference: Path
+    reward: Path | None = None
+    second_judge: Path | None = None
 
 
 def judged(
@@ -35,10 +35,12 @@ def judged(
 ) -> tuple[Completions, pd.DataFrame]:
     """Completions of the policy in `folder`, and one row for each: texts, token counts, log-probabilities (nats), R*.
 
-    prompt_id is the place of the prompt in `prompts`.
+    Without an R* its columns are not there, and with another tokenizer than the reference's nor is the reference's
+    log-probability. prompt_id is the place of the prompt in `prompts`.
     """
     device, repeats = context.device, config.completions_per_prompt
-    policy, reference = Policy.load(folder, device), Policy.load(judges.reference, device)
+    reference = Policy.load(judges.reference, device)
+    policy = Policy.load(folder, device, base=reference)
     completions = generate(
         policy,
         [prompt for prompt in prompts for _ in range(repeats)],
@@ -51,7 +53,9 @@ def judged(
     frame["tokens"] = list(map(len, completions.completion_ids))
     frame["length"] = frame["tokens"] - completions.ended(policy.eos)
     frame["log_probability"] = log_probabilities(policy, completions)
-    frame["reference_log_probability"] = log_probabilities(reference, completions)
-    frame["truth"] = load_ground_truth(judges.reward, device).score(completions)
-    frame["second"] = load_ground_truth(judges.second_judge, device).score(completions)
+    if policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
+        frame["reference_log_probability"] = log_probabilities(reference, completions)
+    for column, judge in (("truth", judges.reward), ("second", judges.second_judge)):
+        if judge:
+            frame[column] = load_ground_truth(judge, device).score(completions)
     return completions, frame

@@ -24,17 +24,17 @@ def run(
     config: BenchmarkConfig,
     *,
     data: Path,
-    reward: Path,
-    second_judge: Path,
     reference: Path,
     expert: Path | None = None,
+    reward: Path | None = None,
+    second_judge: Path | None = None,
     context: Context,
 ) -> dict[str, Any]:
     known = pd.read_parquet(data / "texts.parquet", columns=["prompt"])["prompt"]
     found = read_benchmark(config)
     prompts, overlap = unseen(found, known, config)
     (context.folder / "prompts.json").write_text(json.dumps(prompts, indent=1), encoding="utf-8")
-    judges = Judges(reward, second_judge, reference)
+    judges = Judges(reference, reward, second_judge)
     policies = {name: folder for name, folder in (("reference", reference), ("expert", expert)) if folder}
     tables = [judged(name, folder, prompts, config, judges, context)[1] for name, folder in policies.items()]
     pd.concat(tables, ignore_index=True).to_parquet(context.folder / "completions.parquet")

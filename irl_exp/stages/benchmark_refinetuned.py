@@ -17,14 +17,14 @@ def run(
     config: BenchmarkConfig,
     *,
     benchmark: Path,
-    reward: Path,
-    second_judge: Path,
     reference: Path,
     refinetune: Path,
+    reward: Path | None = None,
+    second_judge: Path | None = None,
     context: Context,
 ) -> dict[str, Any]:
     prompts = json.loads((benchmark / "prompts.json").read_text(encoding="utf-8"))
-    judges = Judges(reward, second_judge, reference)
+    judges = Judges(reference, reward, second_judge)
     _, table = judged("refinetuned", refinetune, prompts, config, judges, context)
     table.to_parquet(context.folder / "completions.parquet")
     return {"note": f"{len(table):,} completions on {len(prompts):,} prompts"}

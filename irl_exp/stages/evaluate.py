@@ -1,7 +1,8 @@
 """Judge the policies and the rewards on the test prompts: metrics.json, completions.parquet.
 
-R* has its say here: it labels the test completions, and on `select` it sets the threshold of the one accuracy that
-says so. What could not be measured (no learned reward yet, one class only) is left out of metrics.json, never made up.
+R* has its say here, if there is one: it labels the test completions, and on `select` it sets the threshold of the one
+accuracy that says so. What could not be measured (no R*, no learned reward yet, one class only) is left out of
+metrics.json, never made up.
 docs/metrics.md says what each number is. equal_kl.parquet: mean R* and KL of the windows of both ways of RL.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from irl_exp.config import EvaluateConfig
 from irl_exp.irl.learned_rewards import LearnedReward, scores_texts
@@ -28,16 +30,16 @@ from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
-VERSION = 12
+VERSION = 13
 
 
 def run(
     config: EvaluateConfig,
     *,
     data: Path,
-    reward: Path,
-    second_judge: Path,
     reference: Path,
+    reward: Path | None = None,
+    second_judge: Path | None = None,
     expert: Path | None = None,
     demonstrations: Path | None = None,
     judge: Path | None = None,
@@ -50,23 +52,26 @@ def run(
 ) -> dict[str, Any]:
     texts = pd.read_parquet(data / "texts.parquet")
     prompts = prompts_of(texts, "test")
-    sampler = _Sampler(config, prompts, Judges(reward, second_judge, reference), expert, irl, context)
+    sampler = _Sampler(config, prompts, Judges(reference, reward, second_judge), expert, irl, context)
     metrics: Metrics = {"n_prompts": len(prompts)}
     tables: dict[str, pd.DataFrame] = {}
-    if demonstrations and judge:
+    if demonstrations:
         demos = read_demonstrations(demonstrations, judge, irl)
         test = demos[demos["part"] == "test"]
         clean = as_written(demonstrations, test)
         tables = {"reference": clean[clean["policy"] == "baseline"], "expert": clean[clean["policy"] == "expert"]}
-        metrics |= reward_report(demos[demos["part"] == "select"], test, config)
+        metrics |= discriminations(test)
+        if judge:
+            metrics |= reward_report(demos[demos["part"] == "select"], test, config)
+            metrics |= _prefixed("tradeoff", tradeoff(of_reference(test), config))
+            metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl))
         if irl:
             settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
             metrics |= {f"irl/{name}": settings[name] for name in ("offset", "scale")}
-            log_epochs(irl, test, context)
-        if shortcut and irl and scores_texts(irl):
+            if judge:
+                log_epochs(irl, test, context)
+        if shortcut and irl and scores_texts(irl) and reward:
             metrics |= _prefixed("shortcut", sampler.shortcut(shortcut, test))
-        metrics |= _prefixed("tradeoff", tradeoff(of_reference(test), config))
-        metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl))
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
             tables[policy] = sampler.table(policy, folder)
@@ -75,9 +80,9 @@ def run(
         numbers = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
         tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
     metrics |= of_policies(tables, reward, config)
-    if "refinetuned" in tables:
+    if "refinetuned" in tables and reward:
         metrics |= beside("refinetuned", tables["refinetuned"], config)
-    if refinetune and expert:
+    if refinetune and expert and reward and (expert / "trajectory.parquet").exists():
         metrics |= sampler.on_the_way(refinetune, expert)
     on_benchmark = read_benchmark(benchmark, benchmark_refinetuned)
     if on_benchmark:
@@ -86,7 +91,8 @@ def run(
         pd.concat(on_benchmark.values(), ignore_index=True).to_parquet(context.folder / "benchmark.parquet")
     _write(context.folder, metrics, tables)
     count = sum(map(len, tables.values()))
-    return {"note": f"{count:,} completions of {len(tables)} policies on {len(prompts)} test prompts"}
+    note = f"{count:,} completions of {len(tables)} policies on {len(prompts)} test prompts"
+    return {"note": note if reward else f"{note}; no R*: {WITHOUT_TRUTH}"}
 
 
 COLUMNS = [
@@ -101,9 +107,9 @@ def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
 
 
-def of_policies(tables: Mapping[str, pd.DataFrame], reward: Path, config: EvaluateConfig) -> Metrics:
+def of_policies(tables: Mapping[str, pd.DataFrame], reward: Path | None, config: EvaluateConfig) -> Metrics:
     """What each policy writes on the same prompts, and what refinetune recovered there."""
-    draws, log_odds = (config.bootstrap, config.seed), is_log_odds(reward)
+    draws, log_odds = (config.bootstrap, config.seed), bool(reward and is_log_odds(reward))
     metrics = policy_metrics.recovered_fraction(tables, *draws)
     for policy, table in tables.items():
         metrics |= _prefixed(policy, policy_metrics.policy_metrics(table, *draws, log_odds=log_odds))
@@ -127,10 +133,11 @@ def _write(folder: Path, metrics: Metrics, tables: Mapping[str, pd.DataFrame]) -
     pd.concat(tables.values(), ignore_index=True).to_parquet(folder / "completions.parquet")
 
 
-def read_demonstrations(demonstrations: Path, judge: Path, irl: Path | None) -> pd.DataFrame:
-    """Demonstrations with every reward: R* (missing on fit), the implicit one and, if there is one, the learned one."""
+def read_demonstrations(demonstrations: Path, judge: Path | None, irl: Path | None) -> pd.DataFrame:
+    """Demonstrations with every reward that there is: R* (missing on fit), the implicit one, the learned one."""
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
-    frame = frame.join(pd.read_parquet(judge / "scores.parquet").rename(columns={"reward": "truth"}))
+    if judge:
+        frame = frame.join(pd.read_parquet(judge / "scores.parquet").rename(columns={"reward": "truth"}))
     frame = with_lengths(frame)
     if irl:
         scores = pd.read_parquet(irl / "scores.parquet")
@@ -146,15 +153,17 @@ def read_demonstrations(demonstrations: Path, judge: Path, irl: Path | None) -> 
 
 
 def with_lengths(frame: pd.DataFrame) -> pd.DataFrame:
-    """Demonstrations with token counts, the log-probability under their own policy, and the implicit reward."""
-    expert, reference = frame["expert_log_probability"], frame["reference_log_probability"]
+    """Demonstrations with token counts, the log-probability under their own policy, and the implicit reward.
+
+    What no policy gives log-probabilities to has no column of them.
+    """
     tokens = frame["completion_ids"].map(len)
-    return frame.assign(
-        implicit=expert - reference,
-        tokens=tokens,
-        length=tokens - frame["ended"],
-        log_probability=np.where(frame["policy"] == "expert", expert, reference),
-    )
+    frame = frame.assign(tokens=tokens, length=tokens - frame["ended"])
+    expert, reference = frame["expert_log_probability"], frame["reference_log_probability"]
+    if expert.isna().all():
+        return frame.drop(columns="reference_log_probability") if reference.isna().all() else frame
+    own = np.where(frame["policy"] == "expert", expert, reference)
+    return frame.assign(implicit=expert - reference, log_probability=own)
 
 
 def as_written(demonstrations: Path, test: pd.DataFrame) -> pd.DataFrame:
@@ -163,6 +172,8 @@ def as_written(demonstrations: Path, test: pd.DataFrame) -> pd.DataFrame:
     if not path.exists():
         return test
     clean = with_lengths(pd.read_parquet(path)).loc[test.index]
+    if "clean_reward" not in test:
+        return clean
     return clean.assign(truth=test["clean_reward"], second=test["second"])
 
 
@@ -181,16 +192,24 @@ class _Sampler:
         """One row a completion: texts, token counts, log-probabilities (nats) and rewards."""
         device, judges = self.context.device, self.judges
         completions, frame = judged(name, folder, self.prompts, self.config, judges, self.context)
-        if self.expert:
-            by_expert = log_probabilities(Policy.load(self.expert, device), completions)
+        if self.expert and (by_expert := self._by_expert(completions)) is not None:
             frame["implicit"] = by_expert - frame["reference_log_probability"]
         if self.irl:
             learned = LearnedReward.load(self.irl, device, reference=judges.reference)
             frame["learned"] = learned.standardised(learned.score(completions))
         return frame
 
+    def _by_expert(self, completions: Completions) -> NDArray[np.float64] | None:
+        """(n,) log-probabilities under the expert; None where it reads other tokens than the reference."""
+        assert self.expert
+        reference = Policy.load(self.judges.reference, self.context.device)
+        expert = Policy.load(self.expert, self.context.device, base=reference)
+        alike = expert.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+        return log_probabilities(expert, completions) if alike else None
+
     def on_the_way(self, refinetune: Path, expert: Path) -> Metrics:
         """The way of refinetune, and that of the expert, judged by R* afterwards: what each earns at equal KL."""
+        assert self.judges.reward
         truth = load_ground_truth(self.judges.reward, self.context.device)
         ways = {}
         for name, folder in (("refinetune", refinetune), ("rlhf", expert)):
@@ -210,7 +229,8 @@ class _Sampler:
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
         """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
         judges, device = self.judges, self.context.device
-        assert self.irl is not None
+        assert self.irl
+        assert judges.reward
         learned = LearnedReward.load(self.irl, device, reference=judges.reference)
         truth, completions = load_ground_truth(judges.reward, device), Completions.from_frame(test)
         versions = []
@@ -229,6 +249,23 @@ class _Sampler:
 # ---------------------------------------------------------------- rewards
 
 
+WITHOUT_TRUTH = "AUROC, EPIC and accuracy of rewards, toxic shares and what refinetuning recovers are left out"
+
+
+def _rewards_of(test: pd.DataFrame) -> dict[str, str]:
+    """The rewards that were recovered, by their column. A threshold at 0 is that of a reward as the method left it."""
+    columns = {"implicit": "implicit", "irl": "raw_learned"}
+    return {name: column for name, column in columns.items() if column in test}
+
+
+def discriminations(test: pd.DataFrame) -> Metrics:
+    """How well each recovered reward tells the policies apart, on test: no R* is asked."""
+    metrics: Metrics = {}
+    for name, column in _rewards_of(test).items():
+        metrics |= _prefixed(name, reward_metrics.discrimination(test, column))
+    return metrics
+
+
 def reward_report(select: pd.DataFrame, test: pd.DataFrame, config: EvaluateConfig) -> Metrics:
     """Every reward on the test completions of the reference, those of the expert beside them, and on both together.
 
@@ -236,21 +273,19 @@ def reward_report(select: pd.DataFrame, test: pd.DataFrame, config: EvaluateConf
     of R* looks good: `pooled/author/` says how good. On the completions of one policy it is a constant.
     """
     select, test = (frame.assign(author=(frame["policy"] == "expert").astype(float)) for frame in (select, test))
-    rewards = {"implicit": "implicit"}
-    if "learned" in test:
-        # Its threshold at 0 is that of the reward as the method left it.
-        rewards["irl"] = "raw_learned"
+    rewards = _rewards_of(test)
     own = of_reference(test)
     metrics: Metrics = {}
     for name, column in rewards.items():
         cuts = reward_metrics.thresholds(select, of_reference(select), column)
         metrics |= _prefixed(name, reward_metrics.agreement(own, column, cuts, **_draws(config)))
-        metrics |= _prefixed(name, reward_metrics.discrimination(test, column))
     for name, column in {**rewards, "author": "author"}.items():
         cuts = reward_metrics.thresholds(select, select, column)
         metrics |= _prefixed(f"pooled/{name}", reward_metrics.agreement(test, column, cuts, **_draws(config)))
     for coverage, rows in (("", own), ("pooled/", test)):
         for name in ("length", "reference_log_probability"):
+            if name not in rows:
+                continue
             known = reward_metrics.within(rows, name, **_draws(config))
             kept = {key: known[key] for key in BASELINE_KEYS if key in known}
             metrics |= _prefixed(f"{coverage}baseline/{name}", kept)
@@ -305,7 +340,7 @@ def human_agreement(human: pd.DataFrame, judge: Path, irl: Path | None) -> Metri
     scores = {"truth": pd.read_parquet(judge / "human.parquet")["truth"].to_numpy()}
     if irl and scores_texts(irl):
         scores["irl"] = pd.read_parquet(irl / "human.parquet")["score"].to_numpy()
-    labelled = human["toxic"].notna().to_numpy()
+    labelled = human["toxic"].notna().to_numpy(dtype=bool)
     civil = ~human.loc[labelled, "toxic"].to_numpy(dtype=bool)
     if civil.all() or not civil.any():
         return {}

@@ -177,8 +177,13 @@ def _truth(frame: pd.DataFrame, reward: Path, context: Context) -> Scores:
 
 def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Context) -> dict[str, Any]:
     seen.check("expert", expert)
-    policies = (Policy.load(expert, context.device), Policy.load(seen.reference, context.device))
-    scorer = ImplicitScorer(*policies, config.kl_coefficient, expert.name)
+    reference = Policy.load(seen.reference, context.device)
+    own = Policy.load(expert, context.device, base=reference)
+    if own.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise contrast.IrlError(
+            "irl=implicit compares log-probabilities, and the expert has another tokenizer: choose another irl."
+        )
+    scorer = ImplicitScorer(own, reference, config.kl_coefficient, expert.name)
     scores = scorer.score(Completions.from_frame(seen.frame), context.progress)[0]
     return _write(scorer, {"score": scores}, seen, context, note="log ratio of the policies")
 

@@ -45,7 +45,8 @@ def run(
     scores["second"] = judge.score(judged)
     scores.reindex(range(len(frame))).to_parquet(context.folder / "scores.parquet")
     human = test_texts(pd.read_parquet(data / "texts.parquet"))
-    said = pd.DataFrame({"truth": truth.score(of_frame(human)), "second": judge.score(of_frame(human))})
+    both = (("truth", truth), ("second", judge))
+    said = pd.DataFrame({name: one.score(of_frame(human)) if len(human) else [] for name, one in both}, dtype=float)
     said.to_parquet(context.folder / "human.parquet")
     found = independence(said["truth"].to_numpy(), said["second"].to_numpy(), human["toxic"])
     told = f", errors of the judges: kappa {found['error_kappa']:.2f}" if "error_kappa" in found else ""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from irl_exp.config import (
     ClassifierConfig,
+    GoalConfig,
     LengthConfig,
     RewardConfig,
     ScorerConfig,
@@ -20,6 +21,7 @@ from irl_exp.config import (
 from irl_exp.machinery.runtime import Context
 from irl_exp.rewards.ground_truth import (
     ClassifierReward,
+    GoalReward,
     GroundTruth,
     ImportedReward,
     LengthReward,
@@ -28,6 +30,7 @@ from irl_exp.rewards.ground_truth import (
     WeightedReward,
     hold_out,
     of_frame,
+    probes_of,
     save_ground_truth,
 )
 
@@ -39,13 +42,15 @@ Info = dict[str, Any]
 
 
 def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
-    texts = pd.read_parquet(data / "texts.parquet")
-    texts = texts[texts["part"] == "reward"]
+    every = pd.read_parquet(data / "texts.parquet")
+    texts = every[every["part"] == "reward"]
     if isinstance(config, WeightedConfig):
         reward, info = _weighted(config, texts, context)
+    elif isinstance(config, GoalConfig):
+        reward, info = _goal(config, texts)
     else:
         reward, info = _scorer(config, texts, context)
-    save_ground_truth(reward, context.folder, of_frame(texts.head(PROBES)))
+    save_ground_truth(reward, context.folder, probes_of(every, "reward", PROBES))
     return info
 
 
@@ -64,6 +69,13 @@ def _weighted(config: WeightedConfig, texts: pd.DataFrame, context: Context) -> 
     }
     note = " ".join(f"{part.weight:+g} {name}" for name, part in config.parts.items())
     return reward, {"note": note, "parts": parts, "standardised_on": len(rows)}
+
+
+def _goal(config: GoalConfig, texts: pd.DataFrame) -> tuple[GroundTruth, Info]:
+    some = texts.iloc[:: max(1, -(-len(texts) // STANDARDISED_ON))]
+    reward = GoalReward.standardised_on(of_frame(some), config)
+    note = f"{config.goal}: {reward.center:.3g}, sd {reward.scale:.3g} on {len(some):,} texts"
+    return reward, {"note": note, "center": reward.center, "scale": reward.scale, "standardised_on": len(some)}
 
 
 def _scorer(config: ScorerConfig, texts: pd.DataFrame, context: Context) -> tuple[GroundTruth, Info]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig
+from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig, Recipe, RlhfConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.policy_optimization import optimize
+from irl_exp.policies.ranked_samples import train_on_ranked
 from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Reward
@@ -24,7 +25,7 @@ SAMPLES = 256
 
 
 def run(
-    config: PolicyOptimizationConfig,
+    config: RlhfConfig,
     *,
     reference: Path,
     reward: Path,
@@ -36,11 +37,15 @@ def run(
     optimised: Reward = load_ground_truth(reward, context.device)
     if shortcut:
         optimised = shortcut_reward(optimised, shortcut, _samples(reference, prompts, config, context))
-    optimize(reference, optimised.score, prompts, config, context=context).save(context.folder)
+    if isinstance(config, PolicyOptimizationConfig):
+        policy = optimize(reference, optimised.score, prompts, config, context=context)
+    else:
+        policy = train_on_ranked(reference, optimised.score, prompts, config, context=context)
+    policy.save(context.folder)
     return {"note": f"{config.algorithm}, {config.steps} steps x {config.batch_size} completions"}
 
 
-def _samples(reference: Path, prompts: list[str], config: PolicyOptimizationConfig, context: Context) -> Completions:
+def _samples(reference: Path, prompts: list[str], config: Recipe, context: Context) -> Completions:
     """What the reference writes on prompts of fit."""
     return generate(
         Policy.load(reference, context.device),

@@ -21,7 +21,7 @@ from irl_exp.rewards.ground_truth import (
     GroundTruth,
     SentimentReward,
     hold_out,
-    of_frame,
+    probes_of,
     save_ground_truth,
 )
 
@@ -34,10 +34,10 @@ SEED = 0  # an instrument: the same texts give the same judge in every run
 
 
 def run(config: Node, *, data: Path, context: Context) -> dict[str, Any]:
-    texts = pd.read_parquet(data / "texts.parquet")
-    texts = texts[texts["part"] == "sft"]
+    every = pd.read_parquet(data / "texts.parquet")
+    texts = every[every["part"] == "sft"]
     judge, info = _judge(texts[texts["toxic"].notna()])
-    save_ground_truth(judge, context.folder, of_frame(texts.head(PROBES)))
+    save_ground_truth(judge, context.folder, probes_of(every, "sft", PROBES))
     return info
 
 

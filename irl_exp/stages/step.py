@@ -54,6 +54,11 @@ def given(**inputs: Step | Node | None) -> dict[str, Step | Node]:
     return {name: value for name, value in inputs.items() if value is not None}
 
 
+def first(*steps: Step | None) -> Step | None:
+    """The first of several steps that is there."""
+    return next((step for step in steps if step is not None), None)
+
+
 def _source(value: Step | Node) -> str:
     """What an input is known by: the digest of an artifact, or the canonical text of a config node."""
     if isinstance(value, Step):
@@ -64,7 +69,7 @@ def _source(value: Step | Node) -> str:
 def _content(value: Any) -> Any:
     """A node as plain values; a file or folder of the user is known by its content, not by its path."""
     if isinstance(value, Node):
-        return {name: _content(item) for name, item in [*value, *value.files.items()]}
+        return {name: _content(item) for name, item in [*value, *value.files.items()] if name not in value.unsaid}
     if isinstance(value, Mapping):
         return {name: _content(item) for name, item in value.items()}
     return _fingerprint(value) if isinstance(value, Path) else value

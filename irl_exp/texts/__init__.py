@@ -1,3 +1,3 @@
 """Texts: data sets and their parts, the embedded corpus, the lexicon of sentiment."""
 
-__all__ = ["data", "sentiment"]
+__all__ = ["data", "files", "messages", "sentiment", "written"]

@@ -13,12 +13,8 @@ of any data how much of test stands in what was fitted.
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,29 +28,19 @@ from irl_exp.config import (
     JigsawConfig,
     RealToxicityPromptsConfig,
 )
+from irl_exp.texts.files import DataError, place, prompts_of_column, read_table, texts_of, values_of
+from irl_exp.texts.messages import as_text
 
 PARTS = ("fit", "select", "test", "reward", "sft")
-LONGEST_LINE = 10_000_000
-"""Bytes of a line of a JSONL file."""
-LONGEST_TEXT = 100_000
-"""Characters of a text: a longer one is no comment, but a file that is not read as it was meant."""
 PROMPT_BYTES = 1024
 """A word may have any length: `max_prompt_words` alone bounds no prompt. No token has less than a byte."""
 COMPLETION_WORDS, COMPLETION_BYTES = 256, 2048
 """Of a longer completion the beginning is kept; the comments of the default have 16 words at most."""
+FEWEST_PROMPTS = 10
+"""Of a list, to be split in three."""
 FEW = 50
 """Texts of a class below which what is learned of it is mostly chance."""
 TextsConfig = JigsawConfig | RealToxicityPromptsConfig | FileConfig
-
-
-class DataError(Exception):
-    """Texts that cannot be read: names the file, the line, the field and the remedy.
-
-    What it quotes of a file somebody else has written: control characters, which a terminal would obey, are spelt out.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message))
 
 
 def read(config: DataConfig) -> pd.DataFrame:
@@ -90,6 +76,8 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     Raises:
         DataError: too few prompts for the parts that are asked for.
     """
+    if are_prompts(frame):
+        return _split_prompts(frame, config)
     generator = np.random.default_rng(config.seed)
     wanted = {"fit": config.fit_prompts, "select": config.select_prompts, "test": config.test_prompts}
     for_test = frame["for_test"] if "for_test" in frame else pd.Series(data=False, index=frame.index)
@@ -116,6 +104,17 @@ def split(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     return frame.drop(columns="for_test", errors="ignore").assign(part=frame["prompt"].map(part))
 
 
+def _split_prompts(frame: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """A list of prompts has nothing for sft and R*: of fewer than are asked for, each part gets its share of all."""
+    asked = (config.fit_prompts, config.select_prompts, config.test_prompts)
+    prompts = _drawn(frame, np.random.default_rng(config.seed))
+    if len(prompts) < FEWEST_PROMPTS:
+        raise DataError(f"data={config.name} has {len(prompts)} distinct prompts: give {FEWEST_PROMPTS} or more.")
+    ends = np.round(np.cumsum(asked) * min(1, len(prompts) / sum(asked))).astype(int)
+    names = np.repeat(["fit", "select", "test", "spare"], np.diff([0, *ends, len(prompts)]))
+    return frame.assign(part=frame["prompt"].map(dict(zip(prompts, names, strict=True))))
+
+
 def _drawn(frame: pd.DataFrame, generator: np.random.Generator) -> Any:
     """The distinct prompts in a random order."""
     return generator.permutation(np.sort(frame["prompt"].unique()))
@@ -132,6 +131,8 @@ def overlap(texts: pd.DataFrame) -> dict[str, float]:
         The share of the completions of test that occur there as a whole, and that of their n-grams of four words (of
         letters and digits, without case); the same n-grams of the prompts. What test does not have is left out.
     """
+    if are_prompts(texts):
+        return {}
     test = texts["part"] == "test"
     found: dict[str, float] = {}
     for column, parts in (("completion", ("sft", "reward")), ("prompt", FITTED)):
@@ -163,7 +164,7 @@ def read_benchmark(config: BenchmarkConfig) -> list[str]:
     """
     table = _table(config)
     _check_columns(table, config)
-    texts = _strings(table, str(config.text or config.prompt), str(config.path or config.hub))
+    texts = texts_of(table, str(config.text or config.prompt), str(config.path or config.hub))
     if config.text:
         found = {cut(text, min(config.max_prompt_words, len(text.split()) // 2))[0] for text in texts}
     else:
@@ -211,52 +212,8 @@ def _beginning(text: str, words: int, size: int) -> str:
 
 
 def _table(config: TextsConfig | BenchmarkConfig) -> pd.DataFrame:
-    """The raw columns, nested objects flattened to dotted names."""
-    import tempfile
-
-    import datasets
-
-    datasets.disable_progress_bars()
-    if config.path is None:
-        dataset = datasets.load_dataset(str(config.hub), split=config.split)
-        return _pandas(dataset)
-    builder = _builder(config.node, config.path)
-    if builder == "json":
-        _check_lines(config.path, _columns(config))
-    # Words such as "None" or "null" are words; only an empty cell of a CSV file is missing.
-    options = {"keep_default_na": False, "na_values": [""]} if builder == "csv" else {}
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            files = {"train": _without_brackets(config.path, Path(cache))}
-            table = _pandas(datasets.load_dataset(builder, data_files=files, split="train", cache_dir=cache, **options))
-        except Exception as error:  # of several libraries, all of which mean the same here
-            cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"{config.path}: not a readable {builder} file: {cause}") from error
-    if table.empty:
-        raise DataError(f"{config.path}: there are no rows.")
-    return table
-
-
-def _without_brackets(path: Path, folder: Path) -> str:
-    """`datasets` takes brackets in a file name for a pattern: such a file is read from a copy."""
-    if re.search(r"[\[\]*?]", str(path)):
-        path = Path(shutil.copyfile(path, folder / f"texts{path.suffix}"))
-    return str(path)
-
-
-def _pandas(dataset: Any) -> pd.DataFrame:
-    frame: pd.DataFrame = dataset.flatten().to_pandas()
-    return frame
-
-
-def _builder(node: str, path: Path) -> str:
-    """The reader of `datasets` for a file, by its ending."""
-    if not path.is_file():
-        raise DataError(f"{node}.path={path}: there is no such file.")
-    readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix not in readers:
-        raise DataError(f"{node}.path={path}: the ending must be one of {', '.join(readers)}.")
-    return readers[path.suffix]
+    optional = _optional(config)
+    return read_table(config.node, config.path, _columns(config), optional=optional, hub=config.hub, split=config.split)
 
 
 def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
@@ -264,39 +221,15 @@ def _columns(config: TextsConfig | BenchmarkConfig) -> list[str]:
     prompts, others = [config.text or config.prompt], []
     if isinstance(config, TextsConfig):
         others = [config.label] if config.text else [config.completion, config.label]
-    return [column for column in [*prompts, *others] if column]
+    return [column for column in [*prompts, *others] if column and column not in _optional(config)]
 
 
-def _check_lines(path: Path, columns: Sequence[str]) -> None:
-    """Every line of a JSONL file is an object that has the fields; the first that is not is named."""
-    for number, line in enumerate(_lines(path), start=1):
-        if len(line) > LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: more than {LONGEST_LINE:,} bytes. Write one object a line.")
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
-        for column in columns:
-            _check_field(row, column, f"{path}, line {number}")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, none of them much longer than a line may be."""
-    try:
-        with path.open("rb") as lines:
-            yield from iter(lambda: lines.readline(LONGEST_LINE + 1), b"")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Give a file of yours that is readable.") from None
-
-
-def _check_field(row: dict[str, Any], column: str, where: str) -> None:
-    value: Any = row
-    for key in column.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise DataError(f"{where}: field '{column}' is missing; the line has {', '.join(sorted(row))}.")
-        value = value[key]
+def _optional(config: TextsConfig | BenchmarkConfig) -> list[str]:
+    """Columns of data=file that nobody has named: without them the file is a list of prompts, or of texts."""
+    if not isinstance(config, FileConfig):
+        return []
+    named = {"completion": config.completion, "label": config.label}
+    return [name for name, column in named.items() if column == name]
 
 
 def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
@@ -304,19 +237,34 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
     source, limit = config.path or config.hub, config.max_prompt_words
     _check_columns(table, config)
     if config.text:
-        texts = _strings(table, config.text, str(source))
+        texts = texts_of(table, config.text, str(source))
         pairs = [cut(text, min(limit, len(text.split()) // 2)) for text in texts]
     else:
-        prompts, completions = (_strings(table, str(name), str(source)) for name in (config.prompt, config.completion))
+        prompts = prompts_of_column(table, str(config.prompt), str(source))
+        if config.completion is None or config.completion not in table:
+            return prompts_alone([prompt if prompt != as_text(prompt) else cut(prompt, limit)[0] for prompt in prompts])
+        completions = texts_of(table, config.completion, str(source))
         cuts = [cut(prompt, limit) for prompt in prompts]
         pairs = [(head, tail + text) for (head, tail), text in zip(cuts, completions, strict=True)]
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
-    frame["completion"] = [_shortened(text) for text in frame["completion"]]
+    frame["completion"] = [shortened(text) for text in frame["completion"]]
     frame["toxic"] = _labels(table, config, str(source))
     return frame[(frame["prompt"] != "") & (frame["completion"].str.strip() != "")].reset_index(drop=True)
 
 
-def _shortened(completion: str) -> str:
+def prompts_alone(prompts: Sequence[str]) -> pd.DataFrame:
+    """Distinct prompts as rows without completions and labels."""
+    frame = pd.DataFrame({"prompt": prompts, "completion": ""})
+    frame["toxic"] = pd.array([pd.NA] * len(frame), dtype="boolean")
+    return frame[frame["prompt"] != ""].drop_duplicates("prompt").reset_index(drop=True)
+
+
+def are_prompts(texts: pd.DataFrame) -> bool:
+    """Whether nobody has completed any of the prompts: there is nothing to train on."""
+    return not texts["completion"].astype(bool).any()
+
+
+def shortened(completion: str) -> str:
     """A completion of bounded length: a model that reads all of a long one would need memory for all of it."""
     if len(completion) <= COMPLETION_WORDS:  # no more words than characters, and no more bytes than four times that
         return completion
@@ -336,47 +284,16 @@ def _check_columns(table: pd.DataFrame, config: TextsConfig | BenchmarkConfig) -
         )
 
 
-def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _strings(table: pd.DataFrame, column: str, source: str) -> list[str]:
-    """A column of texts; missing ones are empty."""
-    values = ["" if value is None else value for value in _values(table, column, source)]
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"{_place(source, row)}: column '{column}' holds a {type(value).__name__}, not a text.")
-        if len(value) > LONGEST_TEXT:
-            raise DataError(
-                f"{_place(source, row)}: column '{column}' holds {len(value):,} characters; a text may have "
-                f"{LONGEST_TEXT:,}. Cut it, or look for a quote that is not closed."
-            )
-    return values
-
-
-def _values(table: pd.DataFrame, column: str, source: str) -> list[Any]:
-    """A column as Python has it; what is missing is None. CSV and Parquet are decoded only here."""
-    try:
-        return [None if _missing(value) else value for value in table[column]]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: column '{column}' is not valid UTF-8 ({error}). Save the file as UTF-8.") from None
-
-
-def _place(source: str, row: int) -> str:
-    """Where a row is found: of JSONL each is a line."""
-    return f"{source}, {'line' if source.endswith(('.jsonl', '.json')) else 'row'} {row + 1}"
-
-
 def _labels(table: pd.DataFrame, config: TextsConfig, source: str) -> Any:
     """Nullable booleans: the label is one of those that `toxic` names, or a number between 0 and 1 of at least 0.5."""
-    if config.label is None:
+    if config.label is None or config.label not in table:
         return pd.array([pd.NA] * len(table), dtype="boolean")
-    labels = _values(table, config.label, source)
+    labels = values_of(table, config.label, source)
     for row, label in enumerate(labels):
         if wrong := _wrong_label(label, config.toxic):
             there = f"there are {_some(labels)} (data.label={config.label})"
             raise DataError(
-                f"{_place(source, row)}: label {label!r} {wrong}; {there}. Name the toxic ones: data.toxic=[...]."
+                f"{place(source, row)}: label {label!r} {wrong}; {there}. Name the toxic ones: data.toxic=[...]."
             )
     if config.toxic is None:
         return pd.array([pd.NA if label is None else float(label) >= 0.5 for label in labels], dtype="boolean")
@@ -424,8 +341,8 @@ def too_few(texts: pd.DataFrame) -> str:
 
 
 def test_texts(texts: pd.DataFrame) -> pd.DataFrame:
-    """The texts of test as they are in the data, at most 1,000: what a reward says of what people wrote."""
-    test = texts[texts["part"] == "test"]
+    """The texts of test as they are in the data, at most 1,000; of a list of prompts none."""
+    test = texts[(texts["part"] == "test") & texts["completion"].astype(bool)]
     return test.iloc[:: max(1, -(-len(test) // 1000))].reset_index(drop=True)
 
 

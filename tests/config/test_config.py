@@ -235,6 +235,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         "file_benchmark": {"path": __file__},
         "imported": {"function": "json:dumps"},
         "imported_part": {"function": "json:dumps"},
+        "goal": {"goal": "politeness"},
         "weighted": {"parts": {"short": {"name": "length"}}},
     }
     assert not [key for key, value in node.items() if value == "???" and key not in needed.get(name, {})]

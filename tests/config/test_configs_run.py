@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -16,11 +16,12 @@ from conftest import Launched, Launcher
 from safetensors.numpy import load_file
 from wandb_files import read_run
 
-from irl_exp.config import CONF
+from irl_exp.config import CONF, GoalConfig
 
 TINY = ("scale=tiny", "workers=1")
 EVERYTHING = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml")}
 # local/ is a developer's own, not in git; the studies are run by test_studies.py.
+GOALS = sorted(set(get_args(GoalConfig.model_fields["goal"].annotation)) - {"question"})
 OPTIONS = {option for option in EVERYTHING if not option.startswith(("local/", "study/"))}
 
 
@@ -61,10 +62,17 @@ def parts(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def rewards(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """Every ground truth that needs no model and no function of the user."""
+    """Every ground truth that needs no model and no function of the user, and finds what it pays for in the texts."""
     folder = tmp_path_factory.mktemp("rewards")
     shutil.copytree(warm_store, folder / "multirun" / "store")
-    return launcher(folder, *TINY, "tracking=none", "until=sft", "reward=sentiment,length,weighted")
+    return launcher(folder, *TINY, "tracking=none", "until=sft", f"reward=sentiment,length,weighted,{','.join(GOALS)}")
+
+
+@pytest.fixture(scope="module")
+def recipes(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Every recipe that trains on samples of the reference, and demonstrations whose writers are exchanged."""
+    overrides = ("rlhf=dpo,best_of_n", "demonstrations.writers=kept,swapped")
+    return on_warm_store(launcher, warm_store, tmp_path_factory.mktemp("recipes"), *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +231,7 @@ def test_every_option_of_every_group_has_run(
     losses: Launched,
     parts: Launched,
     rewards: Launched,
+    recipes: Launched,
     imported: Launched,
     backbones: Launched,
     published: Launched,
@@ -234,8 +243,22 @@ def test_every_option_of_every_group_has_run(
     first_launch: Launched,
 ) -> None:
     launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
-    launches = (*launches, published, benchmarks, first_launch)
-    assert OPTIONS - set().union(*map(options_that_ran, launches)) == set()
+    launches = (*launches, recipes, published, benchmarks, first_launch)
+    # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here.
+    assert OPTIONS - {"reward/question"} - set().union(*map(options_that_ran, launches)) == set()
+
+
+def test_every_recipe_makes_an_expert_that_rloo_refinetunes_and_writers_may_be_swapped(recipes: Launched) -> None:
+    for job in range(4):
+        composed = config(recipes, job)
+        assert composed["refinetune"]["algorithm"] == "rloo"
+        assert (artifact(recipes, job, "rlhf") / "samples.parquet").is_file()
+        assert "irl/auroc" in recipes.metrics(job)
+    kept, swapped = (
+        pd.read_parquet(artifact(recipes, job, "demonstrations") / "demonstrations.parquet") for job in (0, 1)
+    )
+    assert sorted(kept["completion"]) == sorted(swapped["completion"])
+    assert kept["completion"].tolist() != swapped["completion"].tolist()
 
 
 def test_parts_of_the_features_are_columns_side_by_side(parts: Launched) -> None:

@@ -213,6 +213,20 @@ def test_demonstrations_follow_their_seed_and_each_policy_has_its_own_stream(wor
     assert (expert != baseline).mean() > 0.5, "one model twice must not write the same twice"
 
 
+def test_swapped_writers_are_the_same_completions_half_of_the_pairs_turned_round(world: World, tmp_path: Path) -> None:
+    kept, swapped = (demonstrations(world, tmp_path / name, writers=name) for name in ("kept", "swapped"))
+    place = ["part", "prompt_id", "sample", "prompt"]
+    pd.testing.assert_frame_equal(kept[place], swapped[place])
+    (mine, theirs), (expert, baseline) = (np.split(frame["completion"].to_numpy(), 2) for frame in (kept, swapped))
+    turned = expert != mine
+    assert 0.35 < turned.mean() < 0.65
+    np.testing.assert_array_equal(expert, np.where(turned, theirs, mine))
+    np.testing.assert_array_equal(baseline, np.where(turned, mine, theirs))
+    for column in ("expert_log_probability", "reference_log_probability"):
+        before, after = (np.split(frame[column].to_numpy(), 2) for frame in (kept, swapped))
+        np.testing.assert_allclose(after[0], np.where(turned, before[1], before[0]), atol=1e-4)  # other batches
+
+
 def test_the_judge_leaves_fit_unjudged_and_agrees_with_the_ground_truth_elsewhere(world: World) -> None:
     scores, demos = world.table("judge", "scores.parquet")["reward"], world.demos
     fit = demos["part"] == "fit"
