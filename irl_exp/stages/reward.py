@@ -11,7 +11,6 @@ import pandas as pd
 from irl_exp.config import (
     ClassifierConfig,
     LengthConfig,
-    RewardConfig,
     ScorerConfig,
     SentimentConfig,
     SequenceClassifierConfig,
@@ -39,7 +38,7 @@ STANDARDISED_ON = 2000  # texts: the standard deviation of a part is then known 
 Info = dict[str, Any]
 
 
-def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
+def run(config: ScorerConfig | WeightedConfig, *, data: Path, context: Context) -> Info:
     every = pd.read_parquet(data / "texts.parquet")
     texts = every[every["part"] == "reward"]
     if isinstance(config, WeightedConfig):
