@@ -30,14 +30,14 @@ FLOORS = (
 
 ALONE = (
     *("measures/reward_comparison", "measures/overoptimisation", "machinery/store", "machinery/tracking"),
-    *("irl/losses", "irl/heads", "irl/bayesian", "irl/contrast", "texts/comments", "texts/sentiment"),
+    *("irl/losses", "irl/heads", "irl/bayesian", "irl/contrast", "texts/comments", "texts/messages", "texts/sentiment"),
     *("report/cells", "report/names", "report/tables", "config/nodes"),
 )
 """Files that import nothing of ours."""
 
 ONLY_IN = {
     "trl": {"policies/policy_optimization.py", "policies/ranked_samples.py"},
-    "peft": {"irl/backbones.py"},
+    "peft": {"irl/backbones.py", "policies/adapters.py"},
     "wandb": {"machinery/tracking.py"},
     "wandb_workspaces": {"dashboard"},
     "hydra": {"launch", "config"},

@@ -20,8 +20,17 @@ RUN = "run"
 """The page of the options that lie in no node."""
 
 WANTED = (
-    *("name", "seed", "until", "max_new_tokens", "workers", "threads", "device", "fail_fast", "objective"),
-    *("store.dir", "model.path", "model.hub", "model.tuned", "data.path", "data.label", "data.fit_prompts"),
+    *("name", "seed", "until", "max_new_tokens", "workers", "device", "objective"),
+    *(
+        "store.dir",
+        "expert.path",
+        "model.path",
+        "model.hub",
+        "model.tuned",
+        "data.path",
+        "data.label",
+        "data.fit_prompts",
+    ),
     *("sft.steps", "rlhf.steps", "rlhf.learning_rate", "rlhf.kl_coefficient"),
     *("demonstrations.completions_per_prompt", "irl.seed", "irl.epochs", "irl.ridge", "irl.max_norm"),
     *("irl.prompt_fraction", "refinetune.steps", "refinetune.kl_coefficient", "evaluate.bootstrap", "tracking.project"),
@@ -35,7 +44,6 @@ usage: {program} [-m] [GROUP=CHOICE ...] [OPTION=VALUE ...]
 The chain; each result is kept in the store and never computed twice:
   sft             base model -> reference policy
   rlhf            reference policy + ground-truth reward R* -> expert policy
-                  (expert=checkpoint, texts: one that is there already)
   demonstrations  what expert and reference write on the same prompts
   irl             contrast pairs of demonstrations -> learned reward
   refinetune      reference policy + learned reward -> refinetuned policy

@@ -276,8 +276,9 @@ def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
     """
     from irl_exp.irl.features import FeatureError
     from irl_exp.launch import preflight
+    from irl_exp.launch.models import PreflightError
     from irl_exp.machinery.store import Store
-    from irl_exp.texts.data import DataError
+    from irl_exp.texts.files import DataError
 
     complaints: dict[str, None] = {}
     warnings: dict[str, None] = {}
@@ -288,10 +289,10 @@ def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
             if step.identity not in store:
                 preflight.check(step)
                 warnings[preflight.warning(step)] = None
-        except (preflight.PreflightError, DataError, FeatureError) as error:
+        except (PreflightError, DataError, FeatureError) as error:
             complaints[str(error)] = None
     if complaints:
-        raise preflight.PreflightError("\n".join(complaints))
+        raise PreflightError("\n".join(complaints))
     for store in stores.values():
         store.prepare()
     return [warning for warning in warnings if warning]

@@ -36,6 +36,7 @@ from irl_exp.rewards.ground_truth import check_function
 from irl_exp.rewards.reward import RewardError
 from irl_exp.stages.step import Step
 from irl_exp.texts import data
+from irl_exp.texts.files import DataError
 from irl_exp.texts.written import prompts_of_writers
 
 
@@ -65,7 +66,7 @@ def check(step: Step) -> None:
     """Refuse a stage whose files, names or labels are not there.
 
     Raises:
-        PreflightError, data.DataError, features.FeatureError: one clear message.
+        PreflightError, DataError, features.FeatureError: one clear message.
     """
     if "max_new_tokens" in type(step.config).model_fields:
         _check_length(step)
@@ -105,8 +106,8 @@ def _check_reference(step: Step) -> None:
 
 def _check_further(step: Step) -> None:
     origin = _Origin.of(step.inputs["data"])
-    if step.config.texts == "sft" and origin.is_here and data.are_prompts(_texts(origin)):  # type: ignore[attr-defined]
-        raise PreflightError("expert=further: the data has no texts of people to train on: set expert.texts=own.")
+    if step.config.train_on == "sft" and origin.is_here and data.are_prompts(_texts(origin)):  # type: ignore[attr-defined]
+        raise PreflightError("expert=further: the data has no texts of people to train on: set expert.train_on=own.")
 
 
 def _check_layers(config: Node, step: Step) -> None:
@@ -193,17 +194,17 @@ def _longest_prompt(origin: _Origin) -> int:
 def _texts(origin: _Origin) -> pd.DataFrame:
     """All texts, split; read once, whatever comes of it."""
     found = _read(origin)
-    if isinstance(found, data.DataError):
+    if isinstance(found, DataError):
         raise found
     return found
 
 
 @functools.cache
-def _read(origin: _Origin) -> pd.DataFrame | data.DataError:
+def _read(origin: _Origin) -> pd.DataFrame | DataError:
     try:
         texts = prompts_of_writers(origin.expert) if origin.expert else data.read(origin.config)
         return data.split(texts, origin.config)
-    except data.DataError as error:
+    except DataError as error:
         return error
 
 
@@ -218,7 +219,7 @@ def _check_data(origin: _Origin) -> None:
     if origin.is_here:
         _texts(origin)
     else:
-        check_hub("data", str(origin.config.hub), None, kind="dataset")
+        check_hub("data", str(origin.config.hub), None, kind="dataset")  # type: ignore[union-attr]
 
 
 @functools.cache

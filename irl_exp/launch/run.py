@@ -166,5 +166,5 @@ def _samples(completions: Any) -> Any:
     prompts = sorted(completions["prompt_id"].unique())
     prompts = prompts[:: -(-len(prompts) // SAMPLES)]  # they are sorted: neighbours begin alike
     first = completions[completions["prompt_id"].isin(prompts)].groupby(["prompt_id", "policy"], sort=True).head(1)
-    columns = ["policy", "prompt", "completion", "truth", "implicit", "learned"]
+    columns = ["policy", "prompt", "prompt_read", "completion", "truth", "implicit", "learned"]
     return first.sort_values(["prompt_id", "policy"])[[column for column in columns if column in first]]

@@ -242,6 +242,14 @@ def downloaded(name: str, revision: str | None) -> Path:
         raise PolicyError(f"{name}: not on the hub, or out of reach: {first_line(error)}") from error
 
 
+def prompts_as_read(folder: Path, device: Device) -> Callable[[Sequence[Ids]], list[str]] | None:
+    """Of a policy that is asked in chat: what prints ids of prompts with all markup; None for others."""
+    if not (folder / "chat_template.jinja").is_file():
+        return None
+    tokenizer = Policy.load(folder, device).tokenizer
+    return lambda ids: list(tokenizer.batch_decode([list(map(int, one)) for one in ids]))
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without its further advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -104,6 +104,8 @@ def comparison_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     tables = []
     for what, names in COMPARED.items():
         keys = [key for key in names if any(key in (run.metrics or {}) for runs in cells.values() for run in runs)]
+        if "irl/auroc" in keys:  # with R*, telling the policies apart is not what is asked
+            keys = [key for key in keys if key != "irl/discrimination_auroc"]
         placebo = _placebo(cells) if "irl/auroc" in keys else []
         rows = []
         for cell, runs in cells.items():

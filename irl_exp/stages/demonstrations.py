@@ -106,7 +106,7 @@ def _given(
     rows = paired.merge(known, on="prompt").sort_values(["prompt_id", "sample"], kind="stable")
     sides = {name: rows[rows["policy"] == name].reset_index(drop=True) for name in ("expert", "baseline")}
     places = sides["expert"][["part", "prompt", "prompt_id", "sample"]]
-    read = {name: reader.complete(side["prompt"], side["completion"]) for name, side in sides.items()}
+    read = {name: reader.complete(side["prompt"].tolist(), side["completion"].tolist()) for name, side in sides.items()}
     whole = sum(map(len, [ids for one in read.values() for ids in one.completion_ids]))
     read = {name: reader.cut(one) for name, one in read.items()}
     lost = whole - sum(map(len, [ids for one in read.values() for ids in one.completion_ids]))

@@ -23,7 +23,7 @@ from irl_exp.irl.learned_rewards import LearnedReward, scores_texts
 from irl_exp.machinery.runtime import Context
 from irl_exp.measures import overoptimisation, policy_metrics, reward_metrics
 from irl_exp.measures.reward_metrics import Metrics
-from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.language_models import Completions, Policy, prompts_as_read
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards import shortcuts
 from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
@@ -75,7 +75,10 @@ def run(
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
             tables[policy] = sampler.table(policy, folder)
+    asked = prompts_as_read(reference, context.device)
     for policy, table in tables.items():
+        if asked:
+            table = table.assign(prompt_read=asked(table["prompt_ids"].tolist()))
         # One numbering for all policies: that of the test prompts.
         numbers = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
         tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
@@ -96,11 +99,11 @@ def run(
 
 
 COLUMNS = [
-    *("policy", "prompt_id", "prompt", "completion", "tokens", "length", "log_probability"),
+    *("policy", "prompt_id", "prompt", "prompt_read", "completion", "tokens", "length", "log_probability"),
     *("reference_log_probability", "truth", "second", "implicit", "learned", "learned_sd", "aleatoric", "epistemic"),
 ]
-"""Of completions.parquet. truth is R*, second the second judge, implicit the log ratio of expert and reference;
-learned is standardised."""
+"""Of completions.parquet. prompt_read is the prompt as a chat model reads it, markup and all; truth is R*, second the
+second judge, implicit the log ratio of expert and reference; learned is standardised."""
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:

@@ -23,17 +23,17 @@ OWN = 8
 def run(config: FurtherExpert, *, reference: Path, data: Path, context: Context) -> dict[str, Any]:
     policy = Policy.load(reference, context.device)
     texts = pd.read_parquet(data / "texts.parquet")
-    completions = _own(policy, prompts_of(texts, "fit"), config) if config.texts == "own" else _given(policy, texts)
+    completions = _own(policy, prompts_of(texts, "fit"), config) if config.train_on == "own" else _given(policy, texts)
     fine_tune(policy, completions, config, context=context)
     policy.save(context.folder)
-    return {"note": f"{config.steps} steps on {len(completions):,} texts, {config.texts}", "texts": len(completions)}
+    return {"note": f"{config.steps} steps on {len(completions):,} texts, {config.train_on}", "texts": len(completions)}
 
 
 def _given(policy: Policy, texts: pd.DataFrame) -> Completions:
     """What the reference itself was trained on."""
     part = texts[texts["part"] == "sft"]
     if part.empty:
-        raise PolicyError("expert=further: the data has no texts of people to train on: set expert.texts=own.")
+        raise PolicyError("expert=further: the data has no texts of people to train on: set expert.train_on=own.")
     return policy.complete(part["prompt"].tolist(), part["completion"].tolist())
 
 

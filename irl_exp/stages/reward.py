@@ -12,7 +12,6 @@ from irl_exp.config import (
     ClassifierConfig,
     GoalConfig,
     LengthConfig,
-    RewardConfig,
     ScorerConfig,
     SentimentConfig,
     SequenceClassifierConfig,
@@ -41,7 +40,7 @@ STANDARDISED_ON = 2000  # texts: the standard deviation of a part is then known 
 Info = dict[str, Any]
 
 
-def run(config: RewardConfig, *, data: Path, context: Context) -> Info:
+def run(config: ScorerConfig | WeightedConfig, *, data: Path, context: Context) -> Info:
     every = pd.read_parquet(data / "texts.parquet")
     texts = every[every["part"] == "reward"]
     if isinstance(config, WeightedConfig):

@@ -24,6 +24,7 @@ from irl_exp.config import (
     BenchmarkConfig,
     CommentsConfig,
     DataConfig,
+    ExpertTextsConfig,
     FileConfig,
     JigsawConfig,
     RealToxicityPromptsConfig,
@@ -53,6 +54,7 @@ def read(config: DataConfig) -> pd.DataFrame:
     """
     if isinstance(config, CommentsConfig):
         return _comments(config)
+    assert not isinstance(config, ExpertTextsConfig)  # its texts are those of the expert
     return _texts(_table(config), config)
 
 

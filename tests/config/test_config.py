@@ -107,10 +107,14 @@ def test_every_option_of_every_group_composes(path: Path, tmp_path: Path) -> Non
         "reward=sequence_classifier": [f"reward.path={tmp_path}"],
         "reward=imported": ["reward.function=json:dumps"],
         "irl=author": ["until=irl"],
+        "data=expert": ["expert=texts", f"expert.path={tmp_path}/config.json", f"model.path={tmp_path}"],
+        "expert=checkpoint": [f"expert.path={tmp_path}", f"model.path={tmp_path}", "model.tuned=true"],
+        "expert=texts": [f"expert.path={tmp_path}/config.json", f"model.path={tmp_path}"],
+        "reward=none": ["expert=itself"],
     }
     composed = configured(choice(path), *needed.get(choice(path), []))
     group = path.parent.relative_to(CONF)
-    if group.name in ("loss", "data", "backbone", "irl", "benchmark"):
+    if group.name in ("loss", "data", "expert", "reward", "backbone", "irl", "benchmark"):
         node: Any = composed
         for name in group.parts:
             node = getattr(node, name)
@@ -236,6 +240,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         "imported": {"function": "json:dumps"},
         "imported_part": {"function": "json:dumps"},
         "goal": {"goal": "politeness"},
+        "checkpoint_expert": {"hub": "somebody/tuned"},
+        "texts_expert": {"path": __file__},
         "weighted": {"parts": {"short": {"name": "length"}}},
     }
     assert not [key for key, value in node.items() if value == "???" and key not in needed.get(name, {})]

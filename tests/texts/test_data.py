@@ -18,7 +18,8 @@ from small import DEVICE, compose
 from irl_exp import chain
 from irl_exp.config import CommentsConfig, ConfigError, FileConfig, RealToxicityPromptsConfig
 from irl_exp.launch import preflight
-from irl_exp.texts import data
+from irl_exp.texts import data, files
+from irl_exp.texts.messages import as_text, messages_of
 
 patient = settings(deadline=None)  # a busy machine is no failure
 
@@ -208,8 +209,8 @@ def test_a_damaged_file_of_any_kind_is_a_data_error(tmp_path: Path, name: str, c
     [
         ("x.csv", b"prompt,completion,label\ncaf\xe9 noir,c d,1\n", "not a readable csv file"),
         ("x.jsonl", b"[" * 10**5, "line 1: not valid JSON: maximum recursion depth"),
-        ("x.csv", b"prompt,\x1b[2J\na b,c\n", r"there are prompt, \x1b[2J."),
-        ("a\x1b[2J\nb.csv", b"prompt\na b\n", r"a\x1b[2J\nb.csv: column"),
+        ("x.csv", b"text,\x1b[2J\na b,c\n", r"there are text, \x1b[2J."),
+        ("a\x1b[2J\nb.csv", b"text\na b\n", r"a\x1b[2J\nb.csv: column"),
     ],
     ids=["bytes", "depth", "column", "name"],
 )
@@ -242,9 +243,37 @@ def test_brackets_in_a_file_name_are_no_pattern(tmp_path: Path) -> None:
     assert len(read(write(tmp_path / "texts[1].jsonl", ROWS))) == len(ROWS)
 
 
-def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    rows = [{"prompt": [{"role": "user", "content": "Hello"}], "completion": " b", "label": 0}]
-    assert "prompt" in error_of(write(tmp_path / "texts.jsonl", rows))
+@pytest.mark.parametrize("prompt", [5, [], ["Hello"], [{"role": "user"}], {"role": "user", "content": "Hello"}])
+def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, prompt: Any) -> None:
+    assert "prompt" in error_of(write(tmp_path / "texts.jsonl", [{"prompt": prompt, "completion": " b", "label": 0}]))
+
+
+def test_messages_are_a_prompt(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    prompts = [[{"role": "user", "content": "Hello"}], [system, {"role": "user", "content": "Hello you"}]]
+    found = read(write(tmp_path / "texts.jsonl", [{"prompt": prompt} for prompt in prompts]))["prompt"]
+    assert found[0] == "Hello"
+    assert [messages_of(prompt) for prompt in found] == prompts
+    assert as_text(found[1]) == "system: Be kind.\n\nuser: Hello you"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_file_of_prompts_alone_is_split_in_three(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"prompts.{ending}", [{"prompt": f"Prompt number {number}"} for number in range(100)])
+    config = FileConfig(path=path, seed=0)
+    texts = data.split(data.read(config), config)
+    assert data.are_prompts(texts)
+    assert texts["part"].value_counts().to_dict() == {"fit": 59, "test": 29, "select": 12}
+    few = config.model_copy(update={"fit_prompts": 20, "select_prompts": 5, "test_prompts": 15})
+    counts = data.split(data.read(few), few)["part"].value_counts().to_dict()
+    assert counts == {"spare": 60, "fit": 20, "test": 15, "select": 5}
+    with pytest.raises(data.DataError, match=r"3 distinct prompts: give 10 or more"):
+        data.split(data.read(config).head(3), config)
+
+
+def test_a_file_whose_completions_have_another_name_is_no_list_of_prompts(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.csv", [{"prompt": "a b", "answer": " c"}])
+    assert "column 'reply' is missing" in error_of(path, completion="reply")
 
 
 # ------------------------------------------------------------------------------------------------- labels
@@ -317,7 +346,7 @@ def test_a_text_of_a_megabyte_is_refused_with_its_place(tmp_path: Path, ending: 
 
 
 def test_a_line_of_many_megabytes_is_refused_with_its_number(tmp_path: Path) -> None:
-    path = write(tmp_path / "texts.jsonl", [*ROWS, {**ROWS[0], "other": data.LONGEST_LINE * "x"}, *ROWS])
+    path = write(tmp_path / "texts.jsonl", [*ROWS, {**ROWS[0], "other": files.LONGEST_LINE * "x"}, *ROWS])
     assert f"{path}, line 5: more than 10,000,000 bytes" in error_of(path)
 
 
