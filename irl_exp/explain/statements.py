@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import ExplainConfig
-from irl_exp.explain import choice, edits, measured, wording
+from irl_exp.explain import choice, edits, measured, properties, wording
 from irl_exp.explain.candidates import Candidate, Table
 from irl_exp.explain.choice import Floats, Sample
 from irl_exp.explain.measured import Estimates
@@ -141,7 +141,7 @@ def _that_hold(
 def _effects(values: Floats, names: list[Candidate], sample: Sample) -> Estimates:
     """Partial effects, per sd within policies of what is graded; length is a control unless it is a statement."""
     scale = np.where([one.graded for one in names], sample.within(values).std(axis=0), 1.0)
-    is_length = any(one.family == "properties" and one.name == choice.LENGTH for one in names)
+    is_length = any(one.family == "properties" and one.name == properties.LENGTH for one in names)
     controls = np.empty((len(values), 0)) if is_length else sample.length[:, None]
     return measured.effects(values / np.where(scale > 0, scale, 1), controls, sample)
 

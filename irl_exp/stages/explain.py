@@ -37,10 +37,10 @@ def run(
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
     table, left_out = _candidates(candidates)
     reward = pd.read_parquet(irl / "scores.parquet")["score"].to_numpy(dtype=np.float64)
-    scorer = None
+    score = None
     if config.edits and reference is not None and learned_rewards.scores_texts(irl):
-        scorer = LearnedReward.load(irl, context.device, reference=reference)
-    found = statements.explain(frame, table, reward, config, score=scorer and statements.rescoring(scorer))
+        score = statements.rescoring(LearnedReward.load(irl, context.device, reference=reference))
+    found = statements.explain(frame, table, reward, config, score=score)
     found.left_out.update(left_out)
     found.save(context.folder)
     count = len(found.statements)
