@@ -20,6 +20,7 @@ FLOORS = (
     {"chain", "analysis", "dashboard"},
     {"stages"},
     {"explain"},
+    {"determined"},
     {"irl"},
     {"rewards"},
     {"policies"},

@@ -1,3 +1,6 @@
-"""What a learned reward pays for, in words: candidates, choice, tests, edits. Texts, features and R in; never R*."""
+"""What a recovered reward pays for, in words, numbers and tokens: statements, their exact ranges, credit per token.
 
-__all__ = ["candidates", "statements"]
+Texts, features and the learned reward go in; never R*.
+"""
+
+__all__ = ["candidates", "credit", "examples", "ranges", "statements"]

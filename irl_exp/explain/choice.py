@@ -2,8 +2,8 @@
 
 Every step takes the candidate that adds most to the variance explained, times a preference for what reads well. A
 candidate may pay only for what the tuned policy does more, and charge only for what it does less: what a reward that
-tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward. Phrases
-are joined while that helps: 'says one of ...'.
+tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward.
+Phrases are joined while that helps: 'says one of ...'.
 """
 
 from __future__ import annotations
