@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 
-from irl_exp.analysis import determined as room
-from irl_exp.analysis.determined import Floats, Loss, Optimum, programs
-from irl_exp.analysis.determined.problem import Level, Pairs
+from irl_exp import determined as room
+from irl_exp.determined import Floats, Loss, Optimum, programs
+from irl_exp.determined.problem import Level, Pairs
 
 PER_PROMPT = 7
 LOSSES: dict[str, Loss] = {

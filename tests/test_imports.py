@@ -19,6 +19,7 @@ FLOORS = (
     {"launch", "runs"},
     {"chain", "analysis", "dashboard"},
     {"stages"},
+    {"determined"},
     {"irl"},
     {"rewards"},
     {"policies"},

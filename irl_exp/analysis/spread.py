@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from irl_exp.analysis import determined, statistics
+from irl_exp import determined
+from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
 from irl_exp.irl.contrast import Demonstrations, Scaling, pair_rows, part_of_fit

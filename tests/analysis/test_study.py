@@ -17,8 +17,9 @@ import pytest
 import threadpoolctl
 from conftest import Launched
 
+from irl_exp import determined
 from irl_exp.analysis import __main__ as command
-from irl_exp.analysis import determined, html, page, report, spread, statistics, study, summary
+from irl_exp.analysis import html, page, report, spread, statistics, study, summary
 from irl_exp.analysis.study import NotComputed, StudyError
 from irl_exp.irl import contrast
 from irl_exp.report import names

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irl_exp.analysis import determined as room
-from irl_exp.analysis.determined import Floats, Loss, Possible, bounds, programs, sides
-from irl_exp.analysis.determined.problem import Level, Pairs, cut
+from irl_exp import determined as room
+from irl_exp.determined import Floats, Loss, Possible, bounds, programs, sides
+from irl_exp.determined.problem import Level, Pairs, cut
 from irl_exp.irl import losses
 
 LOSSES: dict[str, Loss] = {

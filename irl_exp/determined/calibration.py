@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.special import expit
 
-from irl_exp.analysis.determined.problem import Floats, Loss, Optimum, check, gram
+from irl_exp.determined.problem import Floats, Loss, Optimum, check, gram
 
 COVERAGE = 0.95
 DRAWS = 400

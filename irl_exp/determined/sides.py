@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.special import expit
 
-from irl_exp.analysis.determined.problem import Bools, Floats, Level, Touch, cut, gram
+from irl_exp.determined.problem import Bools, Floats, Level, Touch, cut, gram
 
 TOGETHER = 300
 """Most steps."""

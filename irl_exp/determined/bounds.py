@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from irl_exp.analysis.determined import programs, sides
-from irl_exp.analysis.determined.problem import Floats, Level, Loss, Optimum, Pairs, Possible, check
+from irl_exp.determined import programs, sides
+from irl_exp.determined.problem import Floats, Level, Loss, Optimum, Pairs, Possible, check
 
 Progress = Callable[[int, int], object]
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import optimize
 from scipy.special import expit
 
-from irl_exp.analysis import determined as room
-from irl_exp.analysis.determined import Floats, Loss, Scaled
+from irl_exp import determined as room
+from irl_exp.determined import Floats, Loss, Scaled
 from irl_exp.irl.contrast import Scaling
 
 LOSSES: dict[str, Loss] = {

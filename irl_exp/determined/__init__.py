@@ -26,10 +26,10 @@ No answer rests on either having converged:
 The shares of the solution make the two meet (strong duality).
 """
 
-from irl_exp.analysis.determined.bounds import OPTIMUM, possible_margins
-from irl_exp.analysis.determined.calibration import Calibration, Scaled, calibrated
-from irl_exp.analysis.determined.problem import Floats, Loss, Optimum, Possible, bradley_terry, hinge, max_margin
-from irl_exp.analysis.determined.programs import optimum
+from irl_exp.determined.bounds import OPTIMUM, possible_margins
+from irl_exp.determined.calibration import Calibration, Scaled, calibrated
+from irl_exp.determined.problem import Floats, Loss, Optimum, Possible, bradley_terry, hinge, max_margin
+from irl_exp.determined.programs import optimum
 
 __all__ = [
     "OPTIMUM",

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import linalg
 from scipy.special import expit
 
-from irl_exp.analysis.determined.problem import Floats, Level, Loss, Optimum, Pairs, check, cut, gram
+from irl_exp.determined.problem import Floats, Level, Loss, Optimum, Pairs, check, cut, gram
 
 Solver = Callable[[Floats], Floats]
 
