@@ -167,12 +167,9 @@ def _moved(runs: _Runs, first: str, second: str) -> bool:
 
 
 def _pays(runs: _Runs) -> Iterator[str]:
-    """What the learned reward pays for, and whether it tells the two policies apart at all."""
+    """What the learned reward pays for."""
     tell_r2 = runs.tell("explain/r2") if runs.told and runs.has("explain/r2") else ""
     yield from statements.sentences(runs.told, runs.metrics, tell_r2)
-    if runs.has("explain/discrimination_auroc"):
-        told = f"with AUROC {runs.tell('explain/discrimination_auroc')} (chance: 0.5)"
-        yield f"On held-out prompts the recovered reward tells the tuned model's completions from the base's {told}."
 
 
 def _recovered(runs: _Runs) -> Iterator[str]:
