@@ -19,6 +19,7 @@ FLOORS = (
     {"launch", "runs"},
     {"chain", "analysis", "dashboard"},
     {"stages"},
+    {"explain"},
     {"determined"},
     {"irl"},
     {"rewards"},

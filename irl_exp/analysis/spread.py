@@ -26,7 +26,7 @@ from irl_exp import determined
 from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.irl.contrast import Demonstrations, Scaling, pair_rows, part_of_fit
+from irl_exp.irl.contrast import Demonstrations, pair_rows, part_of_fit
 from irl_exp.machinery.store import ArtifactError, read_manifest
 
 SEED = 0
@@ -205,19 +205,8 @@ def left_open(study: Study, *, progress: Callable[[int, int], None] = lambda don
         problem = _problem(study)
     except (OSError, ValueError, LookupError, ArtifactError, SafetensorError) as broken:
         raise NotComputed(f"an artifact of these runs cannot be read ({broken})") from None
-    if not problem.optimum.standard_error > 0:
-        raise NotComputed("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
     error, best = problem.optimum.standard_error, problem.optimum
-    calibration = determined.calibrated(
-        problem.fit,
-        problem.tests,
-        problem.loss,
-        max_norm=problem.max_norm,
-        best=best,
-        prompts=problem.fit_prompts,
-        scaled=problem.scaled,
-        seed=SEED,
-    )
+    calibration = problem.calibration
     if not calibration.tolerance > 0:
         raise NotComputed("no test pair differs in a direction that the loss leaves free")
     excess = problem.loss(problem.fitted_margins).mean(axis=1) - best.loss
@@ -264,8 +253,7 @@ class _Problem:
     fitted_margins: Floats
     margins: Floats
     truth: Floats
-    fit_prompts: NDArray[np.int64]
-    scaled: determined.Scaled
+    calibration: determined.Calibration
     shown: Shown
 
 
@@ -275,43 +263,35 @@ def _problem(study: Study) -> _Problem:
     frame = pd.read_parquet(folders["demonstrations"] / "demonstrations.parquet")
     frame = part_of_fit(frame, run.config["irl.prompt_fraction"], run.config["irl.completions"])
     seen = Demonstrations(frame, load_file(folders["features"] / "features.safetensors")["features"])
-    scaling = Scaling.fit(seen.features[seen.fit], run.config["irl.scaling"], settings["ridge"])
-    scaled = scaling(seen.features)
+    fitted = determined.Fitted.of(
+        seen,
+        _loss(run),
+        scaling=run.config["irl.scaling"],
+        ridge=settings["ridge"],
+        max_norm=settings["max_norm"],
+    )
     rows = _one_a_prompt(frame, *pair_rows(frame, "test"))
-    fit, loss = seen.pairs(scaled, "fit"), _loss(run)
     heads = np.stack(
         [load_file(_stored(study, other, "irl") / "head.safetensors")["weights"][0] for other in study.runs]
     )
     truth = pd.read_parquet(folders["judge"] / "scores.parquet")["reward"].to_numpy()
-    rough = determined.optimum(fit, loss, max_norm=settings["max_norm"], precision=1e-3)
-    best = determined.optimum(
-        fit, loss, max_norm=settings["max_norm"], precision=determined.OPTIMUM * FRACTIONS[0] * rough.standard_error
-    )
-    tests = seen.features[rows[0]] - seen.features[rows[1]]
-    prompts = frame["prompt_id"].to_numpy()
+    fit, tests = fitted.pairs, seen.features[rows[0]].astype(np.float64) - seen.features[rows[1]]
+    best = fitted.optimum(fit)
+    if not best.standard_error > 0:
+        raise NotComputed("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
+    scaled = tests @ fitted.scaling.transform
     return _Problem(
-        loss,
+        fitted.loss,
         settings["max_norm"],
         fit,
-        scaled[rows[0]] - scaled[rows[1]],
+        scaled,
         best,
         heads @ seen.pairs(seen.features.astype(np.float64), "fit").T,
         heads @ tests.T,
         truth[rows[0]] - truth[rows[1]],
-        prompts[pair_rows(frame, "fit")[0]],
-        _scaled(seen, scaling, run.config["irl.scaling"] == "whiten", settings["ridge"], best.weights, prompts),
-        _shown(seen, tests.astype(np.float64)),
+        fitted.calibrated(fit, scaled, best, seed=SEED),
+        _shown(seen, tests),
     )
-
-
-def _scaled(
-    seen: Demonstrations, scaling: Scaling, whitened: bool, ridge: float, best: Floats, prompts: NDArray[np.int64]
-) -> determined.Scaled:
-    """The rows that scaled the features; each has its part in the mean eigenvalue that the ridge is a fraction of."""
-    centred = seen.features[seen.fit] - scaling.center
-    size = ridge * (centred**2).mean(axis=1)
-    part = np.outer(size, scaling.transform @ (scaling.transform @ best)) if whitened else 0.0
-    return determined.Scaled(centred @ scaling.transform, prompts[seen.fit], whitened, part)
 
 
 def _shown(seen: Demonstrations, tests: Floats) -> Shown:
@@ -375,16 +355,8 @@ def _stored(study: Study, run: Run, stage: str) -> Path:
 def _loss(run: Run) -> determined.Loss:
     """The loss of the config, where it is convex."""
     options = {key.removeprefix("irl.loss."): value for key, value in run.config.items() if key.startswith("irl.loss.")}
-    kinds: dict[str, Callable[..., determined.Loss]] = {
-        "max_margin": determined.max_margin,
-        "hinge": determined.hinge,
-        "bradley_terry": determined.bradley_terry,
-    }
-    name = options.pop("name")
-    if name not in kinds:
-        raise NotComputed(f"irl/loss={name} is not convex in the reward: its bounds are not known")
     try:
-        return kinds[name](**options)
+        return determined.loss_of(options)
     except ValueError as error:
         raise NotComputed(str(error)) from None
 

@@ -28,12 +28,14 @@ The shares of the solution make the two meet (strong duality).
 
 from irl_exp.determined.bounds import OPTIMUM, possible_margins
 from irl_exp.determined.calibration import Calibration, Scaled, calibrated
+from irl_exp.determined.fitted import Fitted, loss_of
 from irl_exp.determined.problem import Floats, Loss, Optimum, Possible, bradley_terry, hinge, max_margin
 from irl_exp.determined.programs import optimum
 
 __all__ = [
     "OPTIMUM",
     "Calibration",
+    "Fitted",
     "Floats",
     "Loss",
     "Optimum",
@@ -42,6 +44,7 @@ __all__ = [
     "bradley_terry",
     "calibrated",
     "hinge",
+    "loss_of",
     "max_margin",
     "optimum",
     "possible_margins",

@@ -87,6 +87,7 @@ def calibrated(
     best: Optimum,
     prompts: NDArray[np.int64],
     scaled: Scaled | None = None,
+    direction: bool = False,
     seed: int = 0,
 ) -> Calibration:
     """The tolerance at which W holds the population optimum's margin of a test pair 95 % of the time.
@@ -97,14 +98,17 @@ def calibrated(
         best: the optimum of these differences.
         prompts: (n,) of each fitted pair: drawn together. Two or more.
         scaled: what scaled the features; none: their scale is known.
+        direction: the margin is asked for in units of the reward. Where the bound holds the optimum, the population's
+            is then taken at the same |w|, and a margin along w needs no tolerance for the length of w.
     """
     check(differences, max_norm=max_norm)
     if len(np.unique(prompts)) < 2 or not len(tests):
         raise ValueError("a tolerance is calibrated on two prompts or more, for one test pair or more.")
     point = _Point.at(differences, loss, best.weights, max_norm)
-    moves = _moves(point, prompts, scaled)
+    moves = _moves(point, prompts, scaled, direction=direction)
     times = np.random.default_rng(seed).multinomial(len(moves), np.full(len(moves), 1 / len(moves)), size=DRAWS)
-    drawn = point.moved((times - 1) @ moves)
+    found = (times - 1) @ moves
+    drawn = point.weights + found if direction else point.moved(found)
     margins, spread = drawn @ tests.T, point.spread(tests)
     needed = (margins - tests @ best.weights) ** 2 / np.where(spread > 0, 2 * spread, np.inf)
     tolerance = float(np.quantile(needed[:, spread > 0], COVERAGE)) if (spread > 0).any() else 0.0
@@ -170,7 +174,7 @@ class _Point:
         return np.asarray(found * (radius / np.linalg.norm(found, axis=1))[:, None])
 
 
-def _moves(point: _Point, prompts: NDArray[np.int64], scaled: Scaled | None) -> Floats:
+def _moves(point: _Point, prompts: NDArray[np.int64], scaled: Scaled | None, *, direction: bool) -> Floats:
     """(prompts, d) how far each prompt pulls the optimum: what adding it once more does, to first order."""
     count = len(point.differences)
     pull = _sums(point.slopes[:, None] * point.differences / count, prompts)
@@ -179,7 +183,7 @@ def _moves(point: _Point, prompts: NDArray[np.int64], scaled: Scaled | None) -> 
     if scaled is not None and point.price:
         metric = _sums(scaled.metric(point.weights) / len(scaled.rows), scaled.prompts)
         pull = pull + point.price * metric
-        longer = metric @ point.weights  # of w'Sw, the square of its norm
+        longer = longer if direction else metric @ point.weights  # of w'Sw, the square of its norm
         if scaled.whitened:
             holds.append((scaled.rows * np.sqrt(point.price / len(scaled.rows)), scaled.prompts))
     pull, longer = pull - pull.mean(axis=0), longer - longer.mean()
