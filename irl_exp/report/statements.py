@@ -187,7 +187,7 @@ def _why(facts: Facts) -> str:
         return "explain=none: nothing was to be explained"
     if "artifacts.explain" in facts:
         return f"{FILE} is missing in the folder of the run"
-    if facts.get("until") not in (None, "evaluate"):
+    if facts.get("until") in ("sft", "rlhf", "demonstrations", "irl"):
         return f"until={facts['until']} stops before explain"
     return "the stage explain was not part of this run"
 
