@@ -60,7 +60,7 @@ class Fitted:
 
     @cached_property
     def held_out(self) -> Mapping[str, float]:
-        """How well it tells chosen from rejected on held-out prompts: AUROC with its interval, and pairs in order."""
+        """How well it tells chosen from rejected on held-out prompts: AUROC, and pairs in order."""
         from irl_exp.measures import reward_metrics
 
         frame = self.demonstrations.frame.assign(learned=self.fit.scores(self.demonstrations))

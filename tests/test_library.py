@@ -26,8 +26,7 @@ def reward(small_policy: Path) -> library.Fitted:
 
 
 def test_it_tells_chosen_from_rejected_on_held_out_prompts(reward: library.Fitted) -> None:
-    assert reward.held_out["discrimination_auroc_low"] > 0.5  # the encoder has random weights
-    assert reward.held_out["discrimination_auroc"] > reward.held_out["discrimination_auroc_low"]
+    assert reward.held_out["discrimination_auroc"] > 0.65  # the encoder has random weights
     good, bad = reward.score(["Hm,", "Hm,"], [" it is fine and good", " you fool, bad!"])
     assert good > bad
 
