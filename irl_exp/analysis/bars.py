@@ -14,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 BINS = 48
+LEAST = 0.4
 SHOWN = 0.999
 """Part of the rewards that a histogram shows; single ones far out would leave no room for the others."""
 
@@ -94,20 +95,24 @@ def _upright(axis: Axis, value: float, height: int) -> str:
 
 
 def against_chance(value: float, interval: tuple[float, float] | None, chance: tuple[float, float]) -> Markup:
-    """An AUROC with its interval from 0.4 to 1, over the band that chance gives."""
-    axis, (low, high) = Axis(0.4, 1.0), interval or (value, value)
+    """An AUROC with its interval, over the band that chance gives; from 0.4 on, or from 0 where something is below."""
+    low, high = interval or (value, value)
+    ticks = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0) if min(low, chance[0]) >= LEAST else (0.0, 0.25, 0.5, 0.75, 1.0)
+    axis = Axis(ticks[0], ticks[-1])
     parts = [
         '<line class="axis" x1="0%" x2="100%" y1="14" y2="14"/>',
         f'<rect class="chance" x="{axis.at(chance[0])}" y="3" width="{axis.across(*chance)}" height="22"/>',
         _upright(axis, 0.5, 28),
         f'<line class="interval tuned" x1="{axis.at(low)}" x2="{axis.at(high)}" y1="14" y2="14"/>',
         f'<circle class="tuned" cx="{axis.at(value)}" cy="14" r="5.5"/>',
-        *(f'<text x="{axis.at(at)}" y="42" text-anchor="{end}">{at:g}</text>' for at, end in _TICKS.items()),
+        *(f'<text x="{axis.at(at)}" y="42" text-anchor="{_end(at, axis)}">{at:g}</text>' for at in ticks),
     ]
     return _picture(46, f"AUROC {value:.3f}; chance {chance[0]:.3f} to {chance[1]:.3f}", parts)
 
 
-_TICKS = {0.4: "start", 0.5: "middle", 0.6: "middle", 0.7: "middle", 0.8: "middle", 0.9: "middle", 1.0: "end"}
+def _end(value: float, axis: Axis) -> str:
+    """Which end of a number stands at its place, so that none sticks out."""
+    return {axis.low: "start", axis.high: "end"}.get(value, "middle")
 
 
 def densities(groups: Mapping[str, NDArray[np.float64]]) -> Markup:

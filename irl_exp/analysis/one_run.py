@@ -85,7 +85,7 @@ def render(study: Study, more: More | None = None) -> str:
     metrics = os.path.relpath(run.folder / "metrics.json", study.place)
     return html.render(
         "one_run.html.jinja",
-        title=ANSWERS["statements"] if explained else html.title(study),
+        title=ANSWERS["statements"] if explained else "What this run says",
         subtitle=html.subtitle(study),
         command=study.command,
         verdict=verdict.of_launch(html.outcomes(study)),
@@ -171,8 +171,8 @@ def _answer(value: float, interval: tuple[float, float] | None, by_chance: tuple
     if least > by_chance[1]:
         return f"Yes: on held-out prompts the recovered reward {odds}; chance gives half."
     return (
-        f"Nothing that shows: on held-out prompts the recovered reward {odds}, which chance gives as well. No "
-        "statement about it means anything then."
+        f"Nothing that shows: on held-out prompts the recovered reward {odds}, no more than chance "
+        "gives. No statement about it means anything then."
     )
 
 

@@ -126,7 +126,7 @@ def test_a_run_that_was_not_explained_has_no_such_part_and_says_why(tmp_path: Pa
     text = one_run.render(made(tmp_path, None, config))
     assert f"Not told: {reason}" in section(text, "statements")
     assert 'id="unknown"' not in text
-    assert "<h1>Made</h1>" in text
+    assert "<h1>What this run says</h1>" in text
     assert 'id="tables"' in text
 
 
