@@ -1,3 +1,3 @@
 """What a recovered reward pays for, in words, numbers and tokens: statements, their exact ranges, credit per token."""
 
-__all__ = ["ranges"]
+__all__ = ["credit", "examples", "ranges"]

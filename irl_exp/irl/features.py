@@ -178,6 +178,21 @@ def pool_all(
     configs: Sequence[HiddenStateConfig], policy: Policy, base_model: torch.nn.Module, batch: Completions
 ) -> list[torch.Tensor]:
     """As `pool`, for several configs from one forward pass: (b, d) of each."""
+    states, inside = token_states(configs, policy, base_model, batch)
+    lengths = [
+        len(prompt) + len(written) for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)
+    ]
+    rows, last = torch.arange(len(batch), device=inside.device), torch.tensor(lengths, device=inside.device) - 1
+    return [
+        one[rows, last] if config.pooling == "last" else (one * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+        for config, one in zip(configs, states, strict=True)
+    ]
+
+
+def token_states(
+    configs: Sequence[HiddenStateConfig], policy: Policy, base_model: torch.nn.Module, batch: Completions
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What is pooled: (b, t, d) states of each config over prompt and completion, and (b, t) where completions are."""
     sequences = [prompt + written for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
     every = any(config.layers != (-1,) for config in configs)
     output = base_model(**pad(sequences, policy, side="right"), output_hidden_states=every)
@@ -186,15 +201,11 @@ def pool_all(
     starts = torch.tensor([len(prompt) for prompt in batch.prompt_ids], device=device)
     position = torch.arange(output.last_hidden_state.shape[1], device=device)
     inside = (position >= starts[:, None]) & (position < ends[:, None])
-    found = []
-    for config in configs:
-        layers = [output.hidden_states[layer] for layer in config.layers] if every else [output.last_hidden_state]
-        states = torch.cat(layers, dim=-1)  # (b, t, d)
-        if config.pooling == "last":
-            found.append(states[torch.arange(len(batch), device=device), ends - 1])
-        else:
-            found.append((states * inside[..., None]).sum(1) / inside.sum(1, keepdim=True))
-    return found
+    states = [
+        torch.cat([output.hidden_states[layer] for layer in config.layers] if every else [output.last_hidden_state], -1)
+        for config in configs
+    ]
+    return states, inside
 
 
 # ----------------------------------------------------------------------------------------- single columns
