@@ -97,6 +97,7 @@ def credit(tokens: Sequence[str] = TOKENS) -> pd.DataFrame:
             "policy": policy,
             "prompt_id": number % 2,
             "completion": number,
+            "prompt": ("The bus,", "A tram,")[number % 2],
             "position": position,
             "token": token,
             "credit": value * (number - 1.5),

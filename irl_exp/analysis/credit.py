@@ -16,10 +16,12 @@ from pyarrow import parquet
 from irl_exp.report.tables import visible
 
 FILE = "credit.parquet"
-COLUMNS = ("policy", "prompt_id", "completion", "position", "token", "credit")
+COLUMNS = ("policy", "prompt_id", "completion", "prompt", "position", "token", "credit")
 POLICIES = {"baseline": "base", "expert": "tuned"}
 EACH = 4
 """Completions of each policy at each end."""
+END = "[end]"
+"""What the end of a completion is shown as: it has no text, and a credit."""
 LEVELS = 4
 """Shades on either side of 0."""
 STRONGEST = 0.98
@@ -63,12 +65,8 @@ class NoCredit(Exception):  # noqa: N818  (no error: the page goes on and says w
     """There is no credit to be shown; the message says why, for a reader."""
 
 
-def read(folder: Path, prompts: Mapping[int, str]) -> Credited:
-    """The outermost texts of a run.
-
-    Args:
-        folder: of the run.
-        prompts: text of each prompt, as far as it is known.
+def read(folder: Path) -> Credited:
+    """The outermost texts of a run, by its folder.
 
     Raises:
         NoCredit: there is no such file, or not with these columns, or nothing in it.
@@ -84,10 +82,7 @@ def read(folder: Path, prompts: Mapping[int, str]) -> Credited:
         own = rewards[rewards.index.get_level_values("policy") == policy]
         half = min(EACH, len(own) // 2)
         for end, chosen in (("most", own.head(half)), ("least", own.tail(half)[::-1])):
-            ends[end][name] = tuple(
-                _text(texts.get_group(key), float(reward), prompts.get(key[1], ""), unit)  # type: ignore[index]
-                for key, reward in chosen.items()
-            )
+            ends[end][name] = tuple(_text(texts.get_group(key), float(reward), unit) for key, reward in chosen.items())
     return Credited(ends, len(rewards), _legend(unit))
 
 
@@ -109,12 +104,12 @@ def _table(path: Path) -> pd.DataFrame:
     return found.sort_values(["policy", "prompt_id", "completion", "position"], kind="stable")
 
 
-def _text(rows: pd.DataFrame, reward: float, prompt: str, unit: float) -> Text:
+def _text(rows: pd.DataFrame, reward: float, unit: float) -> Text:
     tokens = tuple(
-        Token(visible(token), shade(credit, unit), f"{credit:+.2f}")
+        Token(visible(token) or END, shade(credit, unit), f"{credit:+.2f}")
         for token, credit in zip(rows["token"], rows["credit"], strict=True)
     )
-    return Text(visible(prompt), tokens, f"{reward:+.2f}")
+    return Text(visible(rows["prompt"].iloc[0]), tokens, f"{reward:+.2f}")
 
 
 def shade(credit: float, unit: float) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from numpy.typing import NDArray
 from pyarrow import parquet
 
 from irl_exp.analysis import bars, credit, html, samples
@@ -72,7 +71,7 @@ def render(study: Study, more: More | None = None) -> str:
     except NotExplained as error:
         explained, reason = None, str(error)
     rewards = _rewards(study, run)
-    texts, no_texts = _texts(study, run) if explained else (None, "")
+    texts, no_texts = _texts(run) if explained else (None, "")
     found = None if texts else samples.first(study)
     answers = {
         "changed": changed(run.metrics, rewards),
@@ -318,14 +317,10 @@ def _explained(explained: Explained, metrics: Mapping[str, float]) -> Curve | No
 # ------------------------------------------------------------------------------------------------ texts, and the rest
 
 
-def _texts(study: Study, run: Run) -> tuple[credit.Credited | None, str]:
+def _texts(run: Run) -> tuple[credit.Credited | None, str]:
     """Texts with credit, else why there are none."""
-    table = study.completions(run, ["prompt_id", "prompt"])
-    known: NDArray[np.object_] | list[tuple[int, str]] = []
-    if table is not None and {"prompt_id", "prompt"} <= set(table):
-        known = table.drop_duplicates("prompt_id").to_numpy()
     try:
-        return credit.read(run.folder, {int(key): str(text) for key, text in known}), ""
+        return credit.read(run.folder), ""
     except credit.NoCredit as error:
         return None, str(error)
 
