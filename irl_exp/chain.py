@@ -41,6 +41,10 @@ def build(config: Config, device: Device) -> dict[str, Step]:
             reward=truth if "reward" in also else None,
         ),
     )
+    # What the recovered reward pays for, in words.
+    texts = {"demonstrations": demos, **given(features=features, reference=reference)}
+    candidates = stage("candidates", config.explain_node, **texts, **given(expert=expert))
+    stage("explain", config.explain_node, **texts, candidates=candidates, irl=learned)
     # RL on the recovered reward.
     refinetuned = stage("refinetune", config.refinetune, reference=reference, irl=learned, data=data)
     # All policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own.

@@ -17,6 +17,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, check_name
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -90,6 +91,7 @@ __all__ = [
     "DemonstrationsConfig",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ExplainConfig",
     "FailureAwareConfig",
     "FeaturesConfig",
     "FileBenchmark",
@@ -116,6 +118,7 @@ __all__ = [
     "ModelConfig",
     "NgramConfig",
     "NoBenchmark",
+    "NoExplain",
     "NoShortcut",
     "Node",
     "PlaceboConfig",

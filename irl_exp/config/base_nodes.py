@@ -16,6 +16,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, TrackingConfig
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.features import (
     HiddenStateConfig,
     LengthFeature,
@@ -86,6 +87,8 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "no_shortcut": NoShortcut,
     "marker_shortcut": MarkerShortcut,
     "length_shortcut": LengthShortcut,
+    "explain": ExplainConfig,
+    "no_explain": NoExplain,
     "no_benchmark": NoBenchmark,
     "jigsaw_benchmark": JigsawBenchmark,
     "real_toxicity_prompts_benchmark": RealToxicityPromptsBenchmark,
@@ -120,7 +123,20 @@ BASE_NODES: Mapping[str, type[Node]] = {
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
 CHOSEN_BY_GROUP = frozenset(
-    {"model", "data", "reward", "rlhf", "refinetune", "irl", "loss", "backbone", "shortcut", "benchmark", "tracking"}
+    {
+        "model",
+        "data",
+        "reward",
+        "rlhf",
+        "refinetune",
+        "irl",
+        "loss",
+        "backbone",
+        "shortcut",
+        "benchmark",
+        "tracking",
+        "explain",
+    }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from irl_exp.config.data import BenchmarkConfig, DataConfig, NoBenchmark
+from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.irl import IrlConfig
 from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
@@ -22,10 +23,10 @@ from irl_exp.config.policies import (
 from irl_exp.config.rewards import RewardConfig
 from irl_exp.config.shortcuts import NoShortcut, ShortcutConfig
 
-STAGES = ("sft", "rlhf", "demonstrations", "irl", "refinetune", "evaluate")
+STAGES = ("sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate")
 """The stages that `until` may name, in the order in which they run."""
 
-PART_OF = {"features": "irl"}
+PART_OF = {"features": "irl", "candidates": "explain"}
 """Stages that run for another one alone."""
 
 
@@ -68,7 +69,7 @@ class Config(Node):
         "chain", description="of the study: folder under multirun/, W&B group"
     )
     seed: Seed = Field(0, description="root seed; every stage follows it unless its own seed is set")
-    until: Literal["sft", "rlhf", "demonstrations", "irl", "refinetune", "evaluate"] = Field(
+    until: Literal["sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate"] = Field(
         "evaluate", description="stop after this stage and evaluate what exists"
     )
     max_new_tokens: Count = Field(32, description="longest completion, in every stage")
@@ -99,6 +100,7 @@ class Config(Node):
     rlhf: PolicyOptimizationConfig
     demonstrations: DemonstrationsConfig
     irl: IrlConfig
+    explain: Annotated[NoExplain | ExplainConfig, Field(discriminator="name")]
     refinetune: RefinetuneConfig
     shortcut: ShortcutConfig
     benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
@@ -152,6 +154,11 @@ class Config(Node):
         """The shortcut, if one is planted there; `None` stands for anywhere."""
         shortcut = self.shortcut
         return None if isinstance(shortcut, NoShortcut) or where not in (None, shortcut.where) else shortcut
+
+    @property
+    def explain_node(self) -> ExplainConfig | None:
+        """How the learned reward is put into words, if it is."""
+        return None if isinstance(self.explain, NoExplain) else self.explain
 
     @property
     def second_prompts(self) -> Node | None:

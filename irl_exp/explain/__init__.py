@@ -1,3 +1,6 @@
-"""What a recovered reward pays for, in words, numbers and tokens: statements, their exact ranges, credit per token."""
+"""What a recovered reward pays for, in words, numbers and tokens: statements, their exact ranges, credit per token.
 
-__all__ = ["credit", "examples", "ranges"]
+Texts, features and the reward go in; R* never does.
+"""
+
+__all__ = ["candidates", "credit", "examples", "ranges", "statements"]

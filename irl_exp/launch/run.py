@@ -26,7 +26,9 @@ from irl_exp.report.statements import Statement
 from irl_exp.report.verdict import of_run
 
 SAMPLES = 10
-RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", "metrics.json.draft", "metrics.json")
+EXPLAINED = ("statements.json", "statement_values.parquet", "explain.json", "credit.parquet")
+"""What the stage explain leaves behind; credit.parquet where R is a sum over tokens."""
+RESULTS = ("completions.parquet", "benchmark.parquet", "samples.csv", *EXPLAINED, "metrics.json.draft", "metrics.json")
 """Files of a run that has come to its end: all of them, or none."""
 
 
@@ -139,6 +141,11 @@ def _record(artifacts: Mapping[str, Artifact], job: Job, tracker: Tracker) -> di
     shutil.copyfile(evaluation / "completions.parquet", job.folder / "completions.parquet")
     if "benchmark" in artifacts:
         shutil.copyfile(evaluation / "benchmark.parquet", job.folder / "benchmark.parquet")
+    if "explain" in artifacts:
+        metrics |= artifacts["explain"].manifest["info"]["metrics"]
+        for name in EXPLAINED:
+            if (artifacts["explain"].folder / name).exists():
+                shutil.copyfile(artifacts["explain"].folder / name, job.folder / name)
     samples = _samples(pd.read_parquet(evaluation / "completions.parquet"))
     _write_samples(samples, job.folder / "samples.csv")
     tracker.log_table("samples", list(samples.columns), samples.to_numpy(dtype=object).tolist())
