@@ -41,9 +41,9 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     read = {name: step for name, step in others.items() if name in {"features", *config.irl.also_reads}}
     learned = stage("irl", config.irl.of_identity, **contrast, **given(**read))
     # What the recovered reward pays for, in words.
-    texts = {"demonstrations": demos, **given(features=features, reference=reference)}
-    candidates = stage("candidates", config.explain_node, **texts, **given(expert=expert))
-    stage("explain", config.explain_node, **texts, candidates=candidates, irl=learned)
+    written = given(features=features, reference=reference)
+    candidates = stage("candidates", config.explain_node, demonstrations=demos, **written, **given(expert=expert))
+    stage("explain", config.explain_node, demonstrations=demos, **written, candidates=candidates, irl=learned)
     # RL on the recovered reward.
     refinetuned = stage("refinetune", config.rl_on_learned, reference=reference, irl=learned, data=data)
     # All policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own.

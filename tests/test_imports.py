@@ -16,7 +16,7 @@ PACKAGE = ROOT / "irl_exp"
 
 FLOORS = (
     {"__main__"},
-    {"launch", "runs"},
+    {"launch", "library", "runs"},
     {"chain", "analysis", "dashboard"},
     {"stages"},
     {"explain"},
@@ -79,7 +79,7 @@ def libraries(path: Path) -> set[str]:
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-OF_ONE_FILE = {"chain", "runs", "__main__"}
+OF_ONE_FILE = {"chain", "library", "runs", "__main__"}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
 

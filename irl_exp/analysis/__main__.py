@@ -62,7 +62,7 @@ def study_parser() -> argparse.ArgumentParser:
 
 def study(arguments: argparse.Namespace) -> int:
     """Read, compute, draw, write, print. 2 where there is no run with a result or the folder cannot be written."""
-    from irl_exp.analysis import page, report, together
+    from irl_exp.analysis import html, page, report, together
     from irl_exp.analysis import study as room
 
     console = terminal(stderr=True)
@@ -75,9 +75,9 @@ def study(arguments: argparse.Namespace) -> int:
     except (room.StudyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(verdict.of_launch(page.outcomes(found)).text(), end="\n\n")
+    print(verdict.of_launch(html.outcomes(found)).text(), end="\n\n")
     show(page.number_tables(found), terminal())
-    print(*page.notes(found), sep="\n")
+    print(*html.notes(found), sep="\n")
     for name, reason in written.missing.items():
         print(f"not computed: {name} ({reason})")
     print(f"written: {written.page}")

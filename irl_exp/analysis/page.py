@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
-from irl_exp.analysis import audit, published, redrawn, samples
-from irl_exp.analysis.metric_names import readable
+from irl_exp.analysis import audit, html, one_run, published, redrawn, samples
+from irl_exp.analysis.html import Drawn, Section
 from irl_exp.analysis.statistics import FEW
 from irl_exp.analysis.study import Study
 from irl_exp.analysis.summary import Summary
 from irl_exp.report import verdict
-from irl_exp.report.cells import Outcome
-from irl_exp.report.names import Words
 from irl_exp.report.studies import comparison_tables, study_table
 from irl_exp.report.tables import Table
 
@@ -48,74 +43,34 @@ VAGUE = 0.5
 """A share whose interval is wider than this is not told as a finding."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure of the page: its files are <name>.png and <name>.pdf.
-
-    Attributes:
-        caption: one sentence, what is shown.
-        reading: how to read the panels that it has, a paragraph each; behind a fold.
-        image: SVG, base64.
-        narrow: whether a telephone shows it whole.
-    """
-
-    name: str
-    caption: str
-    reading: tuple[str, ...]
-    image: str
-    narrow: bool
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    name: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    figures: list[Drawn] = field(default_factory=list)
-
-
 def render(
     study: Study, summary: Summary, drawn: Mapping[str, Drawn], missing: Mapping[str, str], files: Sequence[str]
 ) -> str:
     """The page as HTML that needs no other file; all texts of users are escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
-        title=title(study),
-        subtitle=" \N{MIDDLE DOT} ".join([*_heads(study), _counts(study), *study.shared]),
+    found, sections = samples.first(study), list(_sections(summary, drawn))
+    key = [drawn[name] for name in KEY if name in drawn]
+    if one_run.is_one(study):
+        more = [Section("figures", "In figures", [], key), *sections] if key else sections
+        return one_run.render(study, one_run.More(more, missing, files))
+    return html.render(
+        "page.html.jinja",
+        title=html.title(study),
+        subtitle=html.subtitle(study),
         command=study.command,
-        verdict=verdict.of_launch(outcomes(study)),
-        notes=notes(study),
-        key=[drawn[name] for name in KEY if name in drawn],
-        samples=samples.first(study),
+        verdict=verdict.of_launch(html.outcomes(study)),
+        notes=html.notes(study),
+        key=key,
+        places=html.places(sections, samples=found is not None),
+        samples=found,
         words=study.words,
-        sections=list(_sections(summary, drawn)),
-        tables=[_shown(table, study.words) for table in _tables(study, summary)],
+        sections=sections,
+        tables=[html.shown(table, study.words) for table in _tables(study, summary)],
         files=files,
-        missing=[{"name": name.replace("_", " "), "reason": reason} for name, reason in missing.items()],
+        missing=html.named(missing),
+        numbers="summary.json",
+        numbers_name="summary.json",
         methods=METHODS,
     )
-
-
-def title(study: Study) -> str:
-    """The question of the study, else its name."""
-    found = study.question or study.name.replace("_", " ")
-    return found[:1].upper() + found[1:]
-
-
-def _heads(study: Study) -> list[str]:
-    told = f"launch{'es' if study.launches else ''} {study.folder.name.replace('+', ' and ')}"
-    return [study.name, told]
-
-
-def _counts(study: Study) -> str:
-    """How many runs there are: what a question asks for is not always what has run."""
-    of = f" of {study.n_jobs}" if study.lost else ""
-    cells = f" in {len(study.cells)} cells" if len(study.cells) > 1 else ""
-    return f"{len(study.runs)}{of} run{'s' if study.n_jobs > 1 else ''}{cells}"
 
 
 def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]:
@@ -137,18 +92,9 @@ def _sections(summary: Summary, drawn: Mapping[str, Drawn]) -> Iterator[Section]
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
-def outcomes(study: Study) -> list[Outcome]:
-    """The jobs of a study as the end of a launch knows them."""
-    done = [
-        Outcome(run.number, run.name, run.folder, "completed", metrics=run.metrics, facts=run.config)
-        for run in study.runs
-    ]
-    return done + [Outcome(lost.number, lost.name, study.folder, "not run", error=lost.reason) for lost in study.lost]
-
-
 def number_tables(study: Study) -> list[Table]:
     """The tables of the terminal, of the same numbers."""
-    found = outcomes(study)
+    found = html.outcomes(study)
     return [*(comparison_tables(found) if len(study.cells) > 1 else []), study_table(found)]
 
 
@@ -206,43 +152,7 @@ def _kind(level: Mapping[str, Any]) -> str:
     return f"{' (calibrated)' * level['is_calibrated']}{' (typical run)' * level['is_that_of_the_runs']}"
 
 
-def _shown(table: Table, words: Words) -> dict[str, Any]:
-    """A table for the page: metrics by their names, and what many rows begin with said once above them."""
-    rows = [tuple(readable(cell, words) for cell in row) for row in table.rows]
-    heads = [row[0] for row in rows]
-    grouped = len(table.columns) > 2 and len(set(heads)) < len(heads)
-    groups: dict[str, list[tuple[str, ...]]] = {}
-    for row in rows:
-        groups.setdefault(row[0] if grouped else "", []).append(row[1:] if grouped else row)
-    columns = table.columns[1:] if grouped else table.columns
-    kept = [row for group in groups.values() for row in group]
-    text = [all(not _is_number(row[place]) for row in kept) for place in range(len(columns))]
-    named = {name if len(groups) > 1 else "": group for name, group in groups.items()}
-    return {"title": table.title, "columns": columns, "groups": named, "text": text}
-
-
-def _is_number(cell: str) -> bool:
-    return cell[:1] in "-+[" or cell[:1].isdigit()
-
-
 # ------------------------------------------------------------------------------------------------------------ words
-
-
-def notes(study: Study) -> list[str]:
-    """What a reader has to know before the numbers."""
-    numbers = ", ".join(map(str, study.unreadable))
-    told = f"completions.parquet of run(s) {numbers} is missing, cut or not finite: in no comparison of rewards."
-    return [*study.notes, *_losses(study), *([told] if numbers else [])]
-
-
-def _losses(study: Study) -> Iterator[str]:
-    """Jobs without a result, the first few by name."""
-    if study.lost:
-        told = "; ".join(f"{lost.name}: {lost.reason}" for lost in study.lost[:5])
-        more = f"; and {len(study.lost) - 5} more" if len(study.lost) > 5 else ""
-        yield f"{len(study.lost)} of {study.n_jobs} jobs have no result and are in no number: {told}{more}."
-    if len(study.runs) == 1:
-        yield "One run: there is no spread, no interval over runs and nothing to compare."
 
 
 def _spread_text(data: Mapping[str, Any]) -> Iterator[str]:

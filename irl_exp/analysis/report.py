@@ -41,7 +41,7 @@ from irl_exp.analysis.figures import (
     training,
 )
 from irl_exp.analysis.figures.drawing import Picture
-from irl_exp.analysis.page import Drawn
+from irl_exp.analysis.html import Drawn
 from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary, summarise
 from irl_exp.report.names import Words

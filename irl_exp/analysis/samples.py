@@ -8,10 +8,9 @@ import pandas as pd
 
 from irl_exp.analysis.study import Run, Study
 from irl_exp.report.names import POLICIES
+from irl_exp.report.tables import visible
 
 PROMPTS = 3
-LONGEST = 600
-"""Characters of a text; the rest is cut off with a mark."""
 REWARDS = {"truth": "R*", "second": "second judge", "learned": "learned reward"}
 
 
@@ -66,16 +65,3 @@ def _written(row: pd.Series) -> Written:
     rewards = tuple((REWARDS[key], f"{value:.2f}") for key, value in known.items())
     below = any(known.get(key, 0.0) < 0 for key in ("truth", "second"))
     return Written(str(row["policy"]), visible(row["completion"]) or "(empty)", rewards, below)
-
-
-def visible(text: object) -> str:
-    """A text as a page may show it: cut where it is very long, and what is not printable by its escape.
-
-    Signs that turn the direction of writing or end a line could make a text look like another one, or like the page.
-
-    >>> visible("a\\x1b[31m\\u202eb\\n")
-    'a\\\\x1b[31m\\\\u202eb\\\\n'
-    """
-    told = str(text)
-    told = f"{told[:LONGEST]} ..." if len(told) > LONGEST else told
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in told)

@@ -89,7 +89,10 @@ class Config(Node):
     objective: Annotated[str | None, AfterValidator(of_select)] = Field(
         None, description="metric of select for a sweeper such as optuna; irl/select_loss"
     )
-    report: bool = Field(True, description="after several jobs write the page of the study, with figures and tables")
+    report: bool = Field(
+        True,
+        description="at the end write a page: of one job what its reward pays for, of several the study with figures",
+    )
     store: StoreConfig
     model: ModelConfig
     data: DataConfig

@@ -293,9 +293,14 @@ def save_author(folder: Path, fitted_on: Scores, *, reference: str) -> None:
 
 
 def _write_settings(folder: Path, fitted_on: Scores, settings: dict[str, Any]) -> None:
-    """reward.json; a constant reward has no scale of its own."""
-    settings |= {"offset": float(fitted_on.mean()), "scale": float(fitted_on.std()) or 1.0}
+    offset, scale = scale_of(fitted_on)
+    settings |= {"offset": offset, "scale": scale}
     (folder / "reward.json").write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def scale_of(fitted_on: Scores) -> tuple[float, float]:
+    """Offset and scale of a reward by its scores on the fit demonstrations; a constant one has no scale of its own."""
+    return float(fitted_on.mean()), float(fitted_on.std()) or 1.0
 
 
 def scores_texts(folder: Path) -> bool:

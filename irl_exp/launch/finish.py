@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,10 +104,14 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
     console.say(f"summary   {short(folder / 'summary.md')}, {short(folder / 'runs.csv')}")
     console.say(f"log       {console.log.trouble or short(folder / log.NAME)}")
     console.say(f"store     {short(config.store.dir)}")
-    if len(outcomes) > 1 and config.report:
+    if config.report:
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"
-        notes = found.markdown()
-        told = f"not written; of what there is: {later}" if stopped else _report(config, folder, console, later, notes)
+        if stopped:
+            told = f"not written; of what there is: {later}"
+        elif len(outcomes) == 1:
+            told = _reported(lambda: _page(folder), folder, later)
+        else:
+            told = _reported(lambda: _study(config, folder, console, found.markdown()), folder, later)
         console.say(f"report    {told}")
     runs = [path for launch in launches_of(folder) for path in sorted(launch.glob("*/wandb/offline-run-*"))]
     offline = [path for path in runs if path.is_dir() and not_uploaded(path)]
@@ -115,31 +119,46 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
         console.say(f"W&B       {len(offline)} run(s) recorded offline; with an account: {sync_command(offline)}")
 
 
-def _report(config: Config, folder: Path, console: Console, later: str, notes: str) -> str:
-    """Write the report of the launch, also as a run of its group in W&B with these notes; returns what to say of it.
+def _reported(write: Callable[[], str], folder: Path, later: str) -> str:
+    """Write the page of a launch; returns what to say of it.
 
     Whatever goes wrong here costs no result of a run; a disk that takes no report may not have taken others either.
 
     Raises:
         WriteError: the report cannot be written.
     """
+    from irl_exp.analysis.study import StudyError
+
     try:
-        from irl_exp.analysis import report, study
-    except ImportError as error:
-        return f"not written ({error}); with what is missing installed: {later}"
-    try:
-        with console.working() as progress, writing(folder / "report"):
-            written = report.write(study.read(folder), progress=progress)
-        _show_audits(written, folder, console)
-        _track_report(config, written, notes)
+        with writing(folder / "report"):
+            return write()
     except WriteError:
         raise
-    except study.StudyError:
+    except StudyError:
         return "not written, as no job has a result"
+    except ImportError as error:
+        return f"not written ({error}); with what is missing installed: {later}"
     except KeyboardInterrupt:  # the runs are complete: whoever does not want to wait for the page loses nothing else
         return f"not written (interrupted); to try again: {later}"
     except Exception as error:
         return f"not written ({type(error).__name__}: {error}); to try again: {later}"
+
+
+def _page(folder: Path) -> str:
+    """The page of one job, at little cost."""
+    from irl_exp.analysis import one_run, study
+
+    return f"{short(one_run.write(study.read(folder)))} (opens offline in any browser)"
+
+
+def _study(config: Config, folder: Path, console: Console, notes: str) -> str:
+    """The page of several jobs, with figures and tables, also as a run of its group in W&B with these notes."""
+    from irl_exp.analysis import report, study
+
+    with console.working() as progress:
+        written = report.write(study.read(folder), progress=progress)
+    _show_audits(written, folder, console)
+    _track_report(config, written, notes)
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from irl_exp.launch.writing import writing
 from irl_exp.machinery.runtime import Report, find_device
 from irl_exp.machinery.store import Artifact, Store
 from irl_exp.machinery.tracking import Tracker, track
+from irl_exp.report import statements
 from irl_exp.report.cells import cell_of, flat, overrides_of
+from irl_exp.report.statements import Statement
 from irl_exp.report.verdict import of_run
 
 SAMPLES = 10
@@ -86,8 +88,16 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
         with writing(job.folder, *RESULTS):
             metrics = _record(artifacts, job, tracker)
         lineage.show(artifacts, config, job.name, tracker)
-        tracker.note(of_run(metrics, flat(record), job.name).markdown())
+        tracker.note(of_run(metrics, flat(record), job.name, _show_statements(job.folder, tracker)).markdown())
         return metrics
+
+
+def _show_statements(folder: Path, tracker: Tracker) -> Sequence[Statement] | None:
+    """The statements of a run as a table of the tracker, with every number that they have; None without any."""
+    told = statements.of_run(folder)
+    if told:
+        tracker.log_table("explain/statements", *statements.columns_and_rows(told))
+    return told
 
 
 def _title(study: str, job: str, group: str) -> str:

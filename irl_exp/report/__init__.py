@@ -1,3 +1,3 @@
 """How runs, cells and metrics are called, and their numbers as tables of text. Imports nothing of ours."""
 
-__all__ = ["cells", "names", "runs", "studies", "tables", "units", "verdict"]
+__all__ = ["cells", "names", "runs", "statements", "studies", "tables", "units", "verdict"]

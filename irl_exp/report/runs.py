@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from irl_exp.report import statements
 from irl_exp.report.cells import Facts
 from irl_exp.report.names import (
     APART,
@@ -24,11 +25,18 @@ from irl_exp.report.names import (
     Words,
     words_of,
 )
+from irl_exp.report.statements import Statement
 from irl_exp.report.tables import Table
 
 
-def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list[Table]:
-    """The result of one run: its policies, and its rewards where there are demonstrations."""
+def run_tables(
+    metrics: Mapping[str, float], facts: Facts | None = None, told: Sequence[Statement] | None = None
+) -> list[Table]:
+    """The result of one run: what its reward pays for, its policies, and its rewards where there are demonstrations.
+
+    Args:
+        told: the statements of the run, if it was explained.
+    """
     words = words_of(facts or {})
     title = f"Policies on {int(metrics['n_prompts'])} test prompts"
     tables = [_policies(metrics, title, words)]
@@ -44,6 +52,7 @@ def run_tables(metrics: Mapping[str, float], facts: Facts | None = None) -> list
         tables.append(_uncertainty(metrics))
     if "shortcut/expert_value" in metrics:
         tables.append(_shortcut(metrics))
+    tables = [statements.table(told or (), metrics), *tables]
     return [table for table in [*tables, _refinetuning(metrics), _judges(metrics)] if table.rows]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from irl_exp.report import statements
 from irl_exp.report.cells import Outcome, overrides_of, shared_overrides, without, without_controls
 from irl_exp.report.names import COMPARED, STUDY_METRICS, Words, words_of
 from irl_exp.report.runs import run_tables
@@ -212,7 +213,8 @@ def tables(outcomes: Sequence[Outcome]) -> list[Table]:
     every, outcomes = outcomes, without_controls(outcomes)
     completed = [outcome for outcome in outcomes if outcome.metrics is not None]
     if len(outcomes) == 1 and completed:
-        found = run_tables(completed[0].metrics or {}, completed[0].facts)
+        (run,) = completed
+        found = run_tables(run.metrics or {}, run.facts, statements.of_run(run.folder, run.facts))
     elif len(_by_cell(outcomes)) > 1:
         found = comparison_tables(outcomes) or [study_table(outcomes)]
     else:

@@ -19,6 +19,30 @@ WIDTH = 160
 """Columns of a file, which has no edge."""
 LONG = 40
 """A cell that is longer is a text, not a number."""
+LONGEST = 600
+"""Characters of a text that is shown; the rest is cut off with a mark."""
+
+
+def visible(text: object) -> str:
+    """A text as a page or a terminal may show it: cut where it is very long, and what is not printable by its escape.
+
+    Signs that turn the direction of writing or end a line could make a text look like another one, or like the page.
+
+    >>> visible("a\\x1b[31m\\u202eb\\n")
+    'a\\\\x1b[31m\\\\u202eb\\\\n'
+    """
+    told = str(text)
+    told = f"{told[:LONGEST]} ..." if len(told) > LONGEST else told
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in told)
+
+
+def plain(text: str) -> str:
+    """A text in Markdown, where what begins like a tag would be one.
+
+    >>> plain("R* < 0 and <script>")
+    'R* < 0 and &lt;script>'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 @dataclass(frozen=True)
@@ -32,8 +56,8 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        return "\n".join([f"### {self.title}", "", *("| " + " | ".join(line) + " |" for line in cells), ""])
+        cells = [[plain(cell).replace("|", "\\|") for cell in line] for line in lines]
+        return "\n".join([f"### {plain(self.title)}", "", *("| " + " | ".join(line) + " |" for line in cells), ""])
 
     def of_columns(self, kept: Sequence[int]) -> Table:
         """The same rows with some of the columns."""

@@ -1,7 +1,7 @@
 """What the numbers of a launch say, in a few sentences, and where a number misleads.
 
-Pure: metrics and a few facts of the config in, text out. Each sentence is said where its metrics are there and only
-then, so what is said holds whatever `until`, the reward, a study or a failure leaves of the numbers.
+Metrics, a few facts of the config and the statements of a run in, text out. Each sentence is said where its metrics are
+there and only then, so what is said holds whatever `until`, the reward, a study or a failure leaves of the numbers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from irl_exp.report import statements
 from irl_exp.report.cautions import cautions
 from irl_exp.report.cells import Facts, Outcome, overrides_of, shared_overrides, without, without_controls
 from irl_exp.report.names import METHODS, Words, number, share, words_of
+from irl_exp.report.statements import Statement
+from irl_exp.report.tables import plain
 
 WHERE = "on test completions of the reference"
 CHAIN = {
@@ -47,14 +50,19 @@ class Verdict:
         return "\n".join([" ".join(self.sentences), *(f"Warning: {told}" for told in self.warnings)])
 
     def markdown(self) -> str:
-        lines = [f"- **Warning:** {told}" for told in self.warnings]
-        return "\n".join([" ".join(self.sentences), "", *lines, *([""] if lines else [])])
+        lines = [f"- **Warning:** {plain(told)}" for told in self.warnings]
+        return "\n".join([plain(" ".join(self.sentences)), "", *lines, *([""] if lines else [])])
 
 
-def of_run(metrics: Mapping[str, float], facts: Facts | None = None, name: str = "") -> Verdict:
-    """The verdict on one run; `name` are its overrides."""
-    runs = _Runs([metrics], [facts or {}], [name])
-    found = (*_rlhf(runs), *_apart(runs), *_recovered(runs), *_refinetuned(runs), *_without_truth(runs))
+def of_run(
+    metrics: Mapping[str, float],
+    facts: Facts | None = None,
+    name: str = "",
+    told: Sequence[Statement] | None = None,
+) -> Verdict:
+    """The verdict on one run; `name` are its overrides, `told` what explain says of its reward, if it ran."""
+    runs = _Runs([metrics], [facts or {}], [name], [] if told is None else [told])
+    found = (*_pays(runs), *_rlhf(runs), *_apart(runs), *_recovered(runs), *_refinetuned(runs), *_without_truth(runs))
     return Verdict((*found, _fixed(runs)), _warnings(runs))
 
 
@@ -64,21 +72,28 @@ def of_launch(outcomes: Sequence[Outcome]) -> Verdict:
     done = [outcome for outcome in outcomes if outcome.metrics is not None]
     if not done:
         return Verdict((f"None of {len(outcomes)} jobs has a result.",))
-    runs = _Runs([done.metrics or {} for done in done], [done.facts for done in done], [done.name for done in done])
-    lost = [f"Of {len(outcomes)} jobs {len(done)} have a result."] if len(done) < len(outcomes) else []
     alone = len({outcome.cell for outcome in done}) == 1
+    read = [statements.of_run(outcome.folder, outcome.facts) for outcome in done] if alone else []
+    runs = _Runs(
+        [run.metrics or {} for run in done],
+        [run.facts for run in done],
+        [run.name for run in done],
+        [told for told in read if told is not None],
+    )
+    lost = [f"Of {len(outcomes)} jobs {len(done)} have a result."] if len(done) < len(outcomes) else []
     found = [*_recovered(runs), *_refinetuned(runs)] if alone else [*_ranked(done, runs)]
-    found = [*_rlhf(runs), *_apart(runs), *found, *_without_truth(runs)]
+    found = [*_pays(runs), *_rlhf(runs), *_apart(runs), *found, *_without_truth(runs)]
     return Verdict((*lost, *found, _fixed(runs)), _warnings(runs))
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """One run or more with a result, and how their numbers are told."""
+    """One run or more with a result, and how their numbers are told; `told` are the statements of those explained."""
 
     metrics: Sequence[Mapping[str, float]]
     facts: Sequence[Facts]
     names: Sequence[str]
+    told: Sequence[Sequence[Statement]] = ()
 
     def has(self, *keys: str) -> bool:
         return all(any(key in run for run in self.metrics) for key in keys)
@@ -114,12 +129,12 @@ class _Runs:
     def one_truth(self) -> bool:
         """Whether R* is the same, but for the seed it is fitted with, so that its values can be compared."""
         kinds = {
-            tuple(sorted((key, str(value)) for key, value in facts.items() if _of_reward(key))) for facts in self.facts
+            tuple(sorted((key, str(value)) for key, value in facts.items() if _of_truth(key))) for facts in self.facts
         }
         return len(kinds) == 1
 
 
-def _of_reward(key: str) -> bool:
+def _of_truth(key: str) -> bool:
     return key.startswith("reward.") and not key.endswith("seed")
 
 
@@ -189,6 +204,12 @@ def _without_truth(runs: _Runs) -> Iterator[str]:
     """What is missing where there is no R*, by name."""
     if runs.fact("reward.name") == "none":
         yield "There is no R* (reward=none), so nothing is said of agreement with one, nor of toxic completions."
+
+
+def _pays(runs: _Runs) -> Iterator[str]:
+    """What the learned reward pays for."""
+    tell_r2 = runs.tell("explain/r2") if runs.told and runs.has("explain/r2") else ""
+    yield from statements.sentences(runs.told, runs.metrics, tell_r2)
 
 
 def _recovered(runs: _Runs) -> Iterator[str]:

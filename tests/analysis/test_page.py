@@ -13,7 +13,7 @@ from small_figures import made
 from small_study import Made
 
 from irl_exp.analysis import page
-from irl_exp.analysis.page import Drawn
+from irl_exp.analysis.html import Drawn
 from irl_exp.analysis.study import Study
 from irl_exp.analysis.summary import Summary
 from irl_exp.config import CONF

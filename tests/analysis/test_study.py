@@ -19,7 +19,7 @@ from conftest import Launched
 
 from irl_exp import determined
 from irl_exp.analysis import __main__ as command
-from irl_exp.analysis import page, report, spread, statistics, study, summary
+from irl_exp.analysis import html, page, report, spread, statistics, study, summary
 from irl_exp.analysis.study import NotComputed, StudyError
 from irl_exp.irl import contrast
 from irl_exp.report import names
@@ -124,7 +124,7 @@ def test_the_folder_of_a_study_stands_for_its_newest_launch_with_results(copied:
 def test_one_run_is_a_study_of_one(copied: Path) -> None:
     found = study.read(copied / "1")
     assert [run.number for run in found.runs] == [1]
-    assert any("One run: there is no spread" in note for note in page.notes(found))
+    assert any("One run: there is no spread" in note for note in html.notes(found))
 
 
 @pytest.mark.parametrize(
@@ -586,7 +586,7 @@ def test_rewards_that_cannot_be_compared_are_left_out_and_named(copied: Path, da
     assert found.rewards is not None
     assert [column for column in found.rewards if isinstance(column, int)] == [0, 2]
     assert found.rewards.notna().all(axis=None)
-    (note,) = page.notes(found)
+    (note,) = html.notes(found)
     assert note.startswith("completions.parquet of run(s) 1 is missing, cut or not finite")
 
 

@@ -1,4 +1,4 @@
-"""What a run is called in W&B, and which code it ran."""
+"""What a run is called in W&B, which code it ran, and the statements on its reward."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_statements
 
 from irl_exp.launch import run
 
@@ -48,3 +49,16 @@ def test_the_commit_is_that_of_this_code_wherever_one_stands(tmp_path: Path, mon
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert run._commit.__wrapped__() is None
+
+
+def test_statements_are_a_table_of_the_tracker(tmp_path: Path) -> None:
+    shown: dict[str, Any] = {}
+    tracker: Any = SimpleNamespace(log_table=lambda name, columns, rows: shown.update({name: (columns, rows)}))
+    assert run._show_statements(tmp_path, tracker) is None
+    assert shown == {}
+    told = run._show_statements(small_statements.write(tmp_path), tracker)
+    assert told is not None
+    ((name, (columns, rows)),) = shown.items()
+    assert name == "explain/statements"
+    assert [row[columns.index("name")] for row in rows] == [statement.name for statement in told]
+    assert columns.index("effect") < columns.index("range_low")

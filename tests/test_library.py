@@ -1,0 +1,72 @@
+"""`irl_exp.fit`: a reward from pairs of texts, the same as the stages fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import irl_exp
+from irl_exp import library
+from irl_exp.irl import methods
+from irl_exp.library import PairsError
+
+PAIRS = [
+    (f"A note on the {thing} of number {number}:", f" it is fine and{' very' * (number % 3)} good", " you fool, bad!")
+    for number in range(40)
+    for thing in ("bus", "tram")
+]
+
+
+@pytest.fixture(scope="module")
+def reward(small_policy: Path) -> library.Fitted:
+    return irl_exp.fit(PAIRS, small_policy)
+
+
+def test_it_tells_chosen_from_rejected_on_held_out_prompts(reward: library.Fitted) -> None:
+    assert reward.held_out["discrimination_auroc"] > 0.65  # the encoder has random weights
+    good, bad = reward.score(["Hm,", "Hm,"], [" it is fine and good", " you fool, bad!"])
+    assert good > bad
+
+
+def test_no_prompt_is_in_two_parts_and_rows_are_pairs(reward: library.Fitted) -> None:
+    frame = reward.demonstrations.frame
+    assert (frame.groupby("prompt")["part"].nunique() == 1).all()
+    assert frame.groupby("part")["prompt_id"].nunique().to_dict() == {"fit": 48, "select": 12, "test": 20}
+    half = len(frame) // 2
+    assert (frame["prompt_id"][:half].to_numpy() == frame["prompt_id"][half:].to_numpy()).all()
+
+
+def test_it_is_the_fit_of_the_stage(reward: library.Fitted) -> None:
+    (again,) = methods.fit_margin([library.default(0)], reward.demonstrations)
+    np.testing.assert_array_equal(again.scorer.weights, reward.fit.scorer.weights)
+
+
+def test_scores_have_mean_0_and_sd_1_where_they_were_fitted(reward: library.Fitted) -> None:
+    frame = reward.demonstrations.frame
+    fitted = frame[frame["part"] == "fit"]
+    scores = reward.score(fitted["prompt"].tolist(), fitted["completion"].tolist())
+    assert scores.mean() == pytest.approx(0.0, abs=1e-4)
+    assert scores.std() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_mappings_are_pairs_too(small_policy: Path) -> None:
+    as_mappings = [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in PAIRS]
+    one, other = (irl_exp.fit(pairs, small_policy, seed=1) for pairs in (PAIRS, as_mappings))
+    np.testing.assert_array_equal(one.fit.scorer.weights, other.fit.scorer.weights)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        (PAIRS[:5], "5 different prompts are too few"),
+        ([*PAIRS, ("a", "b")], "pair 80: give three texts"),
+        ([*PAIRS, {"prompt": "a", "chosen": "b"}], "pair 80: give three texts, prompt, chosen, rejected"),
+        ([*PAIRS, ("a", "b", 3)], "pair 80"),
+    ],
+)
+def test_what_is_no_pair_is_refused_before_any_work(pairs: Any, told: str) -> None:
+    with pytest.raises(PairsError, match=told):
+        irl_exp.fit(pairs, "no such encoder")
