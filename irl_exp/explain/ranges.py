@@ -170,6 +170,10 @@ def effect_ranges(
 
 
 def _tolerance(problem: Fitted, pairs: Floats, sides: Floats, best: Optimum, seed: int) -> float:
+    if not best.standard_error > 0 and not best.weights.any():
+        raise NoRangesError(
+            "no reward explains the demonstrations noticeably better than none: nothing tells the policies apart"
+        )
     if not best.standard_error > 0:
         raise NoRangesError("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
     if len(np.unique(problem.seen.prompts("fit"))) < 2:
