@@ -28,8 +28,8 @@ from irl_exp.machinery.store import read_manifest
 
 PRECISION = 0.03
 """Attained and proven ends differ by less than this fraction of their distance from the best reward's effect."""
-WIDEST = 1536
-"""Features: more take minutes, as a step solves a system of their number squared."""
+WIDEST = 2304
+"""Features, as three layers of 768 have: with more, a step that solves so dense a system takes too long."""
 ROUNDING = 1e-8
 """A column of which less than this fraction is left beside the others says nothing of its own."""
 
@@ -170,6 +170,10 @@ def effect_ranges(
 
 
 def _tolerance(problem: Fitted, pairs: Floats, sides: Floats, best: Optimum, seed: int) -> float:
+    if not best.standard_error > 0 and not best.weights.any():
+        raise NoRangesError(
+            "no reward explains the demonstrations noticeably better than none: nothing tells the policies apart"
+        )
     if not best.standard_error > 0:
         raise NoRangesError("the best reward has the same loss on all fitted pairs: there is no scale for a tolerance")
     if len(np.unique(problem.seen.prompts("fit"))) < 2:

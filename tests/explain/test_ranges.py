@@ -156,6 +156,27 @@ def test_a_statement_that_nothing_decides_does_not_widen_the_others() -> None:
     assert (beside.high - beside.low)[0] < 2 * (alone.high - alone.low)[0]
 
 
+def test_policies_that_write_alike_certify_next_to_nothing() -> None:
+    """A learned reward of noise: with many features the best reward fits the noise, and its statements stay open."""
+    signs = []
+    for seed in range(8):
+        seen = world(np.zeros(64), prompts=160, each=3, seed=seed, fit=120)
+        rows = on_test(seen)
+        reward = linear(seen, LOSSES["hinge"], np.random.default_rng(seed).normal(size=64))
+        statements = (seen.features[rows][:, :6] > 0.3).astype(np.float64)
+        signs.append(ranges.effect_ranges(reward, rows, statements, statements[:, :0]).signs)
+    assert np.mean(np.array(signs) != 0) <= 0.1
+
+
+def test_where_no_reward_is_better_than_none_there_are_no_ranges() -> None:
+    seen = world(np.zeros(4))
+    rows = on_test(seen)
+    column = (seen.features[rows][:, :1] > 0).astype(np.float64)
+    reward = linear(seen, LOSSES["max_margin"], np.ones(4))
+    with pytest.raises(ranges.NoRangesError, match="no reward explains"):
+        ranges.effect_ranges(reward, rows, column, column[:, :0])
+
+
 def test_a_column_that_says_nothing_of_its_own_is_refused() -> None:
     seen = world(np.array([1.0, 0.0]))
     rows = on_test(seen)
@@ -216,7 +237,7 @@ def test_other_methods_have_no_ranges_and_say_why(tmp_path: Path, changes: dict[
 def test_too_many_features_are_refused_before_any_work(tmp_path: Path) -> None:
     seen = world(np.array([1.0, 0.0]), prompts=6, fit=4)
     wide = np.zeros((len(seen.frame), ranges.WIDEST + 1), dtype=np.float32)
-    with pytest.raises(ranges.NoRangesError, match="1,537 features"):
+    with pytest.raises(ranges.NoRangesError, match="2,305 features"):
         ranges.stored(kept(tmp_path, np.ones(2)), seen.frame, wide)
 
 
