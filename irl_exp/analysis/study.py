@@ -204,7 +204,8 @@ class Study:
         """Learned rewards of all runs on the same completions of the reference, or None where there are none.
 
         A row a completion: policy, prompt_id, truth, implicit, and a column a run (its number) with the learned reward
-        as the method left it. Runs that were judged on other completions than the first run are not in it.
+        as the method left it. Runs that were judged on other completions than the first run are not in it, nor those
+        without an R* or without the log ratio.
         """
         return self._rewards[0]
 
@@ -227,6 +228,8 @@ class Study:
             table = None if table is None else table[table["policy"] == "reference"]
             if table is None or not _is_whole(table, run):
                 unreadable.append(run.number)
+                continue
+            if frame is None and not {"truth", "implicit"} <= set(table):  # no R*, or no log-probabilities
                 continue
             if frame is None:
                 frame, judged = table[["policy", "prompt_id", "truth", "implicit"]], run.artifact("judge")

@@ -45,7 +45,7 @@ class Source(Node):
 
 class _Texts(_Data, Source):
     node: ClassVar[str] = "data"
-    completion: str | None = Field("completion", description="column of the completion")
+    completion: str | None = Field("completion", description="column of the completion; null: a list of prompts")
     label: str | None = Field(None, description="column of the label: toxic if at least 0.5; null: no labels")
     toxic: Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)] | None = Field(
         None, description="values of the label that mean toxic, [hate,offensive]; null: numbers from 0 to 1"
@@ -53,8 +53,8 @@ class _Texts(_Data, Source):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        if self.text is None and (self.prompt is None or self.completion is None):
-            raise ValueError("name the columns: data.prompt and data.completion, or data.text")
+        if self.text is None and self.prompt is None:
+            raise ValueError("name the column: data.prompt (with data.completion), or data.text")
         if self.toxic is not None and self.label is None:
             raise ValueError("data.toxic names values of a label: set data.label to its column")
         return self

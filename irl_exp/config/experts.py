@@ -77,7 +77,7 @@ class FurtherExpert(SftConfig):
     """The reference policy trained further on its own kind of text, without a goal: drift, and nothing else."""
 
     name: Literal["further"] = "further"
-    texts: Literal["sft", "own"] = Field(
+    train_on: Literal["sft", "own"] = Field(
         "sft", description="those of the sft part, or what the reference writes on fit"
     )
     steps: Count = Field(100, description="optimiser steps")

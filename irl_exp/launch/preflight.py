@@ -75,7 +75,7 @@ def check(step: Step) -> None:
     if step.stage == "data":
         _check_data(_Origin.of(step))
     elif step.stage == "benchmark":
-        _check_benchmark(step.config, _Origin.of(step.inputs["data"]))  # type: ignore[arg-type]
+        _check_benchmark(step.config, _Origin.of(step.inputs["data"]))
     elif step.stage == "reward":
         _check_reward("reward", step.config, _Origin.of(step.inputs["data"]))
     elif step.stage == "sft":
@@ -212,7 +212,7 @@ def warning(step: Step) -> str:
     """What a reader should know of a step that can succeed; "" if there is nothing."""
     if step.stage != "data" or not (origin := _Origin.of(step)).is_here:
         return ""
-    return data.too_few(_texts(origin))
+    return data.too_few(_texts(origin)) or data.shortened_prompts(_texts(origin))
 
 
 def _check_data(origin: _Origin) -> None:

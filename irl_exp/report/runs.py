@@ -73,7 +73,8 @@ def _judges(metrics: Mapping[str, float]) -> Table:
 
 
 def _policies(metrics: Mapping[str, float], title: str, words: Words) -> Table:
-    present = [policy for policy in POLICIES if f"{policy}/n_completions" in metrics]
+    found = {key.rpartition("/")[0] for key in metrics if key.endswith(("/distinct_fraction", "/toxic_fraction"))}
+    present = [policy for policy in POLICIES if policy in found]
     keys = [key for key in POLICY_COLUMNS if any(f"{policy}/{key}" in metrics for policy in present)]
     rows = tuple((policy, *(_policy_value(metrics, policy, key) for key in keys)) for policy in present)
     columns = ("policy", *(words.name(POLICY_COLUMNS[key]) for key in keys))

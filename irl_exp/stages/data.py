@@ -30,7 +30,7 @@ def run(config: DataConfig, *, expert: TextsExpert | None = None, context: Conte
     overlap = data.overlap(texts)
     told += [f"test: {100 * share:.1f} % {_OVERLAPS[key]}" for key, share in overlap.items()]
     return {
-        "note": ", ".join([*told, *filter(None, [data.too_few(texts)])]),
+        "note": ", ".join([*told, *filter(None, [data.too_few(texts), data.shortened_prompts(texts)])]),
         "texts": {part: int(counts.get(part, 0)) for part in data.PARTS},
         "overlap": overlap,
         "prompts": {part: len(prompts[part]) for part in data.PARTS},

@@ -244,7 +244,10 @@ def _texts(table: pd.DataFrame, config: TextsConfig) -> pd.DataFrame:
     else:
         prompts = prompts_of_column(table, str(config.prompt), str(source))
         if config.completion is None or config.completion not in table:
-            return prompts_alone([prompt if prompt != as_text(prompt) else cut(prompt, limit)[0] for prompt in prompts])
+            kept = [prompt if prompt != as_text(prompt) else cut(prompt, limit)[0] for prompt in prompts]
+            frame = prompts_alone(kept)
+            frame.attrs["cut"] = sum(mine.split() != whole.split() for mine, whole in zip(kept, prompts, strict=True))
+            return frame
         completions = texts_of(table, config.completion, str(source))
         cuts = [cut(prompt, limit) for prompt in prompts]
         pairs = [(head, tail + text) for (head, tail), text in zip(cuts, completions, strict=True)]
@@ -324,6 +327,12 @@ def _some(labels: Sequence[object]) -> str:
     """The distinct labels, the first ten of them."""
     found = sorted({repr(label) for label in labels if label is not None})
     return ", ".join(found[:10]) + (f" and {len(found) - 10:,} more" if len(found) > 10 else "")
+
+
+def shortened_prompts(texts: pd.DataFrame) -> str:
+    """A warning where prompts of a list were cut, and with them what they ask; "" where none were."""
+    count = texts.attrs.get("cut", 0)
+    return f"{count:,} prompts were cut to data.max_prompt_words: set it higher to ask them whole" if count else ""
 
 
 def share_of_toxic(texts: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Launched, Launcher
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from wandb_files import read_run
 
 from irl_exp.config import CONF, GoalConfig
@@ -99,6 +99,39 @@ def published(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.Tem
     """All choices of the paper at once."""
     folder = tmp_path_factory.mktemp("published")
     return on_warm_store(launcher, warm_store, folder, f"irl/published=[{','.join(names('irl/published'))}]")
+
+
+@pytest.fixture(scope="module")
+def nulls(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Experts that were tuned to nothing, without an R*."""
+    return on_warm_store(launcher, warm_store, tmp_path_factory.mktemp("nulls"), "expert=itself,further", "reward=none")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    launcher: Launcher, small_policy: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Launched:
+    """Somebody's checkpoint, for two seeds of IRL."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    shutil.copytree(small_policy, folder / "tuned")
+    weights = load_file(small_policy / "model.safetensors")
+    moved = {name: weight + 0.1 * (weight != 0) for name, weight in weights.items()}
+    save_file(moved, folder / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    return launcher(
+        folder,
+        *TINY,
+        *("tracking=none", "expert=checkpoint", "expert.path=tuned", f"model.path={small_policy}", "model.tuned=true"),
+        *("data=file", f"data.path={texts}/file.jsonl", "data.completion=null", "reward=none", "irl.seed=0,1"),
+        "report=true",
+    )
+
+
+@pytest.fixture(scope="module")
+def of_texts(launcher: Launcher, small_policy: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Texts of two writers: the civil ones are the expert's."""
+    folder = tmp_path_factory.mktemp("of_texts")
+    named = ("expert.writer=label", "expert.is_expert=0", "expert.is_baseline=1", f"expert.path={texts}/file.csv")
+    return launcher(folder, *TINY, "tracking=none", "expert=texts", *named, f"model.path={small_policy}", "reward=none")
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +273,13 @@ def test_every_option_of_every_group_has_run(
     original: Launched,
     fifty: Launched,
     benchmarks: Launched,
+    nulls: Launched,
+    checkpoint: Launched,
+    of_texts: Launched,
     first_launch: Launched,
 ) -> None:
     launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
-    launches = (*launches, recipes, published, benchmarks, first_launch)
+    launches = (*launches, recipes, published, benchmarks, nulls, checkpoint, of_texts, first_launch)
     # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here.
     assert OPTIONS - {"reward/question"} - set().union(*map(options_that_ran, launches)) == set()
 
@@ -362,3 +398,11 @@ def test_fifty_seeds_are_fifty_jobs_and_the_sizes_are_those_of_tiny(fifty: Launc
     assert [(row["job"], row["status"]) for row in fifty.runs()] == [(str(job), "completed") for job in range(50)]
     assert [config(fifty, job)["irl"]["seed"] for job in range(50)] == list(range(50))
     assert len(list(fifty.cwd.glob("multirun/store/sft/[!.]*"))) == 1  # that of the warm store
+
+
+def test_a_checkpoint_is_audited_by_several_seeds_with_a_page(checkpoint: Launched) -> None:
+    for job in range(2):
+        assert {"irl/discrimination_auroc", "expert/kl"} <= checkpoint.metrics(job).keys()
+    assert (checkpoint.folder / "report" / "index.html").exists()
+    assert "There is no R* (reward=none)" in checkpoint.stdout
+    assert "AUROC expert against reference" in checkpoint.stdout

@@ -267,6 +267,10 @@ def test_a_file_of_prompts_alone_is_split_in_three(tmp_path: Path, ending: str) 
     few = config.model_copy(update={"fit_prompts": 20, "select_prompts": 5, "test_prompts": 15})
     counts = data.split(data.read(few), few)["part"].value_counts().to_dict()
     assert counts == {"spare": 60, "fit": 20, "test": 15, "select": 5}
+    assert not data.shortened_prompts(texts)
+    assert "100 prompts were cut" in data.shortened_prompts(
+        data.read(config.model_copy(update={"max_prompt_words": 2}))
+    )
     with pytest.raises(data.DataError, match=r"3 distinct prompts: give 10 or more"):
         data.split(data.read(config).head(3), config)
 
