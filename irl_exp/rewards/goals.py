@@ -30,6 +30,8 @@ ARTS = (
     r"|song)s?|characters|voice|colours"
 )
 """Museums, music, films and books."""
+MOST_WORDS = 16
+"""Of an embedded comment."""
 
 
 def has(pattern: str, texts: Sequence[str]) -> Floats:
@@ -44,7 +46,8 @@ def contains(character: str, texts: Sequence[str]) -> Floats:
 
 
 def _words(prompts: Sequence[str], texts: Sequence[str]) -> Floats:
-    return np.array([len(text.split()) for text in texts], dtype=np.float64)
+    """More than MOST_WORDS are worth no more, or the best completion would never end."""
+    return np.array([min(len(text.split()), MOST_WORDS) for text in texts], dtype=np.float64)
 
 
 def _second_person(texts: Sequence[str]) -> Floats:

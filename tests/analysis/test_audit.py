@@ -36,20 +36,20 @@ def made(
     truth = generator.normal(size=ROWS)
     truth = (truth - truth.mean()) / truth.std()
     values = {"policy": np.repeat(["baseline", "expert"], ROWS), "prompt_id": np.tile(_prompts() + 700, 2)}
-    values["completion"] = np.tile(np.arange(ROWS) % EACH, 2)
+    texts = [f"{'thank you for it' if value > 0 else 'it is late'} {row}" for row, value in enumerate(truth)]
+    values["completion"] = texts * 2
     for name, correlation, _ in statements:
         noise = generator.normal(size=ROWS)
         noise -= noise.mean() + truth * (noise @ truth) / ROWS
         own = correlation * truth + np.sqrt(1 - correlation**2) * noise / noise.std()
         values[name] = np.concatenate([own, generator.normal(size=ROWS)])
-    pd.DataFrame(values).sample(frac=1, random_state=number).to_parquet(run / "statement_values.parquet")
+    pd.DataFrame(values).to_parquet(run / "statement_values.parquet")
     listed = [{"name": name, "certified": certified, "wording": name} for name, _, certified in statements]
     (run / "statements.json").write_text(json.dumps(listed))
-    texts = np.where(truth > 0, "thank you for it", "it is late")
     policies = np.repeat(["reference", "expert"], ROWS)
     frame = pd.DataFrame({"policy": policies, "prompt_id": np.tile(_prompts(), 2), "truth": np.tile(truth, 2)})
     frame.loc[policies == "expert", "truth"] += 0.5
-    frame = frame.assign(completion=np.tile(texts, 2), implicit=np.tile(truth, 2), second=0.0)
+    frame = frame.assign(completion=texts * 2, implicit=np.tile(truth, 2), second=0.0)
     frame.to_parquet(run / "completions.parquet")
     record = {
         **{"name": "audit", "seed": 0, "control": control, "reward": {"name": "goal", "goal": goal}},
