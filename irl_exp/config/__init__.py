@@ -17,7 +17,14 @@ from irl_exp.config.data import (
     RealToxicityPromptsConfig,
 )
 from irl_exp.config.experiment import Config, check_name
-from irl_exp.config.explain import ExplainConfig, NoExplain
+from irl_exp.config.explain import (
+    ExplainConfig,
+    LogRatioStatements,
+    NgramStatements,
+    NoExplain,
+    PropertyStatements,
+    UnitStatements,
+)
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -109,6 +116,7 @@ __all__ = [
     "LengthConfig",
     "LengthPart",
     "LengthShortcut",
+    "LogRatioStatements",
     "LoraBackbone",
     "LossConfig",
     "MajorityConfig",
@@ -117,6 +125,7 @@ __all__ = [
     "MaxMarginLoss",
     "ModelConfig",
     "NgramConfig",
+    "NgramStatements",
     "NoBenchmark",
     "NoExplain",
     "NoShortcut",
@@ -125,6 +134,7 @@ __all__ = [
     "PolicyOptimizationConfig",
     "ProbeConfig",
     "ProbeRegressionConfig",
+    "PropertyStatements",
     "RandomConfig",
     "RealToxicityPromptsConfig",
     "RefinetuneConfig",
@@ -136,6 +146,7 @@ __all__ = [
     "SequenceClassifierPart",
     "SftConfig",
     "SquaredLoss",
+    "UnitStatements",
     "WeightedConfig",
     "base_node",
     "check_choices",
