@@ -184,7 +184,7 @@ def deletion(reward: LearnedReward, completions: Completions, *, tokens: int = 3
     rest = [ids[:at] + ids[at + tokens :] for ids, at in zip(completions.completion_ids, starts, strict=True)]
     texts = reward.reference.tokenizer.batch_decode(rest, skip_special_tokens=True)
     without = Completions(completions.prompts, texts, completions.prompt_ids, rest)
-    credits = [credit.credits for credit in token_credit(reward, completions)]
+    credits = [share / reward.scale for share in _shares(reward, completions)]
     spans = np.array([one[at : at + tokens].sum() for one, at in zip(credits, starts, strict=True)])
     if not isinstance(reward.scorer, ImplicitScorer):
         size, mean = (np.array([measure(one) for one in credits]) for measure in (len, np.mean))

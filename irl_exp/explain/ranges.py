@@ -28,8 +28,8 @@ from irl_exp.machinery.store import read_manifest
 
 PRECISION = 0.03
 """Attained and proven ends differ by less than this fraction of their distance from the best reward's effect."""
-WIDEST = 1536
-"""Features: more take minutes, as a step solves a system of their number squared."""
+WIDEST = 2304
+"""Features, as three layers of 768 have: with more, a step that solves so dense a system takes too long."""
 ROUNDING = 1e-8
 """A column of which less than this fraction is left beside the others says nothing of its own."""
 

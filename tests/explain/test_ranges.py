@@ -216,7 +216,7 @@ def test_other_methods_have_no_ranges_and_say_why(tmp_path: Path, changes: dict[
 def test_too_many_features_are_refused_before_any_work(tmp_path: Path) -> None:
     seen = world(np.array([1.0, 0.0]), prompts=6, fit=4)
     wide = np.zeros((len(seen.frame), ranges.WIDEST + 1), dtype=np.float32)
-    with pytest.raises(ranges.NoRangesError, match="1,537 features"):
+    with pytest.raises(ranges.NoRangesError, match="2,305 features"):
         ranges.stored(kept(tmp_path, np.ones(2)), seen.frame, wide)
 
 
