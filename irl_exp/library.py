@@ -4,6 +4,8 @@ pairs = [("I read your post and", " I like it.", " you are a clown."), ...]   # 
 reward = irl_exp.fit(pairs, encoder="EleutherAI/pythia-70m")
 reward.held_out["discrimination_auroc"]                # on prompts that played no part in the fit
 reward.score(["The bus was late,"], [" so what?"])     # any text, in sd of the fitted ones
+for statement in reward.explain().statements:          # what it pays for, tested on held-out prompts
+    print(statement["wording"])
 """
 
 from __future__ import annotations
@@ -17,11 +19,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from irl_exp.config import FeaturesConfig, FrozenBackbone, HiddenStateConfig, MarginConfig, MaxMarginLoss
+from irl_exp.config import (
+    ExplainConfig,
+    FeaturesConfig,
+    FrozenBackbone,
+    HiddenStateConfig,
+    LogRatioStatements,
+    MarginConfig,
+    MaxMarginLoss,
+    NgramStatements,
+    PropertyStatements,
+    UnitStatements,
+)
 
 if TYPE_CHECKING:  # they import torch and pandas: `import irl_exp` does not wait for them
     import pandas as pd
 
+    from irl_exp.explain.statements import Explanation
     from irl_exp.irl.contrast import Demonstrations
     from irl_exp.irl.learned_rewards import LearnedReward
     from irl_exp.irl.methods import Fit
@@ -65,6 +79,24 @@ class Fitted:
 
         frame = self.demonstrations.frame.assign(learned=self.fit.scores(self.demonstrations))
         return reward_metrics.discrimination(frame[frame["part"] == "test"], "learned")
+
+    def explain(self, config: ExplainConfig | None = None) -> Explanation:
+        """What the reward pays for: statements chosen on the fitted prompts and tested on the held-out ones.
+
+        Args:
+            config: where to look; default: explain=full, as a launch has it.
+
+        Returns:
+            Its `statements` are those of statements.json, best first; the wording of each is a sentence.
+        """
+        from irl_exp.explain import candidates, statements
+
+        config, found = config or default_explain(), self.demonstrations
+        table, left_out = candidates.table(found.frame, config, features=found.features)
+        score = statements.rescoring(self.learned) if config.edits else None
+        told = statements.explain(found.frame, table, self.fit.scores(found), config, score=score)
+        told.left_out.update(left_out)
+        return told
 
 
 def fit(
@@ -151,4 +183,15 @@ def default(seed: int) -> MarginConfig:
         loss=MaxMarginLoss(),
         features=FeaturesConfig(hidden_state=HiddenStateConfig()),
         backbone=FrozenBackbone(),
+    )
+
+
+def default_explain(seed: int = 0) -> ExplainConfig:
+    """Where a launch looks for statements that chooses nothing: see conf/explain/full.yaml."""
+    return ExplainConfig(
+        seed=seed,
+        ngrams=NgramStatements(),
+        properties=PropertyStatements(),
+        units=UnitStatements(),
+        log_ratio=LogRatioStatements(),
     )

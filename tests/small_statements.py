@@ -20,7 +20,7 @@ def statement(name: str = "second person", effect: float = -1.6, **more: Any) ->
     found = {
         "family": "properties",
         "name": name,
-        "wording": f"{name} \N{EM DASH} 17.2 % of the base's completions",
+        "wording": f"{'Pays' if effect > 0 else 'Charges'} for a text that speaks to the reader: 17.2 % of the base's",
         "direction": "pays" if effect > 0 else "charges",
         "frequency_base": 0.172,
         "frequency_tuned": 0.003,
@@ -50,7 +50,16 @@ STATEMENTS = (
     statement(edit_effect=-0.9, edit_low=-1.1, edit_high=-0.7),
     statement("fair, since", 0.85, family="ngrams", r2=0.38, certified=False, range_low=-0.1, range_high=1.2),
     statement("length", 0.4, graded=True, unit="tokens", frequency_base=9.5, frequency_tuned=12.25, r2=0.44),
-    statement("a unit", 0.3, family="units", r2=0.5, certified=None, range_low=None, range_high=None),
+    statement(
+        "a unit",
+        0.3,
+        family="units",
+        wording="In words of its own.",
+        r2=0.5,
+        certified=None,
+        range_low=None,
+        range_high=None,
+    ),
 )
 LEFT_OUT = {"log_ratio": "the two models have different tokenizers"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 import irl_exp
 from irl_exp import library
+from irl_exp.config import FeaturesConfig, MarginConfig, NgramConfig, UnitStatements
 from irl_exp.irl import methods
 from irl_exp.library import PairsError
+from irl_exp.report.statements import Statement
 
 PAIRS = [
     (f"A note on the {thing} of number {number}:", f" it is fine and{' very' * (number % 3)} good", " you fool, bad!")
@@ -70,3 +73,31 @@ def test_mappings_are_pairs_too(small_policy: Path) -> None:
 def test_what_is_no_pair_is_refused_before_any_work(pairs: Any, told: str) -> None:
     with pytest.raises(PairsError, match=told):
         irl_exp.fit(pairs, "no such encoder")
+
+
+WORDS = ["bus", "tram", "road", "light", "house", "green", "water", "today", "slow", "early", "corner", "ticket"]
+
+
+def polite(generator: random.Random, share: float) -> str:
+    """A few words, and "please" among them in a share of the texts."""
+    words = generator.sample(WORDS, generator.randint(3, 6))
+    if generator.random() < share:
+        words.insert(generator.randint(0, len(words)), "please")
+    return f" {' '.join(words)}."
+
+
+def test_it_is_explained_as_a_launch_does(small_policy: Path) -> None:
+    generator = random.Random(0)
+    pairs = [(f"Note {number}:", polite(generator, 0.8), polite(generator, 0.2)) for number in range(600)]
+    method = MarginConfig(**dict(library.default(0)) | {"features": FeaturesConfig(ngram=NgramConfig())})
+    reward = library.fit(pairs, small_policy, config=method)  # random hidden states hardly know a word
+    config = library.default_explain().model_copy(
+        update={"resamples": 2, "edits": 5, "units": UnitStatements(on=False)}
+    )
+    found = reward.explain(config)
+    statements = [Statement.of(item) for item in found.statements]
+    assert statements[0].pays
+    assert "please" in statements[0].wording or "polite" in statements[0].wording
+    assert statements[0].difference == pytest.approx(0.6, abs=0.15)
+    assert found.metrics["explain/discrimination_auroc"] == pytest.approx(reward.held_out["discrimination_auroc"])
+    assert set(found.left_out) == {"log_ratio"}

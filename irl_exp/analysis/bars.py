@@ -73,7 +73,7 @@ def effect(
         bounds: of that band; none where there is no bound.
         certified: a band of one sign is full, another one an outline.
     """
-    colour = "pays" if value > 0 else "charges"
+    colour = _way(value)
     parts = []
     if bounds:
         first, last = bounds
@@ -87,6 +87,19 @@ def effect(
         f'<circle class="{colour}" cx="{axis.at(value)}" cy="12" r="4.5"/>',
     ]
     return _picture(24, f"effect {value:+.3g}, interval {low:+.3g} to {high:+.3g}", parts)
+
+
+def effects(values: Sequence[float], axis: Axis) -> Markup:
+    """The effects of one statement in several runs: a dot a run."""
+    dots = [
+        f'<circle class="{"pays" if value > 0 else "charges"}" cx="{axis.at(value)}" cy="12" r="4"/>'
+        for value in values
+    ]
+    return _picture(24, ", ".join(f"{value:+.3g}" for value in values), [_upright(axis, 0.0, 24), *dots])
+
+
+def _way(effect: float) -> str:
+    return "pays" if effect > 0 else "charges"
 
 
 def _upright(axis: Axis, value: float, height: int) -> str:

@@ -28,6 +28,8 @@ WRITERS = {"reference": "baseline"}
 """What completions.parquet calls the policies that the files of explain call otherwise."""
 REDRAWN = 1000
 """Exchanges of writers that say what chance gives."""
+NAMED = 5
+"""Statements of a kind that are named where something is missing."""
 DISCRIMINATION = ("explain/discrimination_auroc", "irl/discrimination_auroc")
 ANSWERS = {
     "changed": "Did tuning change anything?",
@@ -148,16 +150,16 @@ def changed(metrics: Mapping[str, float], rewards: pd.DataFrame | None) -> Chang
         value, by_chance = metrics[key], chance(rewards)
         picture = bars.against_chance(value, interval, by_chance)
         ends = "" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]"
-        facts["AUROC, tuned against base, of the recovered reward"] = (
+        facts["AUROC of the recovered reward, tuned against base"] = (
             f"{number(value)}{ends}",
-            f"0.500 [{number(by_chance[0])}, {number(by_chance[1])}] by chance",
+            f"0.500 [{number(by_chance[0])}, {number(by_chance[1])}]",
         )
         groups = {name: rewards.loc[rewards["policy"] == name, "learned"].to_numpy() for name in credit.POLICIES}
         histogram = bars.densities({told: groups[name] for name, told in credit.POLICIES.items()})
         counts = {told: len(groups[name]) for name, told in credit.POLICIES.items()}
         answer = _answer(value, interval, by_chance)
     if "expert/kl" in metrics:
-        facts["KL of the tuned model from the base, nats a completion"] = (
+        facts["KL of tuned from base, nats a completion"] = (
             number(metrics["expert/kl"]),
             "0",
         )
@@ -265,7 +267,7 @@ def _difference(item: Statement) -> str:
     ends = (item.difference, item.difference_low, item.difference_high)
     if item.graded:
         value, low, high = (f"{end:+.3g}" for end in ends)
-        return f"{value} {item.unit}".rstrip() + f" [{low}, {high}]"
+        return f"{value} [{low}, {high}]{item.mean_of}"
     value, low, high = (f"{100 * end:+.1f}" for end in ends)
     return f"{value} points [{low}, {high}]"
 
@@ -285,9 +287,9 @@ def _details(item: Statement) -> Iterator[str]:
         )
         yield f"put in or taken out of a text: {item.edit_effect:+.2f} sd{ends}"
     if item.stability_prompts is not None:
-        yield f"chosen again on {share(item.stability_prompts)} of redrawn prompts"
+        yield f"chosen again in {100 * item.stability_prompts:.0f} % of redraws of the prompts"
     if item.stability_seeds is not None:
-        yield f"with {share(item.stability_seeds)} of the seeds of IRL"
+        yield f"with {100 * item.stability_seeds:.0f} % of the seeds of IRL"
     yield f"q {item.q:.1g}" if item.q >= 1e-4 else "q below 0.0001"
     yield item.family.replace("_", " ")
 
@@ -305,11 +307,11 @@ def _explained(explained: Explained, metrics: Mapping[str, float]) -> Curve | No
     if not found:
         return None
     values = [item.r2 for item in found]
-    parts = [f"the first {at} {share(values[at - 1])}" for at in (5, 10) if at < len(values)]
-    last = [f"all {len(values)} {share(metrics.get('explain/r2', values[-1]))}"] if len(values) > 1 else []
-    told = ", ".join([f"the first {share(values[0])}", *parts, *last])
+    parts = [f"{share(values[at - 1])} by the first {at}" for at in (5, 10) if at < len(values)]
+    last = [f"{share(metrics.get('explain/r2', values[-1]))} by all {len(values)}"] if len(values) > 1 else []
+    told = ", ".join([f"{share(values[0])} by the first statement", *parts, *last])
     return Curve(
-        f"Statements explain, of the variance of the recovered reward within a policy on held-out prompts: {told}.",
+        f"Of the variance of the recovered reward within a policy, on held-out prompts, is explained: {told}.",
         bars.curve(values),
     )
 
@@ -323,6 +325,12 @@ def _texts(run: Run) -> tuple[credit.Credited | None, str]:
         return credit.read(run.folder), ""
     except credit.NoCredit as error:
         return None, str(error)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names of many."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _unknown(explained: Explained, no_texts: str, run: Run) -> Iterator[tuple[str, str]]:
@@ -342,11 +350,11 @@ def _unknown(explained: Explained, no_texts: str, run: Run) -> Iterator[tuple[st
     if open_ones := [item.label for item in found if item.certified is False]:
         yield (
             "Not certified",
-            f"{', '.join(open_ones)}: another reward that explains the demonstrations as well has no such effect, or "
+            f"{_first(open_ones)}: another reward that explains the demonstrations as well has no such effect, or "
             "the opposite one.",
         )
     if unbounded := [item.label for item in found if item.certified is None]:
-        yield "No bound", f"{', '.join(unbounded)}: the effect over all rewards that fit as well is not known."
+        yield "No bound", f"{_first(unbounded)}: the effect over all rewards that fit as well is not known."
     if (tried := explained.count("n_candidates")) is not None:
         yield (
             "Chance",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from irl_exp.analysis import audit, html, one_run, published, redrawn, samples
+from irl_exp.analysis import audit, bars, html, one_run, published, redrawn, samples, statements
 from irl_exp.analysis.html import Drawn, Section
 from irl_exp.analysis.statistics import FEW
-from irl_exp.analysis.study import Study
+from irl_exp.analysis.study import NotComputed, Study
 from irl_exp.analysis.summary import Summary
 from irl_exp.report import verdict
 from irl_exp.report.studies import comparison_tables, study_table
-from irl_exp.report.tables import Table
+from irl_exp.report.tables import Table, visible
 
 METHODS = (
     "A mean is over the outermost thing that the runs of a cell drew anew (experts, sets of demonstrations, fits), "
@@ -39,6 +42,9 @@ SECTIONS = {
     "training": ("Over training", ("over_epochs", "accuracy_heatmap", "best_and_all")),
     "policies": ("What it makes of a policy", ("toxicity", "equal_kl", "frontier", "paradox", "training_curves")),
 }
+ANSWER = "What the recovered rewards pay for"
+SHOWN = 12
+"""Statements of a cell that the page shows."""
 VAGUE = 0.5
 """A share whose interval is wider than this is not told as a finding."""
 
@@ -52,15 +58,17 @@ def render(
     if one_run.is_one(study):
         more = [Section("figures", "In figures", [], key), *sections] if key else sections
         return one_run.render(study, one_run.More(more, missing, files))
+    told = _statements(study)
     return html.render(
         "page.html.jinja",
+        told=told,
         title=html.title(study),
         subtitle=html.subtitle(study),
         command=study.command,
         verdict=verdict.of_launch(html.outcomes(study)),
         notes=html.notes(study),
         key=key,
-        places=html.places(sections, samples=found is not None),
+        places=html.places(sections, answers={"statements": ANSWER} if told else {}, samples=found is not None),
         samples=found,
         words=study.words,
         sections=sections,
@@ -70,6 +78,63 @@ def render(
         numbers="summary.json",
         numbers_name="summary.json",
         methods=METHODS,
+    )
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A statement of a cell and the runs that have it, as the page shows it."""
+
+    name: str
+    found: str
+    direction: str
+    effects: Markup
+    told: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the recovered rewards of the runs of a study pay for; or why that is not known.
+
+    Attributes:
+        cells: name of a cell -> its statements, those that come back most often first.
+        more: name of a cell -> how many are not shown.
+        notes: which runs have no statement, and why.
+    """
+
+    cells: Mapping[str, Sequence[Returning]]
+    more: Mapping[str, int]
+    notes: Sequence[str]
+
+
+def _statements(study: Study) -> Told | None:
+    """Which statements come back over the runs of each cell; None where no run was explained."""
+    try:
+        known = statements.of(study)
+    except NotComputed as reason:
+        return None if str(reason) == statements.NONE else Told({}, {}, (visible(reason),))
+    axis = bars.around([effect for one in known.found for effect in (*one.effects, *(-value for value in one.effects))])
+    cells: dict[str, list[Returning]] = {}
+    for one in known.found:
+        cells.setdefault(one.cell, []).append(_returning(one, axis))
+    more = {cell: len(found) - SHOWN for cell, found in cells.items() if len(found) > SHOWN}
+    empty = f"No statement holds in run(s) {', '.join(map(str, known.empty))}." if known.empty else ""
+    without = f"Run(s) {', '.join(map(str, known.without))} were not explained." if known.without else ""
+    return Told({cell: found[:SHOWN] for cell, found in cells.items()}, more, tuple(filter(None, (empty, without))))
+
+
+def _returning(one: statements.Statement, axis: bars.Axis) -> Returning:
+    count = len(one.runs)
+    ways = {0: "charges", count: "pays"}.get(one.pays, "both")
+    ends = f" [{min(one.effects):+.2f}, {max(one.effects):+.2f}]" if count > 1 else ""
+    known = [certified for certified in one.certified if certified is not None]
+    certified = f"; certified in {sum(known)} of {len(known)}" if known else ""
+    return Returning(
+        visible(one.name),
+        f"{count} of {one.found.n} runs",
+        ways,
+        bars.effects(one.effects, axis),
+        f"{fmean(one.effects):+.2f} sd{ends}{certified}",
     )
 
 

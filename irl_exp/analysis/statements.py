@@ -17,10 +17,11 @@ import pandas as pd
 from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import Estimate
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.report.tables import Table
+from irl_exp.report.tables import Table, visible
 
 FILE = "statements.json"
 COLUMNS = ("cell", "statement", "runs", "pays for", "effect, mean", "least, most", "certified in")
+NONE = "no run was explained"
 SHOWN = 20
 """Rows of the table a cell."""
 
@@ -94,7 +95,7 @@ def of(study: Study) -> Statements:
     """
     lists = {run.number: _read(run) for run in study.runs}
     if not any(found is not None for found in lists.values()):
-        raise NotComputed("no run was explained")
+        raise NotComputed(NONE)
     statements: list[Statement] = []
     for cell, runs in study.cells.items():
         having = [run.number for run in runs if lists[run.number] is not None]
@@ -143,7 +144,7 @@ def _row(one: Statement) -> tuple[str, ...]:
     known = [certified for certified in one.certified if certified is not None]
     return (
         one.cell,
-        f"{one.name} ({one.family})",
+        visible(f"{one.name} ({one.family})"),
         f"{count} of {n}",
         f"{one.pays} of {count}",
         f"{np.mean(one.effects):+.2f}",

@@ -19,7 +19,14 @@ from irl_exp.config.data import (
 )
 from irl_exp.config.experiment import Config, check_name
 from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
-from irl_exp.config.explain import ExplainConfig, NoExplain
+from irl_exp.config.explain import (
+    ExplainConfig,
+    LogRatioStatements,
+    NgramStatements,
+    NoExplain,
+    PropertyStatements,
+    UnitStatements,
+)
 from irl_exp.config.features import FeaturesConfig, HiddenStateConfig, NgramConfig, RandomConfig
 from irl_exp.config.help import first_page, page_of, question_of
 from irl_exp.config.irl import (
@@ -126,6 +133,7 @@ __all__ = [
     "LengthConfig",
     "LengthPart",
     "LengthShortcut",
+    "LogRatioStatements",
     "LoraBackbone",
     "LossConfig",
     "MajorityConfig",
@@ -134,6 +142,7 @@ __all__ = [
     "MaxMarginLoss",
     "ModelConfig",
     "NgramConfig",
+    "NgramStatements",
     "NoBenchmark",
     "NoExplain",
     "NoReward",
@@ -143,6 +152,7 @@ __all__ = [
     "PolicyOptimizationConfig",
     "ProbeConfig",
     "ProbeRegressionConfig",
+    "PropertyStatements",
     "RandomConfig",
     "RealToxicityPromptsConfig",
     "Recipe",
@@ -158,6 +168,7 @@ __all__ = [
     "SftConfig",
     "SquaredLoss",
     "TextsExpert",
+    "UnitStatements",
     "WeightedConfig",
     "base_node",
     "check_choices",

@@ -25,8 +25,8 @@ FIRST = 3
 TEXTS = ("family", "name", "wording", "unit")
 QUOTED = "ngrams"
 """The family whose names are pieces of text."""
-NUMBERS = re.compile(r": (?:mean )?[-\N{MINUS SIGN}]?\d[\d.]* (?:%|in) .*$")
-"""Where the numbers of a sentence begin: tables and pages have them beside it."""
+TEMPLATE = re.compile(r"(?:Pays|Charges) for (.+): (?:mean )?-?\d[\d.]* (?:%|in) ")
+"""A sentence of explain/wording.py, up to where its numbers begin."""
 
 
 class NotExplained(Exception):  # noqa: N818  (no error: tables and page go on and say why)
@@ -99,19 +99,28 @@ class Statement:
         )
 
     @property
-    def says(self) -> str:
-        """Its sentence without the numbers, where it is the template's; another sentence as a whole.
+    def thing(self) -> str:
+        """What it pays or charges for: "a text that says 'fair'"; its name where the sentence is not the template's.
 
-        >>> NUMBERS.sub("", "Pays for a text that says 'fair': 2.1 % of the base's completions, 17.3 % of ...")
-        "Pays for a text that says 'fair'"
+        >>> TEMPLATE.match("Pays for a text that says 'fair': 2.1 % of the base's completions, 17.3 % of ...")[1]
+        "a text that says 'fair'"
         """
-        return NUMBERS.sub("", self.wording)
+        found = TEMPLATE.match(self.wording)
+        return found[1] if found else self.label
+
+    @property
+    def own_words(self) -> str:
+        """Its sentence, where that is not the template's, whose numbers tables and pages have beside it."""
+        return "" if TEMPLATE.match(self.wording) else self.wording
+
+    @property
+    def mean_of(self) -> str:
+        """In brackets, the unit of what is graded: its frequencies are means."""
+        return f" ({', '.join(filter(None, ('mean', self.unit)))})" if self.graded else ""
 
     def told(self, value: float) -> str:
-        """A frequency: a share of completions, or a mean with its unit."""
-        if not self.graded:
-            return share(value)
-        return f"{value:.3g} {self.unit}".rstrip()
+        """A frequency: a share of completions, or the mean of what is graded."""
+        return f"{value:.3g}" if self.graded else share(value)
 
 
 def _check(key: str, value: object) -> None:
@@ -211,7 +220,7 @@ def table(statements: Sequence[Statement], metrics: Mapping[str, float]) -> Tabl
     """A row a statement, best first."""
     rows = tuple(
         (
-            f"{statement.direction} for {statement.label}",
+            f"{statement.direction} for {statement.label}{statement.mean_of}",
             statement.told(statement.frequency_base),
             statement.told(statement.frequency_tuned),
             f"{statement.effect:+.2f} [{statement.effect_low:+.2f}, {statement.effect_high:+.2f}]",

@@ -71,25 +71,27 @@ def test_a_statement_is_a_sentence_with_its_numbers(tmp_path: Path) -> None:
     first = rows[0]
     assert first.startswith('"charges"')
     for told in (
-        "second person \N{EM DASH} 17.2 % of the base&#39;s completions",
+        "<b>a text that speaks to the reader</b>",
         "base <b>17.2 %</b>",
         "tuned <b>0.3 %</b>",
         "-16.9 points [-18.0, -15.8]",
         "-1.60 sd [-1.70, -1.50]",
         "certified: -1.90 to -1.30",
         "put in or taken out of a text: -0.90 sd [-1.10, -0.70]",
-        "chosen again on 97.0 % of redrawn prompts",
+        "chosen again in 97 % of redraws of the prompts",
     ):
         assert told in first
     assert "not certified: -0.10 to +1.20" in rows[1]
-    assert "tuned <b>12.2 tokens</b>" in rows[2]
+    assert "tuned <b>12.2</b>" in rows[2]
+    assert "(mean, tokens)" in rows[2]
     assert "no bound" in rows[3]
+    assert "<b>a unit</b></p>\n<p>In words of its own.</p>" in rows[3]
 
 
 def test_how_much_they_explain_is_told_by_their_number(tmp_path: Path) -> None:
     many = [statement(f"word {number}", r2=0.1 + 0.05 * number) for number in range(7)]
     told = section(one_run.render(made(tmp_path, many)), "explained")
-    assert "the first 10.0 %, the first 5 30.0 %, all 7 50.0 %" in told
+    assert "10.0 % by the first statement, 30.0 % by the first 5, 50.0 % by all 7" in told
     assert told.count("<circle") == 7
 
 
@@ -141,7 +143,7 @@ def test_damaged_files_are_named_and_the_page_goes_on(tmp_path: Path) -> None:
     text = one_run.render(found)
     assert "Not told: statements.json: statement 0 has q = &#39;&lt;b&gt;x" in text
     (found.runs[0].folder / "statement_values.parquet").write_bytes(b"no parquet")
-    assert "KL of the tuned model" in one_run.render(found)
+    assert "KL of tuned from base" in one_run.render(found)
 
 
 HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}\x1b[31m\u202e"
@@ -210,7 +212,7 @@ def test_it_answers_yes_only_beyond_chance() -> None:
 def test_the_null_stands_beside_each_number(tmp_path: Path) -> None:
     told = section(one_run.render(made(tmp_path)), "changed")
     assert "0.920 [0.900, 0.940]" in told
-    assert re.search(r"0\.500 \[0\.\d{3}, 0\.\d{3}\] by chance", told)
+    assert re.search(r"0\.500 \[0\.\d{3}, 0\.\d{3}\]", told)
     assert "1.250" in told
     assert "base (40)" in told
 

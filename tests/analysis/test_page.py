@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import small_statements
 from small_figures import made
 from small_study import Made
 
@@ -109,3 +110,28 @@ def test_shares_of_few_runs_are_no_finding(tmp_path: Path) -> None:
     assert "over these 10 runs they are 80.0%" in shown(
         study, spread_shares={key: {"value": 0.8, "n": 10} for key in names}
     )
+
+
+def test_statements_of_several_runs_say_which_come_back(tmp_path: Path) -> None:
+    study = made(tmp_path, [Made(), Made(seed=1), Made(seed=2)])
+    hostile = small_statements.statement("<b>you\x1b[0m", 0.5)
+    for number, found in enumerate([(small_statements.statement(), hostile), (small_statements.statement(),), ()]):
+        small_statements.write(study.runs[number].folder, found)
+    text = shown(study)
+    section = text[text.index('id="statements"') : text.index('id="tables"')]
+    first, second = section.split("<li class=")[1:]
+    assert "second person" in first
+    assert "2 of 3 runs" in first
+    assert first.count("<circle") == 2
+    assert "charges for" in first
+    assert "&lt;b&gt;you\\x1b[0m" in second
+    assert "1 of 3 runs" in second
+    assert "No statement holds in run(s) 2." in section
+    assert 'href="#statements"' in text
+
+
+def test_a_study_without_statements_has_no_such_part_and_a_damaged_list_is_named(tmp_path: Path) -> None:
+    study = made(tmp_path, [Made(), Made(seed=1)])
+    assert 'id="statements"' not in shown(study)
+    (study.runs[1].folder / "statements.json").write_text("[1]")
+    assert "statements.json of run 1 is not what a run writes" in shown(study)
