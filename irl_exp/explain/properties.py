@@ -214,6 +214,10 @@ def _second_person_out(text: str) -> str | None:
         (r"\byours\b", "theirs"),
     ):
         changed = re.sub(source, target, changed, flags=re.I)
+    return _changed(text, changed)
+
+
+def _changed(text: str, changed: str) -> str | None:
     return changed if changed != text else None
 
 
@@ -225,7 +229,7 @@ _OUT: dict[str, Edit] = {
     "question": swap(r"\?+", "."),
     "quotation": swap(r"[\"“”\u2018«»]", ""),
     "digits": swap(r"\d+", "some"),
-    "capitals": lambda text: text.lower() if text != text.lower() else None,
+    "capitals": lambda text: _changed(text, re.sub(r"\b[A-Z]{2,}\b", lambda found: found[0].lower(), text)),
     "insult": ngrams.taking_out(LISTED["insult"]),
     "praise": ngrams.taking_out(LISTED["praise"]),
     "thanks": ngrams.taking_out(LISTED["thanks"]),

@@ -44,6 +44,7 @@ class Explanation:
             "r2": float(self.r2[-1]),
             "r2_at_5": float(self.r2[min(5, len(self.r2) - 1)]),
             "r2_length": float(self.r2[0]),
+            "r2_within_prompts": float(self.facts["r2_within_prompts"]),
             "n_statements": float(len(self.statements)),
             "n_candidates": float(self.facts["n_candidates"]),
             **self.facts["discrimination"],
@@ -89,6 +90,7 @@ def explain(
     names = [chosen.candidates[i] for i in kept]
     values = {name: choice.apply(names, one).astype(np.float64) for name, (one, _) in parts.items()}
     r2 = measured.explained((values["fit"], fit), (values["test"], test))
+    in_prompts = measured.explained((values["fit"], fit), (values["test"], test), prompts=True)
     rows = frame[frame["part"] == "test"]
     found = _rows(names, values["test"], test, {"q": q, "stability_prompts": again[kept]}, r2)
     left_out = {}
@@ -101,7 +103,7 @@ def explain(
     _word(found, names, config)
     shown = rows[["policy", "prompt_id", "completion"]].assign(learned=test.reward)
     shown = shown.assign(**{one.name: column for one, column in zip(names, values["test"].T, strict=True)})
-    facts = _facts(table, chosen, fit, test)
+    facts = _facts(table, chosen, fit, test) | {"r2_within_prompts": float(in_prompts[-1])}
     return Explanation(found, shown.reset_index(drop=True), r2, facts, left_out)
 
 
