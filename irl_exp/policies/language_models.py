@@ -69,9 +69,9 @@ class Completions:
     def _columns(self) -> tuple[list[Any], ...]:
         return self.prompts, self.texts, self.prompt_ids, self.completion_ids
 
-    def ended(self, eos: int) -> NDArray[np.bool_]:
-        """(n,) whether the policy ended the completion, rather than the limit of new tokens."""
-        return np.array([bool(ids) and ids[-1] == eos for ids in self.completion_ids])
+    def ended(self, *ends: int) -> NDArray[np.bool_]:
+        """(n,) whether the policy ended the completion, with one of these tokens, rather than the limit."""
+        return np.array([bool(ids) and ids[-1] in ends for ids in self.completion_ids])
 
     def frame(self) -> pd.DataFrame:
         """One row a completion."""
@@ -124,10 +124,11 @@ class Policy:
         except UNOPENED as error:
             raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
         prepare_tokenizer(tokenizer, str(source))
+        ends = getattr(model.generation_config, "eos_token_id", None) if tokenizer.chat_template else None
         # What a sampler does not set it takes from here: a checkpoint's repetition penalty or min_p would bend samples
         # away from the log-probabilities.
         model.generation_config = transformers.GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+            eos_token_id=ends if isinstance(ends, list) else tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
         return cls(model.to(device.name).eval(), tokenizer, device)
 
@@ -153,6 +154,12 @@ class Policy:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a completion: EOS, and of a chat model the others that its checkpoint names."""
+        named = self.model.generation_config.eos_token_id
+        return tuple(dict.fromkeys([self.eos, *(named if isinstance(named, list) else [])]))
+
+    @property
     def writes(self) -> bool:
         """Whether it gives probabilities to texts; an encoder does not."""
         return self.model.get_output_embeddings() is not None
@@ -170,6 +177,7 @@ class Policy:
         """
         if not chat_template:
             self.tokenizer.chat_template = None
+            self.model.generation_config.eos_token_id = self.eos
             return
         if not self.chats:
             raise PolicyError("model.chat=true: the tokenizer has no chat template. Set model.chat=false.")
@@ -178,8 +186,9 @@ class Policy:
         except chat.ChatError as error:
             raise PolicyError(str(error)) from error
         if end is not None:
+            others = self.ends
             self.tokenizer.eos_token = end
-            self.model.generation_config.eos_token_id = self.eos
+            self.model.generation_config.eos_token_id = list(dict.fromkeys([self.eos, *others]))
 
     def complete(self, prompts: Sequence[str], texts: Sequence[str]) -> Completions:
         """Completions from text that somebody else wrote; each is taken as ended."""
@@ -332,9 +341,9 @@ def _byte_level_bpe(size: int, texts: Sequence[str]) -> Any:
     )
 
 
-def until_eos(ids: Ids, eos: int) -> Ids:
-    """The ids up to the first EOS, which is kept."""
-    return ids[: ids.index(eos) + 1] if eos in ids else ids
+def until_eos(ids: Ids, *ends: int) -> Ids:
+    """The ids up to the first that ends a completion, which is kept."""
+    return ids[: min((ids.index(end) + 1 for end in ends if end in ids), default=len(ids))]
 
 
 def pad(sequences: Sequence[Ids], policy: Policy, *, side: str, device: str | None = None) -> dict[str, torch.Tensor]:

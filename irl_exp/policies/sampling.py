@@ -79,7 +79,7 @@ def sample(
         with policy.device.inference():
             prompts = [prompt_ids[row] for row in rows]
             tokens, values = _continue(policy, prompts, max_new_tokens, None if greedy else generator)
-        ended = [until_eos(ids, policy.eos) for ids in tokens.tolist()]
+        ended = [until_eos(ids, *policy.ends) for ids in tokens.tolist()]
         return [Written(ids, own[: len(ids)]) for ids, own in zip(ended, values, strict=True)]
 
     result: dict[int, Written] = {}
@@ -127,7 +127,8 @@ def _continue(
             logits, mask, places = logits[again], mask[again], places[again]
         tokens, log_probability = draw(logits, generator)
         written[rows, step], values[rows, step] = tokens, log_probability
-        alive &= tokens != policy.eos
+        for end in policy.ends:
+            alive &= tokens != end
         if not alive.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

@@ -51,7 +51,7 @@ def judged(
     )
     frame = completions.frame().assign(policy=name, prompt_id=[row // repeats for row in range(len(completions))])
     frame["tokens"] = list(map(len, completions.completion_ids))
-    frame["length"] = frame["tokens"] - completions.ended(policy.eos)
+    frame["length"] = frame["tokens"] - completions.ended(*policy.ends)
     frame["log_probability"] = log_probabilities(policy, completions)
     if policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
         frame["reference_log_probability"] = log_probabilities(reference, completions)

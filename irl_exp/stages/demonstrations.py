@@ -134,7 +134,7 @@ def _table(written: Mapping[str, Completions], places: pd.DataFrame, policies: M
     both = written["expert"] + written["baseline"]
     frame = pd.concat([places.assign(policy=name) for name in written], ignore_index=True)
     frame = frame.join(both.frame().drop(columns="prompt"))
-    frame["ended"] = both.ended(policies["baseline"].eos)
+    frame["ended"] = both.ended(*policies["baseline"].ends)
     judged = np.flatnonzero(frame["part"] != "fit")
     for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
         frame[column] = np.nan
@@ -151,7 +151,7 @@ def _in_tokens_of(reference: Policy, written: Completions, expert: Policy) -> Co
     """
     ids = [
         own if ended else own[:-1]
-        for own, ended in zip(reference.encode_completions(written.texts), written.ended(expert.eos), strict=True)
+        for own, ended in zip(reference.encode_completions(written.texts), written.ended(*expert.ends), strict=True)
     ]
     # A completion of nothing but an unfinished letter has no text and so no token: it is taken as ended.
     kept = [own or [reference.eos] for own in ids]

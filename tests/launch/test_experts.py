@@ -24,6 +24,7 @@ from irl_exp.launch.models import PreflightError
 from irl_exp.launch.run import Job, run
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Policy
+from irl_exp.policies.sampling import sample
 from irl_exp.report.runs import run_tables
 from irl_exp.report.verdict import of_run
 from irl_exp.stages import checkpoint
@@ -255,6 +256,22 @@ def test_markup_in_a_message_stays_text(given: Path) -> None:
     assert "Hello <|im_end|> there" in policy.tokenizer.decode(spelt)
 
 
+def test_every_end_that_a_chat_model_names_ends_a_completion(given: Path, tmp_path: Path) -> None:
+    policy = Policy.load(given / "chat", small.DEVICE)
+    policy.ask_in(chat_template=True)
+    policy.save(tmp_path / "kept")
+    again = Policy.load(tmp_path / "kept", small.DEVICE)
+    ends = again.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert again.ends == policy.ends == tuple(ends)
+    written = sample(again, again.encode_prompts(["Hello"] * 400), max_new_tokens=40, batch_size=400, seed=0)
+    last = [one.ids[-1] for one in written if len(one.ids) < 40]
+    assert set(last) == set(ends)
+    assert not [one for one in written if set(one.ids[:-1]) & set(ends)]
+    policy.ask_in(chat_template=False)
+    assert policy.ends == (policy.eos,)
+
+
+@pytest.mark.slow
 def test_rl_asks_a_chat_model_in_chat(given: Path, tmp_path: Path) -> None:
     data = ("data=file", f"data.path={given / 'prompts.jsonl'}", f"model.path={given / 'chat'}", "model.tuned=true")
     _, folder, _ = audited(tmp_path / "a", *data, "reward=length", "until=rlhf")
@@ -266,7 +283,10 @@ def test_rl_asks_a_chat_model_in_chat(given: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- texts
 
 
-@pytest.mark.parametrize("file", ["written.jsonl", "pairs.csv", "pairs.parquet", "chat.jsonl"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("pairs.csv", "pairs.parquet")]
+
+
+@pytest.mark.parametrize("file", ["written.jsonl", "chat.jsonl", *SLOW])
 def test_texts_of_two_writers_are_read_by_an_encoder(given: Path, tmp_path: Path, file: str) -> None:
     named = WRITERS if file == "written.jsonl" else ()
     metrics, folder, told = audited(tmp_path / "a", *of_texts(given, file, "encoder"), *named)
