@@ -122,7 +122,8 @@ def _of_run(run: Run) -> Iterator[Audit]:
     own = irl if irl in METHODS else LEARNED if irl == "margin" else irl
     yield _audit(run, own, base, names)
     if own == LEARNED:
-        yield _audit(run, CERTIFIED, base, [str(item["name"]) for item in listed if item["certified"]])
+        if not listed or any(item["certified"] is not None for item in listed):  # else no reward here has bounds
+            yield _audit(run, CERTIFIED, base, [str(item["name"]) for item in listed if item["certified"]])
         found = differencing(pd.read_parquet(run.folder / "completions.parquet"))
         yield _audit(run, DIFFERENCING, base.assign(**_having(found, base["completion"])), found)
 

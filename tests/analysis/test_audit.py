@@ -114,6 +114,14 @@ def test_certified_statements_alone_are_another_method(found: list[audit.Audit])
     assert not [item for item in found if item.method == "certified" and item.run.number == 4]
 
 
+def test_without_bounds_there_is_no_list_of_certified_statements(tmp_path: Path) -> None:
+    whole = launch(tmp_path / "launch")
+    path = tmp_path / "launch" / "0" / "statements.json"
+    path.write_text(json.dumps([{**item, "certified": None} for item in json.loads(path.read_text())]))
+    methods = [item.method for item in audit.audits(whole) if item.run.number == 0]
+    assert methods == ["learned", "differencing"]
+
+
 def test_r2_is_tested_on_prompts_that_it_was_not_fitted_on(found: list[audit.Audit]) -> None:
     assert one(found, "learned", 0).r2 == pytest.approx(0.8, abs=0.1)
     assert one(found, "learned", 3).r2 == pytest.approx(0, abs=0.05)
