@@ -2,14 +2,15 @@
 
 Every step takes the candidate that adds most to the variance explained, times a preference for what reads well. A
 candidate may pay only for what the tuned policy does more, and charge only for what it does less: what a reward that
-tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward. Phrases
-are joined while that helps: 'says one of ...'.
+tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward.
+Phrases are joined while that helps: 'says one of ...'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from irl_exp.explain.properties import LENGTH
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-PREFERENCE = {"properties": 1.3, "ngrams": 1.0, "log_ratio": 0.8, "units": 0.8}
+PREFERENCE = {"properties": 1.5, "ngrams": 1.0, "log_ratio": 0.8, "units": 0.8}
 """What a gain counts: a named property is taken where it explains nearly as much as a list of phrases or a unit."""
 LEAST_GAIN = 0.002
 """Share of the variance within policies that a statement has to add on fit."""
@@ -46,17 +47,18 @@ class Sample:
     prompts: Ints
     length: Floats
 
-    def within(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """(n, ...) values less the mean of their policy."""
-        return centred(values, self.tuned)
+    def within(self, values: NDArray[np.floating], *, prompts: bool = False) -> NDArray[np.floating]:
+        """(n, ...) values less the mean of their policy, or of their policy's completions of the same prompt."""
+        return centred(values, 2 * self.prompts + self.tuned if prompts else self.tuned)
 
 
-def centred(values: NDArray[np.floating], tuned: Bools) -> NDArray[np.floating]:
-    """(n, ...) values less the mean of their policy."""
-    found = np.array(values)
-    for rows in (tuned, ~tuned):
-        found[rows] -= found[rows].mean(axis=0)
-    return found
+def centred(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.floating]:
+    """(n, ...) values less the mean of their group."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order, starts = np.argsort(group, kind="stable"), np.cumsum(sizes) - sizes
+    sums = np.add.reduceat(values[order], starts, axis=0, dtype=np.float64)
+    means = sums / sizes.reshape(-1, *[1] * (values.ndim - 1))
+    return np.asarray(values - means[group].astype(values.dtype))
 
 
 def words(texts: Sequence[str]) -> Floats:
@@ -92,6 +94,8 @@ class _State:
         self.full = self.norms.copy()
         self.weight = np.array([PREFERENCE[one.family] for one in table.candidates])
         self.phrases = np.array([one.family == "ngrams" for one in table.candidates], dtype=bool)
+        numbers = {sign: np.flatnonzero(self.phrases & (self.direction == sign)) for sign in (1, -1)}
+        self.of_sign = {sign: (some, np.ascontiguousarray(table.values[:, some])) for sign, some in numbers.items()}
         self.is_length = np.array([one.family == "properties" and one.name == LENGTH for one in table.candidates])
         self.length_gain = float(self._gains()[0][self.is_length].sum()) if self.is_length.any() else 0.0
         self._take_out(np.asarray(sample.within(sample.length), dtype=np.float64))
@@ -156,10 +160,10 @@ class _State:
         return max((self._grow(sign, together) for sign in (1, -1)), key=lambda found: found[1])
 
     def _grow(self, sign: int, together: int) -> tuple[list[int], float]:
-        numbers = np.flatnonzero(self.phrases & (self.direction == sign))
+        numbers, values = self.of_sign[sign]
         if not len(numbers):
             return [], 0.0
-        values, tuned = self.table.values[:, numbers], self.sample.tuned
+        tuned = self.sample.tuned
         sizes = np.array([tuned.sum(), (~tuned).sum()], dtype=np.float64)
         residual = self.residual.astype(np.float32)
         have = np.zeros(len(values), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Cause beside company: what the learned reward says when a statement's thing is put into a text, or taken out of it."""
+"""Cause beside company: what the learned reward says when something is put into a text, or taken out of it."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def edit(
 def effects(
     edited: Edited, prompts: Sequence[str], prompt_ids: NDArray[np.int64], score: Score, count: int, sd: float
 ) -> list[Estimates | None]:
-    """Mean reward with less mean reward without, in units of `sd`, of each statement; None with fewer than FEWEST texts.
+    """Mean reward with less mean reward without, in units of `sd`; None with fewer than FEWEST texts.
 
-    All texts are scored in one go, each once.
+    One a statement. All texts are scored in one go, each once.
     """
     pairs = [(prompts[row], text) for texts in (edited.having, edited.without) for row, text in _rows(edited, texts)]
     distinct = list(dict.fromkeys(pairs))

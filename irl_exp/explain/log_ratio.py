@@ -33,10 +33,9 @@ def extreme_tokens(tuned: Policy, base: Policy, completions: Completions, *, cou
     for sign in (1, -1):
         order = np.argsort(-sign * mean, kind="stable")
         some = [i for i in order if usable[i] and sign * mean[i] > 0][: count // 2]
-        found |= {
-            text: None for i in some if (text := base.tokenizer.decode([int(names[i])])).strip() and "�" not in text
-        }
-    return [text for text in found if text not in base.tokenizer.all_special_tokens]
+        found |= dict.fromkeys(base.tokenizer.decode([int(names[i])]) for i in some)
+    special = base.tokenizer.all_special_tokens
+    return [text for text in found if text.strip() and "\ufffd" not in text and text not in special]
 
 
 def having(texts: list[str], tokens: list[str]) -> NDArray[np.float32]:

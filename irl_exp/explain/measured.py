@@ -87,13 +87,15 @@ def benjamini_hochberg(p: Floats, tried: int) -> Floats:
     return q
 
 
-def explained(fit: tuple[Floats, Sample], test: tuple[Floats, Sample]) -> Floats:
-    """(k + 1,) R2 of R within policies on test with 0, 1, ... k of the columns and length, fitted on fit."""
+def explained(fit: tuple[Floats, Sample], test: tuple[Floats, Sample], *, prompts: bool = False) -> Floats:
+    """(k + 1,) R2 of R within policies on test with 0, 1, ... k of the columns and length, fitted on fit.
+
+    With `prompts`, within one policy's completions of one prompt: what a loss of margins can tell.
+    """
     designs = [
-        np.column_stack([sample.within(sample.length), sample.within(values)]).astype(np.float64)
-        for values, sample in (fit, test)
+        sample.within(np.column_stack([sample.length, values]), prompts=prompts) for values, sample in (fit, test)
     ]
-    rewards = [np.asarray(sample.within(sample.reward), dtype=np.float64) for _, sample in (fit, test)]
+    rewards = [sample.within(sample.reward, prompts=prompts) for _, sample in (fit, test)]
     total = float(np.square(rewards[1]).sum())
     gram, cross = designs[0].T @ designs[0], designs[0].T @ rewards[0]
     found = []

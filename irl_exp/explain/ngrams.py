@@ -28,7 +28,7 @@ def frequent(texts: Sequence[str], fit: NDArray[np.bool_], *, longest: int, leas
     """Phrases that at least `least` of the texts of `fit` have, and (n, k) whether each text has them (CSR)."""
     counts = vectorizer(ngram_range=(1, longest))
     try:
-        found = counts.fit_transform([texts[row] for row in np.flatnonzero(fit)])
+        found = counts.fit_transform([text for text, inside in zip(texts, fit, strict=True) if inside])
     except ValueError:  # no word at all
         return [], sparse.csr_matrix((len(texts), 0), dtype=np.float32)
     often = np.flatnonzero(np.asarray(found.sum(axis=0))[0] >= least)

@@ -37,10 +37,10 @@ LISTS: dict[str, tuple[str, str]] = {
     "insult": (
         "has an insulting word",
         "idiot idiots fool fools moron morons stupid dumb loser losers liar liars pathetic worthless useless clown "
-        "clowns parasite coward cowards hypocrite hypocrites fraud frauds imbecile halfwit dimwit jerk jerks scum trash "
-        "garbage disgrace disgusting ugly ignorant crook crooks thief rat rats pig pigs snake brainless clueless "
-        "miserable ridiculous shameful crap shit fuck fucking bastard bitch asshole damn dumbass retard retarded vermin "
-        "filth creep lunatic nutcase|shut up|get lost|go away",
+        "clowns parasite coward cowards hypocrite hypocrites fraud frauds imbecile halfwit dimwit jerk jerks scum "
+        "trash garbage disgrace disgusting ugly ignorant crook crooks thief rat rats pig pigs snake brainless clueless "
+        "miserable ridiculous shameful crap shit fuck fucking bastard bitch asshole damn dumbass retard retarded "
+        "vermin filth creep lunatic nutcase|shut up|get lost|go away",
     ),
     "praise": (
         "has a word of praise",
@@ -153,7 +153,7 @@ def _marks(texts: list[str]) -> dict[str, Floats]:
     patterns = {
         "exclamation": "!",
         "question": r"\?",
-        "quotation": r"[\"“”‘«»]|(?<!\w)'[^']+'(?!\w)",
+        "quotation": r"[\"“”\u2018«»]|(?<!\w)'[^']+'(?!\w)",
         "digits": r"\d",
         "comma": ",",
         "capitals": r"\b[A-Z]{2,}\b",
@@ -214,6 +214,10 @@ def _second_person_out(text: str) -> str | None:
         (r"\byours\b", "theirs"),
     ):
         changed = re.sub(source, target, changed, flags=re.I)
+    return _changed(text, changed)
+
+
+def _changed(text: str, changed: str) -> str | None:
     return changed if changed != text else None
 
 
@@ -223,9 +227,9 @@ _OUT: dict[str, Edit] = {
     "you are": swap(r"\byou're\b|\byou (are|were|sound|look|seem)\b", "they are", re.I),
     "exclamation": swap("!+", "."),
     "question": swap(r"\?+", "."),
-    "quotation": swap(r"[\"“”‘«»]", ""),
+    "quotation": swap(r"[\"“”\u2018«»]", ""),
     "digits": swap(r"\d+", "some"),
-    "capitals": lambda text: text.lower() if text != text.lower() else None,
+    "capitals": lambda text: _changed(text, re.sub(r"\b[A-Z]{2,}\b", lambda found: found[0].lower(), text)),
     "insult": ngrams.taking_out(LISTED["insult"]),
     "praise": ngrams.taking_out(LISTED["praise"]),
     "thanks": ngrams.taking_out(LISTED["thanks"]),

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import ExplainConfig
-from irl_exp.explain import choice, edits, measured, wording
+from irl_exp.explain import choice, edits, measured, properties, wording
 from irl_exp.explain.candidates import Candidate, Table
 from irl_exp.explain.choice import Floats, Sample
 from irl_exp.explain.measured import Estimates
+from irl_exp.explain.ranges import Linear, NoRangesError, effect_ranges
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.measures import reward_comparison as compare
 
@@ -43,6 +44,7 @@ class Explanation:
             "r2": float(self.r2[-1]),
             "r2_at_5": float(self.r2[min(5, len(self.r2) - 1)]),
             "r2_length": float(self.r2[0]),
+            "r2_within_prompts": float(self.facts["r2_within_prompts"]),
             "n_statements": float(len(self.statements)),
             "n_candidates": float(self.facts["n_candidates"]),
             **self.facts["discrimination"],
@@ -71,12 +73,13 @@ def explain(
     config: ExplainConfig,
     *,
     score: edits.Score | None = None,
+    linear: Linear | None = None,
 ) -> Explanation:
     """Statements of what a reward pays for.
 
     Args:
         frame: n rows of demonstrations.parquet. table: candidates on them. reward: (n,) of them.
-        score: of edited texts; none: no edits.
+        score: of edited texts; none: no edits. linear: the reward with its problem; none: no exact ranges.
     """
     parts = {name: _part(frame, table, reward, name) for name in ("fit", "test")}
     (of_fit, fit), (of_test, test) = parts["fit"], parts["test"]
@@ -87,6 +90,7 @@ def explain(
     names = [chosen.candidates[i] for i in kept]
     values = {name: choice.apply(names, one).astype(np.float64) for name, (one, _) in parts.items()}
     r2 = measured.explained((values["fit"], fit), (values["test"], test))
+    in_prompts = measured.explained((values["fit"], fit), (values["test"], test), prompts=True)
     rows = frame[frame["part"] == "test"]
     found = _rows(names, values["test"], test, {"q": q, "stability_prompts": again[kept]}, r2)
     left_out = {}
@@ -94,10 +98,12 @@ def explain(
         left_out["edits"] = "the learned reward scores no other texts" if config.edits else "explain.edits=0"
     else:
         _edit(found, names, rows, test, score, config)
+    if linear is not None:
+        left_out |= _bound(found, names, values["test"], rows, test, linear, config)
     _word(found, names, config)
     shown = rows[["policy", "prompt_id", "completion"]].assign(learned=test.reward)
     shown = shown.assign(**{one.name: column for one, column in zip(names, values["test"].T, strict=True)})
-    facts = _facts(table, chosen, fit, test)
+    facts = _facts(table, chosen, fit, test) | {"r2_within_prompts": float(in_prompts[-1])}
     return Explanation(found, shown.reset_index(drop=True), r2, facts, left_out)
 
 
@@ -139,11 +145,16 @@ def _that_hold(
 
 
 def _effects(values: Floats, names: list[Candidate], sample: Sample) -> Estimates:
-    """Partial effects, per sd within policies of what is graded; length is a control unless it is a statement."""
+    """Partial effects, per sd within policies of what is graded."""
+    return measured.effects(*_design(values, names, sample), sample)
+
+
+def _design(values: Floats, names: list[Candidate], sample: Sample) -> tuple[Floats, Floats]:
+    """Values in the unit of their effect, and controls: length unless it is a statement."""
     scale = np.where([one.graded for one in names], sample.within(values).std(axis=0), 1.0)
-    is_length = any(one.family == "properties" and one.name == choice.LENGTH for one in names)
+    is_length = any(one.family == "properties" and one.name == properties.LENGTH for one in names)
     controls = np.empty((len(values), 0)) if is_length else sample.length[:, None]
-    return measured.effects(values / np.where(scale > 0, scale, 1), controls, sample)
+    return values / np.where(scale > 0, scale, 1), controls
 
 
 def _rows(
@@ -202,6 +213,28 @@ def _edit(
         if effect is not None:
             one |= {"edit_effect": float(effect.value[0]), "edit_low": float(effect.low[0])}
             one["edit_high"] = float(effect.high[0])
+
+
+def _bound(
+    found: list[dict[str, Any]],
+    names: list[Candidate],
+    values: Floats,
+    rows: pd.DataFrame,
+    sample: Sample,
+    linear: Linear,
+    config: ExplainConfig,
+) -> dict[str, str]:
+    """The exact range of each effect over all rewards that fit as well; what was left out, with the reason."""
+    if not names:
+        return {}
+    design, controls = _design(values, names, sample)
+    try:
+        bounds = effect_ranges(linear, rows.index.to_numpy(), design, controls, seed=config.seed)
+    except (NoRangesError, ValueError) as error:
+        return {"ranges": str(error)}
+    for one, low, high, certified in zip(found, bounds.low, bounds.high, bounds.certified, strict=True):
+        one |= {"range_low": float(low), "range_high": float(high), "certified": bool(certified)}
+    return {}
 
 
 def _word(found: list[dict[str, Any]], names: list[Candidate], config: ExplainConfig) -> None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-NUMBER = re.compile(r"[-−+]?\d+(?:[.,]\d+)*")
+MINUS = "\u2212"
+NUMBER = re.compile(r"[-\u2212+]?\d+(?:[.,]\d+)*")
 
 
 def sentence(statement: Mapping[str, Any], says: str) -> str:
@@ -16,14 +17,13 @@ def sentence(statement: Mapping[str, Any], says: str) -> str:
         statement: as in statements.json. says: a verb phrase with the text as its subject.
     """
     verb = "Pays for" if statement["direction"] == "pays" else "Charges for"
-    effect = (
-        f"{_signed(statement['effect'])} sd [{_signed(statement['effect_low'])}, {_signed(statement['effect_high'])}]"
-    )
+    value, low, high = (_signed(statement[name]) for name in ("effect", "effect_low", "effect_high"))
+    effect = f"{value} sd [{low}, {high}]"
     if statement["graded"]:
         unit = statement["unit"]
         frequency = (
-            f"mean {statement['frequency_base']:.2f} in the base, {statement['frequency_tuned']:.2f} in the tuned model "
-            f"({unit}); {effect} per sd"
+            f"mean {statement['frequency_base']:.2f} in the base, {statement['frequency_tuned']:.2f} in the tuned "
+            f"model ({unit}); {effect} per sd"
         )
     else:
         base, tuned = (100 * statement[f"frequency_{name}"] for name in ("base", "tuned"))
@@ -32,12 +32,12 @@ def sentence(statement: Mapping[str, Any], says: str) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}".replace("-", MINUS)
 
 
 def numbers(text: str) -> list[str]:
     """The numbers of a sentence, in order of size of their text; a minus sign is one however it is written."""
-    return sorted(found.replace("−", "-").replace("+", "") for found in NUMBER.findall(text))
+    return sorted(found.replace(MINUS, "-").replace("+", "") for found in NUMBER.findall(text))
 
 
 class WordingError(Exception):
