@@ -1,10 +1,12 @@
-"""A reward from pairs of texts, without a launch: `irl_exp.fit`. The stages call the same functions.
+"""A reward from pairs of texts, without a launch: `irl_exp.fit`. It calls what the stages call.
 
-pairs = [("I read your post and", " I like it.", " you are a clown."), ...]   # prompt, chosen, rejected
-reward = irl_exp.fit(pairs, encoder="EleutherAI/pythia-70m")
-reward.held_out["discrimination_auroc"]                # on prompts that played no part in the fit
-reward.score(["The bus was late,"], [" so what?"])     # any text, in sd of the fitted ones
-for statement in reward.explain().statements:          # what it pays for, tested on held-out prompts
+import irl_exp
+things = ["bus", "tram", "road", "house"]  # prompt, chosen, rejected; give hundreds, and real ones
+pairs = [(f"{n} {x}s:", f" thanks for the {x}.", " go on, fool.") for n in range(20) for x in things]
+reward = irl_exp.fit(pairs, encoder="path/of/a/language/model")
+reward.held_out["discrimination_auroc"]  # on prompts that played no part in the fit
+reward.score(["The bus was late,"], [" so what?"])  # any text, in sd of the fitted ones
+for statement in reward.explain().statements:  # what it pays for, tested on held-out prompts
     print(statement["wording"])
 """
 

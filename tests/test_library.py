@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,26 @@ def polite(generator: random.Random, share: float) -> str:
     if generator.random() < share:
         words.insert(generator.randint(0, len(words)), "please")
     return f" {' '.join(words)}."
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TEN_LINES = [
+    textwrap.dedent((library.__doc__ or "").partition("\n\n")[2]),
+    *(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "irl_exp.fit" in block),
+]
+
+
+@pytest.mark.parametrize("lines", TEN_LINES, ids=["docstring", "README"][: len(TEN_LINES)])
+def test_the_ten_lines_run_as_they_stand(small_policy: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*given: Any, encoder: str, **options: Any) -> library.Fitted:
+        assert encoder
+        return library.fit(*given, encoder=small_policy, **options)  # the reader's model is not here
+
+    assert len(lines.splitlines()) <= 10
+    monkeypatch.setattr(irl_exp, "fit", fit)
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert found["reward"].held_out["discrimination_auroc"] > 0.5
 
 
 def test_it_is_explained_as_a_launch_does(small_policy: Path) -> None:

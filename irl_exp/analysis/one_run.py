@@ -361,6 +361,6 @@ def _unknown(explained: Explained, no_texts: str, run: Run) -> Iterator[tuple[st
             f"{tried:,} candidates were tried on held-out prompts, and the q values are over all of them. How often a "
             "statement comes out of nothing is measured by audits of a model against itself: study=audit.",
         )
-    if no_texts:
+    if no_texts and "credit" not in explained.left_out:
         yield "Credit of tokens", no_texts
     yield from explained.left_out.items()

@@ -10,7 +10,7 @@ from irl_exp.explain.credit import token_credit
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.policies.language_models import Completions
 
-EXTREME, CHANCE = 2, 4
+EXTREME, CHANCE = 4, 4
 POLICIES = ("expert", "baseline")
 
 

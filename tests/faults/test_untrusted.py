@@ -424,7 +424,22 @@ def a_store_elsewhere(launch: Path, marker: Path) -> None:
     edit(launch / "0" / "config.json", store={"dir": "/proc"}, artifacts={"irl": "../self", "sft": "../../etc"})
 
 
-LAUNCHES = (plan_outside, plan_of_nonsense, pickled_completions, names_of_nonsense, a_store_elsewhere)
+def statements_of_nonsense(launch: Path, marker: Path) -> None:
+    hostile = {"family": ["x"], "name": "<script>alert(1)</script>", "effect": "1e999", "certified": {}}
+    (launch / "0" / "statements.json").write_text(json.dumps([hostile, 3, None]))
+    (launch / "0" / "explain.json").write_text("[" * 1000)
+    for name in ("credit.parquet", "statement_values.parquet"):
+        (launch / "0" / name).write_bytes(pickle.dumps(Code(marker)))
+
+
+LAUNCHES = (
+    statements_of_nonsense,
+    plan_outside,
+    plan_of_nonsense,
+    pickled_completions,
+    names_of_nonsense,
+    a_store_elsewhere,
+)
 
 
 @pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name__)
