@@ -260,7 +260,7 @@ def test_irl_is_given_nothing_that_knows_the_ground_truth(world: World) -> None:
 
 def test_the_seed_of_irl_changes_irl_and_what_follows_and_nothing_before(root: Path, world: World) -> None:
     other = world_of(root, "irl.seed=1")
-    assert SEEN == ["irl", "refinetune", "evaluate"]
+    assert SEEN == ["irl", "explain", "refinetune", "evaluate"]
     heads = [load_file(one.of("irl") / "head.safetensors")["weights"] for one in (world, other)]
     assert (heads[0] != heads[1]).any()
     for key in ("expert/reward_mean", "reference/toxic_fraction", "irl/n_civil"):
@@ -644,8 +644,9 @@ UNTIL = {
     "rlhf": {"reference", "expert"},
     "demonstrations": {"reference", "expert", *COMPARED},
     "irl": {"reference", "expert", *COMPARED, "irl"},
-    "refinetune": {"reference", "expert", *COMPARED, "irl", *REFINED},
-    "evaluate": {"reference", "expert", *COMPARED, "irl", *REFINED},
+    "explain": {"reference", "expert", *COMPARED, "irl", "explain"},
+    "refinetune": {"reference", "expert", *COMPARED, "irl", "explain", *REFINED},
+    "evaluate": {"reference", "expert", *COMPARED, "irl", "explain", *REFINED},
 }
 
 
