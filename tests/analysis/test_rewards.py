@@ -240,8 +240,15 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_room_loads_no_training() -> None:
-    modules = ("", ".statistics", ".rewards", ".determined", ".figures", ".__main__")
-    program = ";".join(f"import irl_exp.analysis{name}" for name in modules) + ";import sys;print(*sys.modules)"
+    modules = (
+        "analysis",
+        "analysis.statistics",
+        "analysis.rewards",
+        "determined",
+        "analysis.figures",
+        "analysis.__main__",
+    )
+    program = ";".join(f"import irl_exp.{name}" for name in modules) + ";import sys;print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "irl_exp.analysis.rewards" in loaded
