@@ -53,10 +53,10 @@ def _train(
     decoder = encoder.t().clone().requires_grad_()
     encoder.requires_grad_()
     bias = torch.zeros(units, requires_grad=True)
-    optimizer = torch.optim.Adam([encoder, decoder, bias], lr=RATE)
+    weights = (encoder, decoder, bias)
+    first_moments, second_moments = ([torch.zeros_like(one) for one in weights] for _ in range(2))
     thresholds = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         first = torch.randint(len(order), (BATCH,), generator=generator)
         second = start[first] + (torch.rand(BATCH, generator=generator) * size[first]).long()
         one, other = inputs[order[first]], inputs[order[second]]
@@ -65,10 +65,14 @@ def _train(
         codes = codes * (codes >= threshold)
         rebuilt = (codes[:BATCH] - codes[BATCH:]) @ decoder
         loss = (one - other - rebuilt).square().sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
+            # Adam by hand: torch.optim.Adam loads a compiler that takes longer than the training.
+            for weight, gradient, mean, square in zip(weights, gradients, first_moments, second_moments, strict=True):
+                mean.lerp_(gradient, 0.1)
+                square.lerp_(gradient.square(), 0.001)
+                root = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+                weight -= RATE * (1 - step / steps) * mean / (1 - 0.9 ** (step + 1)) / root
             decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-6)
         thresholds.append(float(threshold))
     return encoder.detach(), bias.detach(), float(np.mean(thresholds[-LAST:]))

@@ -34,7 +34,7 @@ def config_of(**more: Any) -> ExplainConfig:
 def world(
     seed: int, *, fit: int = 60, test: int = 40, samples: int = 5, tuned: float = 0.3, base: float = 0.3
 ) -> pd.DataFrame:
-    """Demonstrations of random words, with 'moon lake' at these rates; a prompt has its own favourite word."""
+    """Demonstrations of random words, with 'moon' at these rates; a prompt has its own favourite word."""
     generator = np.random.default_rng(seed)
     rows = []
     for policy, rate in (("expert", tuned), ("baseline", base)):
@@ -43,16 +43,16 @@ def world(
                 words = generator.choice(WORDS, size=generator.integers(4, 11)).tolist()
                 words.append(WORDS[prompt % len(WORDS)])
                 if generator.random() < rate:
-                    words.insert(int(generator.integers(len(words))), "moon lake")
+                    words.insert(int(generator.integers(len(words))), "moon")
                 part = "fit" if prompt < fit else "test"
                 rows.append((part, prompt, sample, policy, f"p{prompt}", " ".join(words) + "."))
     return pd.DataFrame(rows, columns=["part", "prompt_id", "sample", "policy", "prompt", "completion"])
 
 
 def pays_for(frame: pd.DataFrame, seed: int) -> Floats:
-    """R = 1 for 'moon lake', noise of a prompt and of a text, 0.05 a word."""
+    """R = 1 for 'moon', noise of a prompt and of a text, 0.05 a word."""
     generator = np.random.default_rng([seed, 1])
-    has = frame["completion"].str.contains("moon lake").to_numpy(dtype=float)
+    has = frame["completion"].str.contains("moon").to_numpy(dtype=float)
     of_prompt = generator.normal(0, 0.3, frame["prompt_id"].max() + 1)[frame["prompt_id"]]
     return np.asarray(has + 0.05 * choice.words(frame["completion"]) + of_prompt + generator.normal(0, 0.4, len(frame)))
 
