@@ -174,7 +174,7 @@ def test_a_study_and_its_command_line_may_be_crossed() -> None:
         ("seeds=ten,fifty", "seeds=ten,fifty: each has a sweep of its own"),
         ("study=[losses,methods]", "study=[losses,methods]: only one can be taken"),
         ("study=loses irl.los=3", "irl.los: there is no such option."),
-        ("study=3", "study=3: study is a config group; choose one of demonstrations, ensemble_size, "),
+        ("study=3", "study=3: study is a config group; choose one of audit, demonstrations, ensemble_size, "),
         ("study=losses irl.loss.target_margin=2", "irl.loss.target_margin: irl/loss=max_margin has no such option"),
         ("study=losses irl=implicit", "irl/loss: irl=implicit has no irl/loss;"),
         ("study=ensemble_size irl=margin", "irl.members: irl=margin has no such option; it belongs to irl=ensemble."),
@@ -318,7 +318,7 @@ def test_a_study_is_done_once(launcher: Launcher, warm_store: Path, tmp_path: Pa
     assert first.folder.parent.name == "placebo"
     assert sorted(path.name for path in first.folder.iterdir() if path.is_dir()) == ["0", "1"]
     assert _counts(again) == (_counts(first)[0], _counts(first)[0])
-    assert _counts(more) == (_counts(first)[0] + 3, _counts(first)[0])  # irl, refinetune and evaluate of one seed
+    assert _counts(more) == (_counts(first)[0] + 4, _counts(first)[0])  # irl, explain, refinetune, evaluate
     assert [row["cell"] for row in more.runs()] == ["scale=tiny,irl.prompt_fraction=0.5"] * 3
     made = json.loads((first.folder / "0" / "config.json").read_text())["artifacts"]["irl"]
     manifest = (tmp_path / "multirun" / "store" / "irl" / made / "manifest.json").read_text()
