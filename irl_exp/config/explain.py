@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -37,6 +38,10 @@ class PropertyStatements(Node):
     imported: tuple[Annotated[str, AfterValidator(_importable)], ...] = Field(
         (), description="your own, package.module:function, called with a list of texts; returns a number a text"
     )
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {function: source_of(function) for function in self.imported}
 
 
 class UnitStatements(Node):

@@ -153,6 +153,15 @@ def _properties(texts: list[str], config: ExplainConfig) -> Table:
     return Table(found, values.astype(np.float32))
 
 
+def check_property(name: str) -> None:
+    """Try a function of the user on three texts, one of them empty.
+
+    Raises:
+        ExplainError: it cannot be imported, fails, or gives anything but one finite number a text.
+    """
+    _imported(name, [" is late again.", "", " naïve 🙂\npeople left!"])
+
+
 def _imported(name: str, texts: list[str]) -> NDArray[np.float64]:
     """(n,) values by a function of the user."""
     module, _, attribute = name.partition(":")
@@ -211,7 +220,7 @@ def unit_names(values: Values, phrases: Sequence[str], inside: sparse.csr_matrix
         return [[] for _ in range(values.shape[1])]
     share = np.asarray(inside.mean(axis=0))[0]
     centred = values - values.mean(axis=0)
-    along = (inside.T @ centred) / np.sqrt(len(values) * share * (1 - share) + 1e-9)[:, None]
+    along = (inside.T @ centred) / np.sqrt(len(values) * share * np.maximum(1 - share, 0) + 1e-9)[:, None]
     names = []
     for column in along.T:
         marks: list[str] = []

@@ -18,6 +18,7 @@ from irl_exp.config import (
     CommentsConfig,
     DataConfig,
     ExpertTextsConfig,
+    ExplainConfig,
     FeaturesConfig,
     ImportedConfig,
     MarginConfig,
@@ -29,6 +30,7 @@ from irl_exp.config import (
     TextsExpert,
     WeightedConfig,
 )
+from irl_exp.explain import candidates, wording
 from irl_exp.irl.features import check_layers
 from irl_exp.launch.experts import check_chat, check_checkpoint
 from irl_exp.launch.models import READER, WRITER, PreflightError, architecture, check_hub, check_model
@@ -88,6 +90,8 @@ def check(step: Step) -> None:
         _check_layers(step.config, step)
     elif step.stage == "irl" and isinstance(step.config, MarginConfig):
         _check_layers(step.config.features, step)
+    elif step.stage in ("candidates", "explain"):
+        _check_explain(step)
 
 
 def _check_reference(step: Step) -> None:
@@ -102,6 +106,25 @@ def _check_reference(step: Step) -> None:
             f"data={origin.config.name}: it is a list of prompts, and sft trains on completions. Set model.tuned=true "
             "to take a checkpoint as it is, or name the column with data.completion."
         )
+
+
+def _check_explain(step: Step) -> None:
+    """Functions of the user give numbers, and the server that words statements answers."""
+    config = step.config
+    assert isinstance(config, ExplainConfig)
+    try:
+        if step.stage == "explain" and config.wording == "llm":
+            _check_words(str(config.address), str(config.model))
+        for name in config.properties.imported if step.stage == "candidates" and config.properties.on else ():
+            candidates.check_property(name)
+    except (candidates.ExplainError, wording.WordingError) as error:
+        raise PreflightError(str(error)) from error
+
+
+@functools.cache
+def _check_words(address: str, model: str) -> None:
+    """Asked once, however many jobs will ask."""
+    wording.rephrase(["It pays for 1 thing."], address=address, model=model)
 
 
 def _check_further(step: Step) -> None:

@@ -18,6 +18,7 @@ from irl_exp.config import ModelConfig, SequenceClassifierConfig
 from irl_exp.launch import preflight
 from irl_exp.policies.language_models import Policy, PolicyError
 from irl_exp.rewards.ground_truth import RewardError, SequenceClassifierReward
+from irl_exp.stages import step as step_module
 from irl_exp.stages.step import Step
 
 CODE = """
@@ -124,4 +125,33 @@ def test_a_function_that_would_end_the_launch_is_refused(
     preflight._check_function.cache_clear()
     step = chain.build(small.compose("reward=imported", "reward.function=enders:score"), small.DEVICE)["reward"]
     with pytest.raises(preflight.PreflightError, match=rf"reward.function: enders:score .*{error.partition('(')[0]}"):
+        preflight.check(step)
+
+
+def test_a_property_of_the_user_is_tried_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "own_properties.py"
+    module.write_text(
+        "def calm(texts):\n    return [len(text) for text in texts]\ndef broken(texts):\n    return [1]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def candidates_of(function: str) -> Step:
+        return chain.build(small.compose(f"explain.properties.imported=[own_properties:{function}]"), small.DEVICE)[
+            "candidates"
+        ]
+
+    preflight.check(candidates_of("calm"))
+    with pytest.raises(preflight.PreflightError, match="own_properties:broken must give 3 finite numbers"):
+        preflight.check(candidates_of("broken"))
+    before = candidates_of("calm").identity.digest
+    small_change = module.read_text().replace("len(text)", "2 * len(text)")
+    module.write_text(small_change)
+    step_module._fingerprint.cache_clear()
+    assert candidates_of("calm").identity.digest != before, "an edited function is another property"
+
+
+def test_the_server_that_words_statements_has_to_answer() -> None:
+    options = ("explain.wording=llm", "explain.address=http://127.0.0.1:9/v1", "explain.model=any")
+    step = chain.build(small.compose(*options), small.DEVICE)["explain"]
+    with pytest.raises(preflight.PreflightError, match=r"explain\.address=http://127\.0\.0\.1:9/v1: no answer"):
         preflight.check(step)
