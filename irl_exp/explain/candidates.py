@@ -96,7 +96,7 @@ def table(
         found += _ngrams(frame, phrases, inside, config)
     if config.log_ratio.on:
         if policies is None:
-            left_out["log_ratio"] = "the weights of both policies are not there"
+            left_out["log_ratio"] = "the weights of two policies that read the same tokens are not there"
         else:
             found += _log_ratio(frame, policies, config)
     if config.units.on:

@@ -34,9 +34,7 @@ def run(
     context: Context,
 ) -> dict[str, Any]:
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
-    policies = None
-    if config.log_ratio.on and expert is not None and reference is not None:
-        policies = (Policy.load(expert, context.device), Policy.load(reference, context.device))
+    policies = _policies(expert, reference, context) if config.log_ratio.on and expert and reference else None
     inputs = load_file(features / "features.safetensors")["features"] if features else None
     table, left_out = candidates.table(frame, config, features=inputs, policies=policies)
     kept = {"candidates": [asdict(one) for one in table.candidates], "left_out": left_out}
@@ -45,3 +43,10 @@ def run(
     save_file({"values": np.ascontiguousarray(table.values)}, context.folder / "values.safetensors")
     counts = Counter(one.family for one in table.candidates)
     return {"note": ", ".join(f"{count} {family}" for family, count in counts.items())}
+
+
+def _policies(expert: Path, reference: Path, context: Context) -> tuple[Policy, Policy] | None:
+    """Tuned and base, where both read the tokens of the demonstrations, which are the base's."""
+    base = Policy.load(reference, context.device)
+    tuned = Policy.load(expert, context.device, base=base)
+    return (tuned, base) if tuned.tokenizer.get_vocab() == base.tokenizer.get_vocab() else None
