@@ -20,8 +20,8 @@ COMMAND = ("scale=tiny", "tracking=none", "data.count=1000", "workers=1")
 """The whole chain in 10 s of a core."""
 
 STAGES = (
-    *("data", "reward", "second_judge", "sft", "rlhf", "demonstrations", "judge", "features", "irl", "refinetune"),
-    "evaluate",
+    *("data", "reward", "second_judge", "sft", "rlhf", "demonstrations", "judge", "features", "irl", "candidates"),
+    *("explain", "refinetune", "evaluate"),
 )
 """In the order in which they run."""
 

@@ -44,8 +44,8 @@ from irl_exp.report.names import POLICIES, POLICY_COLUMNS, REWARD_ROWS, words_of
 WARM = ("scale=tiny", "tracking=none", "workers=1")
 TINY = (*WARM, "data.count=1000")
 STAGES = (
-    *("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features", "irl", "refinetune"),
-    "evaluate",
+    *("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features", "irl", "candidates"),
+    *("explain", "refinetune", "evaluate"),
 )
 POLICY_METRICS = (
     *("toxic_fraction", "reward_mean", "learned_reward_mean", "kl", "nll", "distinct_fraction"),
@@ -114,10 +114,12 @@ def test_the_whole_chain_shows_its_stages_and_its_result(first_launch: Launched)
 def test_the_answer_comes_first(first_launch: Launched) -> None:
     """The verdict stands before the tables on the terminal, and at the beginning of summary.md."""
     first = "RLHF on R* (classifier) took toxic completions from "
-    assert first_launch.stdout.index(first) < first_launch.stdout.index("Policies on 16 test prompts")
+    printed = " ".join(first_launch.stdout.split())  # without the folds of the terminal
+    assert printed.index(first) < printed.index("Policies on 16 test prompts")
     summary = (first_launch.folder / "summary.md").read_text(encoding="utf-8")
-    assert summary.startswith(first)
-    for text in (first_launch.stdout, summary):
+    assert summary.index(first) < summary.index("###")
+    assert re.match(r"The recovered reward (pays|charges) for|None of \d+ candidates passes the test", summary)
+    for text in (printed, summary):
         assert "scale=tiny: there is nothing to learn from these numbers." in text
 
 
