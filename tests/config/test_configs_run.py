@@ -47,9 +47,10 @@ def methods(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def losses(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """Every loss."""
+    """Every loss, none of them put into words."""
     folder = tmp_path_factory.mktemp("losses")
-    return on_warm_store(launcher, warm_store, folder, f"irl/loss={','.join(names('irl/loss'))}", "irl.epochs=2")
+    every = f"irl/loss={','.join(names('irl/loss'))}"
+    return on_warm_store(launcher, warm_store, folder, every, "irl.epochs=2", "explain=none")
 
 
 @pytest.fixture(scope="module")

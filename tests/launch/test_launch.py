@@ -222,8 +222,8 @@ def three_seeds_in_a_pool(launcher: Launcher, tmp_path_factory: pytest.TempPathF
 
 
 def test_seeds_of_irl_share_one_expert(three_seeds: Launched, three_seeds_in_a_pool: Launched) -> None:
-    shared = ("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features")
-    wanted = dict.fromkeys(shared, 1) | dict.fromkeys(("irl", "refinetune", "evaluate"), 3)
+    shared = ("data", "reward", "sft", "second_judge", "rlhf", "demonstrations", "judge", "features", "candidates")
+    wanted = dict.fromkeys(shared, 1) | dict.fromkeys(("irl", "explain", "refinetune", "evaluate"), 3)
     for launched in (three_seeds, three_seeds_in_a_pool):
         assert counts(launched.cwd / "multirun" / "store") == wanted
     assert len({three_seeds.text(job) for job in range(3)}) == 3
@@ -353,8 +353,9 @@ def test_losses_and_seeds_share_one_expert(store: Path, launch: Launch) -> None:
 
 
 def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
-    done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,refinetune")
-    groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(5)]
+    done = launch(*WARM, "until=sft,rlhf,demonstrations,irl,explain,refinetune")
+    groups = [{key.split("/")[0] for key in done.metrics(job) if "/" in key} for job in range(6)]
+    refined = {"refinetuned", "triangle_refinetuned", "overoptimisation"}
     compared = {"implicit", "baseline", "triangle", "triangle_expert", "pooled", "human"}
     judges = {"data", "reward", "second_judge", "reference"}
     assert groups == [
@@ -362,7 +363,8 @@ def test_a_chain_may_end_after_any_stage(store: Path, launch: Launch) -> None:
         {*judges, "expert"},
         {*judges, "expert", *compared},
         {*judges, "expert", *compared, "irl"},
-        {*judges, "expert", *compared, "irl", "refinetuned", "triangle_refinetuned", "overoptimisation"},
+        {*judges, "expert", *compared, "irl", "explain"},
+        {*judges, "expert", *compared, "irl", "explain", *refined},
     ]
     assert all(f"reference/{key}" in done.metrics(0) for key in POLICY_METRICS if "learned" not in key)
     assert all(f"irl/{key}" in done.metrics(3) for key in IRL_METRICS)

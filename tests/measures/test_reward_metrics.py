@@ -53,7 +53,7 @@ def triangle(frame: pd.DataFrame) -> Metrics:
 WITH_INTERVAL = ("auroc", "epic", "within_prompt_correlation", "pair_accuracy")
 KEYS = {
     *("n_completions", "n_civil", "majority_accuracy", "starc", "pearson", "spearman", "kendall"),
-    *("discrimination_auroc", "discrimination_pair_accuracy"),
+    *(f"discrimination_{name}" for name in ("auroc", "auroc_low", "auroc_high", "pair_accuracy")),
     *(f"{name}{rule}" for name in ("accuracy", "f1") for rule in ("", "_unsupervised", "_at_zero")),
     *(f"{name}{end}" for name in WITH_INTERVAL for end in ("", "_low", "_high")),
 }
@@ -149,9 +149,8 @@ def test_both_policies_count_half_in_the_distance_however_often_they_were_sample
 def test_one_policy_alone_is_compared_without_discrimination() -> None:
     test = completions().assign(policy="refinetuned")
     found = agree(test, test)
-    assert KEYS - set(found) == {
-        *("accuracy_unsupervised", "f1_unsupervised", "discrimination_auroc", "discrimination_pair_accuracy")
-    }
+    missing = {key for key in KEYS if key.startswith("discrimination_")}
+    assert KEYS - set(found) == {"accuracy_unsupervised", "f1_unsupervised", *missing}
 
 
 # ---------------------------------------------------------------- who wrote it
