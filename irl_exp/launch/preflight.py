@@ -257,13 +257,13 @@ def _check_benchmark(config: BenchmarkConfig, source: _Origin) -> None:
 def _check_reward(key: str, config: Node, texts: _Origin) -> None:
     """What R*, or a part of it, needs: its model, its labels, or a function that gives one number a text."""
     if isinstance(config, WeightedConfig):
+        for name, part in config.parts.items():
+            _check_reward(f"{key}.parts.{name}", part, texts)
         if texts.is_here and data.are_prompts(_texts(texts)):
             raise PreflightError(
                 "reward=weighted is standardised on texts of the reward part, and a list of prompts has none: choose "
                 "one of its parts, or give texts with completions."
             )
-        for name, part in config.parts.items():
-            _check_reward(f"{key}.parts.{name}", part, texts)
     elif isinstance(config, SequenceClassifierConfig):
         check_model(key, config.path, config.hub, config.revision, "sequence classifier")
     elif isinstance(config, ImportedConfig):

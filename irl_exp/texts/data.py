@@ -353,7 +353,7 @@ def too_few(texts: pd.DataFrame) -> str:
 
 def test_texts(texts: pd.DataFrame) -> pd.DataFrame:
     """The texts of test as they are in the data, at most 1,000; of a list of prompts none."""
-    test = texts[(texts["part"] == "test") & texts["completion"].astype(bool)]
+    test = texts[(texts["part"] == "test") & (not are_prompts(texts))]
     return test.iloc[:: max(1, -(-len(test) // 1000))].reset_index(drop=True)
 
 

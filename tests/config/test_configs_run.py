@@ -259,6 +259,7 @@ def options_that_ran(launched: Launched) -> set[str]:
     return ran
 
 
+@pytest.mark.timeout(3600)  # it may be the first to ask for the launches of all others
 def test_every_option_of_every_group_has_run(
     models: Launched,
     methods: Launched,

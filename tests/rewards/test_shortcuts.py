@@ -218,7 +218,7 @@ def test_only_the_stage_that_plants_and_the_one_that_measures_know_of_the_shortc
         steps = chain.build(small.compose("shortcut=marker", f"shortcut.where={where}"), small.DEVICE)
         assert [stage for stage, step in steps.items() if "shortcut" in step.inputs] == [first, "evaluate"]
         changed = {stage for stage in plain if plain[stage] != found[stage]}
-        after = {"demonstrations", "judge", "features", "irl", "refinetune", "evaluate"}
+        after = {"demonstrations", "judge", "features", "irl", "candidates", "explain", "refinetune", "evaluate"}
         assert changed == after | {first}
         assert steps["judge"].inputs["reward"].identity == none["reward"].identity, "the judge keeps the clean R*"
 
