@@ -257,19 +257,27 @@ def _check_benchmark(config: BenchmarkConfig, source: _Origin) -> None:
 def _check_reward(key: str, config: Node, texts: _Origin) -> None:
     """What R*, or a part of it, needs: its model, its labels, or a function that gives one number a text."""
     if isinstance(config, WeightedConfig):
-        for name, part in config.parts.items():
-            _check_reward(f"{key}.parts.{name}", part, texts)
-        if texts.is_here and data.are_prompts(_texts(texts)):
+        if _are_prompts(texts):
             raise PreflightError(
                 "reward=weighted is standardised on texts of the reward part, and a list of prompts has none: choose "
                 "one of its parts, or give texts with completions."
             )
+        for name, part in config.parts.items():
+            _check_reward(f"{key}.parts.{name}", part, texts)
     elif isinstance(config, SequenceClassifierConfig):
         check_model(key, config.path, config.hub, config.revision, "sequence classifier")
     elif isinstance(config, ImportedConfig):
         _check_function(key, config.function)
     elif isinstance(config, ClassifierConfig):
         _check_labels("reward=classifier" if key == "reward" else f"{key} (classifier)", texts)
+
+
+def _are_prompts(origin: _Origin) -> bool:
+    """Whether it is known that nobody has completed the prompts; what cannot be read the step `data` tells of."""
+    try:
+        return origin.is_here and data.are_prompts(_texts(origin))
+    except DataError:
+        return False
 
 
 @functools.cache
