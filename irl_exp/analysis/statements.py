@@ -6,10 +6,8 @@ family and name; the runs of a cell differ in their seeds alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +15,10 @@ import pandas as pd
 from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import Estimate
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.report.tables import Table, visible
+from irl_exp.report.statements import FILE, NotExplained, read
+from irl_exp.report.statements import Statement as Said
+from irl_exp.report.tables import Table
 
-FILE = "statements.json"
 COLUMNS = ("cell", "statement", "runs", "pays for", "effect, mean", "least, most", "certified in")
 NONE = "no run was explained"
 SHOWN = 20
@@ -100,30 +99,25 @@ def of(study: Study) -> Statements:
     for cell, runs in study.cells.items():
         having = [run.number for run in runs if lists[run.number] is not None]
         statements += _of_cell(cell, {number: lists[number] or [] for number in having})
-    empty = tuple(number for number, found in lists.items() if found == [])
+    empty = tuple(number for number, found in lists.items() if found is not None and not found)
     return Statements(tuple(statements), empty, tuple(number for number, found in lists.items() if found is None))
 
 
-def _read(run: Run) -> list[dict[str, Any]] | None:
-    path = run.folder / FILE
-    if not path.is_file():
+def _read(run: Run) -> Sequence[Said] | None:
+    if not (run.folder / FILE).is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for one in found:
-            _ = (str(one["family"]), str(one["name"]), float(one["effect"]), one["certified"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise NotComputed(f"{FILE} of run {run.number} is not what a run writes ({why})") from None
-    return list(found)
+        return read(run.folder).statements
+    except NotExplained as error:
+        raise NotComputed(f"run {run.number}: {error}") from None
 
 
-def _of_cell(cell: str, lists: dict[int, list[dict[str, Any]]]) -> list[Statement]:
+def _of_cell(cell: str, lists: dict[int, Sequence[Said]]) -> list[Statement]:
     """All statements of the runs of a cell, in the order of `Statements`."""
-    places: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    places: dict[tuple[str, str], list[tuple[int, Said]]] = {}
     for number, found in lists.items():
         for one in found:
-            places.setdefault((str(one["family"]), str(one["name"])), []).append((number, one))
+            places.setdefault((one.family, one.name), []).append((number, one))
     statements = [
         Statement(
             cell,
@@ -131,8 +125,8 @@ def _of_cell(cell: str, lists: dict[int, list[dict[str, Any]]]) -> list[Statemen
             name,
             statistics.wilson(len(having), len(lists)),
             tuple(number for number, _ in having),
-            tuple(float(one["effect"]) for _, one in having),
-            tuple(one["certified"] for _, one in having),
+            tuple(one.effect for _, one in having),
+            tuple(one.certified for _, one in having),
         )
         for (family, name), having in places.items()
     ]
@@ -144,7 +138,7 @@ def _row(one: Statement) -> tuple[str, ...]:
     known = [certified for certified in one.certified if certified is not None]
     return (
         one.cell,
-        visible(f"{one.name} ({one.family})"),
+        f"{one.name} ({one.family})",
         f"{count} of {n}",
         f"{one.pays} of {count}",
         f"{np.mean(one.effects):+.2f}",

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from irl_exp.config.nodes import Count, Fraction, Node, StageSeed
-from irl_exp.config.rewards import source_of
-
-
-def _importable(function: str) -> str:
-    source_of(function)
-    return function
+from irl_exp.config.rewards import Function, source_of
 
 
 class NgramStatements(Node):
@@ -35,7 +30,7 @@ class PropertyStatements(Node):
     """What can be counted in a text: length, questions, second person, insults, thanks, sentiment, and so on."""
 
     on: bool = Field(True, description="look for them")
-    imported: tuple[Annotated[str, AfterValidator(_importable)], ...] = Field(
+    imported: tuple[Function, ...] = Field(
         (), description="your own, package.module:function, called with a list of texts; returns a number a text"
     )
 

@@ -102,6 +102,10 @@ class DemonstrationsConfig(Node):
     max_new_tokens: NewTokens
     batch_size: Count = Field(512, description="completions generated at once")
 
+    @property
+    def unsaid(self) -> frozenset[str]:
+        return frozenset({"writers"} if self.writers == "kept" else ())
+
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.greedy and self.completions_per_prompt != 1:

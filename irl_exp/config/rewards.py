@@ -91,11 +91,15 @@ def _importable(function: str) -> str:
     return function
 
 
+Function = Annotated[str, AfterValidator(_importable)]
+"""`package.module:function` of the user, in a module that is there."""
+
+
 class ImportedConfig(Node):
     """R*: a function of yours, called with (prompts, completions), two lists of n texts; returns n finite numbers."""
 
     name: Literal["imported"] = "imported"
-    function: Annotated[str, AfterValidator(_importable)] = Field(description="package.module:function")
+    function: Function = Field(description="package.module:function")
 
     @property
     def files(self) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from irl_exp.explain.properties import LENGTH
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Real = TypeVar("Real", bound=np.floating[Any])
 PREFERENCE = {"properties": 1.5, "ngrams": 1.0, "log_ratio": 0.8, "units": 0.8}
 """What a gain counts: a named property is taken where it explains nearly as much as a list of phrases or a unit."""
 LEAST_GAIN = 0.002
@@ -47,12 +48,12 @@ class Sample:
     prompts: Ints
     length: Floats
 
-    def within(self, values: NDArray[np.floating], *, prompts: bool = False) -> NDArray[np.floating]:
+    def within(self, values: NDArray[Real], *, prompts: bool = False) -> NDArray[Real]:
         """(n, ...) values less the mean of their policy, or of their policy's completions of the same prompt."""
         return centred(values, 2 * self.prompts + self.tuned if prompts else self.tuned)
 
 
-def centred(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.floating]:
+def centred(values: NDArray[Real], groups: NDArray[Any]) -> NDArray[Real]:
     """(n, ...) values less the mean of their group."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order, starts = np.argsort(group, kind="stable"), np.cumsum(sizes) - sizes

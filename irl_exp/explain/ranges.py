@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from irl_exp.determined import Fitted, Floats, Optimum, loss_of, possible_margins
+from irl_exp.explain.choice import centred
 from irl_exp.irl.contrast import Demonstrations, part_of_fit
 from irl_exp.machinery.store import read_manifest
 
@@ -140,8 +141,8 @@ def effect_ranges(
     if not statements.shape[1]:
         raise NoRangesError("there is no statement to bound")
     problem, policies = reward.problem, reward.problem.seen.frame["policy"].to_numpy()[rows]
-    features = within(reward.problem.seen.features[rows].astype(np.float64), policies)
-    sides = partial(within(np.column_stack([statements, controls]), policies), statements.shape[1]) @ features
+    features = centred(reward.problem.seen.features[rows].astype(np.float64), policies)
+    sides = partial(centred(np.column_stack([statements, controls]), policies), statements.shape[1]) @ features
     learned, sides = sides @ reward.weights, sides @ problem.scaling.transform
     sd = float(np.sqrt(np.square(features @ reward.weights).mean()))
     if not sd > 0:
@@ -182,15 +183,6 @@ def _tolerance(problem: Fitted, pairs: Floats, sides: Floats, best: Optimum, see
     if not tolerance > 0:
         raise NoRangesError("no statement differs in a direction that the loss leaves free")
     return tolerance
-
-
-def within(values: Floats, groups: NDArray[Any]) -> Floats:
-    """(n, ...) values without the mean of their group: what differs between completions of one policy."""
-    _, group = np.unique(groups, return_inverse=True)
-    flat = values.reshape(len(values), -1)
-    member = np.equal.outer(np.arange(group.max() + 1), group).astype(np.float64)
-    means = member @ flat / member.sum(axis=1, keepdims=True)
-    return np.asarray((flat - means[group]).reshape(values.shape))
 
 
 def partial(design: Floats, asked: int) -> Floats:

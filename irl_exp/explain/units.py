@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from irl_exp.irl.heads import Adam
+
 Floats = NDArray[np.float64]
 BATCH, RATE, LAST = 256, 3e-3, 50
 
@@ -54,7 +56,7 @@ def _train(
     encoder.requires_grad_()
     bias = torch.zeros(units, requires_grad=True)
     weights = (encoder, decoder, bias)
-    first_moments, second_moments = ([torch.zeros_like(one) for one in weights] for _ in range(2))
+    optimizers = [Adam(weight, RATE) for weight in weights]
     thresholds = []
     for step in range(steps):
         first = torch.randint(len(order), (BATCH,), generator=generator)
@@ -67,12 +69,9 @@ def _train(
         loss = (one - other - rebuilt).square().sum(1).mean()
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
-            # Adam by hand: torch.optim.Adam loads a compiler that takes longer than the training.
-            for weight, gradient, mean, square in zip(weights, gradients, first_moments, second_moments, strict=True):
-                mean.lerp_(gradient, 0.1)
-                square.lerp_(gradient.square(), 0.001)
-                root = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
-                weight -= RATE * (1 - step / steps) * mean / (1 - 0.9 ** (step + 1)) / root
+            for optimizer, gradient in zip(optimizers, gradients, strict=True):
+                optimizer.rate = RATE * (1 - step / steps)
+                optimizer.step(gradient)
             decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-6)
         thresholds.append(float(threshold))
     return encoder.detach(), bias.detach(), float(np.mean(thresholds[-LAST:]))

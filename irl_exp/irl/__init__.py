@@ -1,3 +1,3 @@
 """A reward from demonstrations: contrast pairs, features, losses, heads, methods, and what a method leaves behind."""
 
-__all__ = ["backbones", "contrast", "features", "learned_rewards", "methods"]
+__all__ = ["backbones", "contrast", "features", "heads", "learned_rewards", "methods"]

@@ -105,7 +105,7 @@ def fit_heads(
     differences, others = filled(torch.from_numpy(fit), columns=LANES), filled(torch.from_numpy(select), columns=LANES)
     batches = _by_batch(differences.T, draws.orders.shape[2]).permute(1, 2, 0).contiguous()
     weights = _project(filled(draws.heads, columns=LANES), procedure.max_norm)
-    optimizer = _Adam(weights, procedure.learning_rate)
+    optimizer = Adam(weights, procedure.learning_rate)
     best = torch.full((len(seeds),), torch.inf, dtype=torch.float64)
     chosen, best_epoch = weights.clone(), torch.zeros(len(seeds), dtype=torch.int64)
     curves: dict[str, list[Tensor]] = {}
@@ -240,7 +240,7 @@ def _slope(margins: Tensor, pair_weights: Tensor | None, procedure: Procedure) -
     return slope
 
 
-class _Adam:
+class Adam:
     """Adam (arXiv 1412.6980) with torch's defaults, in place: elementwise, so each row is on its own.
 
     It is the function of torch.optim.Adam in one pass over memory; the class itself would import a compiler first.

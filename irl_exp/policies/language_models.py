@@ -251,11 +251,11 @@ def downloaded(name: str, revision: str | None) -> Path:
         raise PolicyError(f"{name}: not on the hub, or out of reach: {first_line(error)}") from error
 
 
-def prompts_as_read(folder: Path, device: Device) -> Callable[[Sequence[Ids]], list[str]] | None:
+def prompts_as_read(folder: Path) -> Callable[[Sequence[Ids]], list[str]] | None:
     """Of a policy that is asked in chat: what prints ids of prompts with all markup; None for others."""
     if not (folder / "chat_template.jinja").is_file():
         return None
-    tokenizer = Policy.load(folder, device).tokenizer
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return lambda ids: list(tokenizer.batch_decode([list(map(int, one)) for one in ids]))
 
 

@@ -22,7 +22,7 @@ from irl_exp.config import BestOfNConfig, DpoConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import token_statistics
-from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError
+from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError, rounding
 from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
@@ -282,7 +282,7 @@ def _check_start(
 ) -> None:
     """The first step's completions have the probabilities with which the reference wrote them, up to rounding.
 
-    In nats per token, with the tolerances of policy_optimization.
+    In nats per token.
     """
     first = groups[: config.batch_size // config.generations]
     ids = ranked.samples.completion_ids
@@ -292,6 +292,5 @@ def _check_start(
     else:
         best = ranked.best[first]
         off = abs(row["loss"] + ranked.log_probabilities[best].sum() / sum(len(ids[place]) for place in best))
-    tolerance = 0.02 if context.device.bf16 else 1e-3
-    if not off <= tolerance:
+    if not off <= rounding(context.device):
         raise OptimizationError(f"the first step is {off:.3g} nats a token off the reference: it is not the start.")

@@ -75,7 +75,7 @@ def run(
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
             tables[policy] = sampler.table(policy, folder)
-    asked = prompts_as_read(reference, context.device)
+    asked = prompts_as_read(reference)
     for policy, table in tables.items():
         if asked:
             table = table.assign(prompt_read=asked(table["prompt_ids"].tolist()))

@@ -134,4 +134,4 @@ def test_a_study_without_statements_has_no_such_part_and_a_damaged_list_is_named
     study = made(tmp_path, [Made(), Made(seed=1)])
     assert 'id="statements"' not in shown(study)
     (study.runs[1].folder / "statements.json").write_text("[1]")
-    assert "statements.json of run 1 is not what a run writes" in shown(study)
+    assert "run 1: statements.json: " in shown(study)

@@ -13,7 +13,17 @@ from irl_exp.analysis.study import NotComputed, Run, Study
 
 
 def stated(name: str, effect: float, *, certified: bool | None = True, family: str = "ngrams") -> dict[str, Any]:
-    return {"family": family, "name": name, "effect": effect, "certified": certified}
+    """A statement with all that a run writes; only what is counted here matters."""
+    numbers = ("frequency_base", "frequency_tuned", "difference", "difference_low", "difference_high")
+    said = dict.fromkeys((*numbers, "effect_low", "effect_high", "q", "r2"), 0.0)
+    words = {
+        "family": family,
+        "name": name,
+        "wording": "",
+        "unit": "",
+        "direction": "pays" if effect > 0 else "charges",
+    }
+    return said | words | {"graded": False, "effect": effect, "certified": certified}
 
 
 def study(folder: Path, *lists: list[dict[str, Any]] | None, cells: tuple[str, ...] = ()) -> Study:
@@ -88,5 +98,5 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         statements.of(study(tmp_path / "none", None))
     broken = study(tmp_path, [stated("a", 1.0)])
     (tmp_path / "0" / "statements.json").write_text('[{"family": "ngrams"}]')
-    with pytest.raises(NotComputed, match=r"statements\.json of run 0 is not what a run writes \(KeyError"):
+    with pytest.raises(NotComputed, match=r"run 0: statements\.json: statement 0 has no name"):
         statements.of(broken)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from irl_exp import determined
 from irl_exp.determined import Fitted, Floats, Loss
 from irl_exp.explain import ranges
+from irl_exp.explain.choice import centred
 from irl_exp.irl.contrast import Demonstrations
 from irl_exp.machinery import store
 
@@ -108,9 +109,7 @@ def test_the_range_is_that_of_a_grid_of_rewards(name: str) -> None:
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     radii = np.array([1.0]) if name == "max_margin" else np.linspace(0.5, 1, 5)
     policies = seen.frame["policy"].to_numpy()[rows]
-    part = ranges.partial(ranges.within(statements, policies), 2) @ ranges.within(
-        problem.scaling(seen.features)[rows], policies
-    )
+    part = ranges.partial(centred(statements, policies), 2) @ centred(problem.scaling(seen.features)[rows], policies)
     best = problem.optimum(pairs)
     ends = []
     for radius in radii:
@@ -137,7 +136,7 @@ def test_the_effect_in_the_population_is_held_19_times_in_20(scaling: str) -> No
         statements = (seen.features[rows][:, :6] > 0.3).astype(np.float64)
         found = ranges.effect_ranges(reward, rows, statements, np.empty((len(rows), 0)), seed=seed)
         policies = seen.frame["policy"].to_numpy()[rows]
-        part = ranges.partial(ranges.within(statements, policies), 6)
+        part = ranges.partial(centred(statements, policies), 6)
         size = np.linalg.norm(np.linalg.solve(reward.problem.scaling.transform, shift))
         effects = part @ (seen.features[rows] @ shift) / size / found.sd
         held.append((found.low <= effects) & (effects <= found.high))
