@@ -50,7 +50,14 @@ from irl_exp.config.irl import (
 )
 from irl_exp.config.models import ModelConfig
 from irl_exp.config.nodes import Interpolated, Node, is_map, node_of
-from irl_exp.config.policies import BestOfNConfig, DpoConfig, PolicyOptimizationConfig, RefinetuneConfig
+from irl_exp.config.policies import (
+    BestOfNConfig,
+    DpoConfig,
+    LoraConfig,
+    NoAdapter,
+    PolicyOptimizationConfig,
+    RefinetuneConfig,
+)
 from irl_exp.config.rewards import (
     ClassifierConfig,
     ClassifierPart,
@@ -71,6 +78,8 @@ from irl_exp.config.shortcuts import LengthShortcut, MarkerShortcut, NoShortcut
 BASE_NODES: Mapping[str, type[Node]] = {
     "config": Config,
     "model": ModelConfig,
+    "no_adapter": NoAdapter,
+    "lora_adapter": LoraConfig,
     "comments": CommentsConfig,
     "jigsaw": JigsawConfig,
     "real_toxicity_prompts": RealToxicityPromptsConfig,
@@ -139,6 +148,7 @@ BASE_NODES: Mapping[str, type[Node]] = {
 CHOSEN_BY_GROUP = frozenset(
     {
         "model",
+        "adapter",
         "data",
         "expert",
         "reward",

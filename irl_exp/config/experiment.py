@@ -15,8 +15,11 @@ from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
 from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
+    AdapterConfig,
     DemonstrationsConfig,
     EvaluateConfig,
+    LoraConfig,
+    NoAdapter,
     RefinetuneConfig,
     RlhfConfig,
     SftConfig,
@@ -95,6 +98,7 @@ class Config(Node):
     )
     store: StoreConfig
     model: ModelConfig
+    adapter: AdapterConfig = NoAdapter()
     data: DataConfig
     reward: RewardConfig
     expert: ExpertConfig = RlhfExpert()
@@ -227,6 +231,11 @@ class Config(Node):
     def reference_model(self) -> ModelConfig:
         """What becomes the reference policy; nothing is trained on texts that are to be explained."""
         return self.model.as_it_is if isinstance(self.expert, TextsExpert) else self.model
+
+    @property
+    def adapter_node(self) -> LoraConfig | None:
+        """What is trained in place of the weights, if that is chosen."""
+        return None if isinstance(self.adapter, NoAdapter) else self.adapter
 
     @property
     def is_refinetuned(self) -> bool:

@@ -6,12 +6,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 State = Literal["computing", "waiting", "computed", "reused"]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -44,7 +45,7 @@ Report = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device with the precision of its forward passes; weights are kept in float32."""
+    """A torch device with the precision of its forward passes; weights are in float32, or in bf16 below adapters."""
 
     name: str
     precision: Literal["fp32", "bf16"]
@@ -65,8 +66,46 @@ class Device:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients, and bf16 arithmetic where that is the precision."""
-        with torch.no_grad(), torch.autocast(self.name.split(":")[0], torch.bfloat16, enabled=self.bf16):
+        with torch.no_grad(), torch.autocast(self.type, torch.bfloat16) if self.bf16 else self.exactly():
             yield
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Arithmetic in fp32, whatever the precision is, and whatever the weights are kept in."""
+        with torch.autocast(self.type, enabled=False), _Widened() if self.precision == "bf16" else nullcontext():
+            yield
+
+    @property
+    def type(self) -> str:
+        return self.name.split(":")[0]
+
+
+class _Widened(TorchFunctionMode):
+    """Weights in bf16 are taken in fp32 where they are used, one layer at a time; activations are fp32 from the start.
+
+    What is not listed promotes by itself: a gain in bf16 times a state in fp32 is fp32.
+    """
+
+    taken_in_fp32 = frozenset(
+        {
+            torch.nn.functional.linear,
+            torch.nn.functional.layer_norm,
+            torch.nn.functional.rms_norm,
+            torch.nn.functional.conv1d,
+            torch.addmm,
+        }
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.taken_in_fp32:
+            args, kwargs = [_wide(value) for value in args], {name: _wide(value) for name, value in kwargs.items()}
+        found = func(*args, **kwargs)
+        return _wide(found) if func is torch.nn.functional.embedding else found
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
 @contextmanager

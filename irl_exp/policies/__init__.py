@@ -2,6 +2,7 @@
 
 __all__ = [
     "adapters",
+    "bases",
     "chat",
     "language_models",
     "likelihood",

@@ -33,29 +33,29 @@ def predictions(
     model = policy.model
     if not policy.writes:
         raise PolicyError(f"{type(model).__name__} is an encoder: it reads texts, and gives no probabilities to them.")
-    place = model.device.type
-    if policy.device.bf16 and _has_plain_head(model):
-        with torch.autocast(place, torch.bfloat16):
+    if policy.device.bf16 and _has_plain_head(policy):
+        with torch.autocast(policy.device.type, torch.bfloat16):
             states = model.base_model(**inputs).last_hidden_state
         embeddings = model.get_output_embeddings()
 
         def head(some: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(place, enabled=False):
+            with policy.device.exactly():
                 return torch.as_tensor(embeddings(some.float()))
 
         return states[:, -keep:], head
     partial = {"logits_to_keep": keep} if _keeps_logits(model) else {}
-    with torch.autocast(place, enabled=False):
+    with policy.device.exactly():
         # Of the class: a trainer patches the instance with a forward in its own precision.
         logits = type(model).forward(model, **inputs, **partial).logits
     return logits[:, -keep:], torch.Tensor.float
 
 
-def _has_plain_head(model: Any) -> bool:
+def _has_plain_head(policy: Policy) -> bool:
     """Asked of the model itself, as configs have many names for what else may happen to logits."""
+    model = policy.model
     if model not in _plain:
         ids = torch.arange(min(8, model.get_input_embeddings().num_embeddings), device=model.device)[None]
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad(), policy.device.exactly():
             own = type(model).forward(model, input_ids=ids, output_hidden_states=True)
             _plain[model] = torch.equal(own.logits, model.get_output_embeddings()(own.hidden_states[-1]))
     return _plain[model]

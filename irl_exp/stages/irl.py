@@ -10,8 +10,10 @@ and one head: (epochs, rows of test) float32, their scores after each epoch. The
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,10 @@ from irl_exp.config import (
     ProbeRegressionConfig,
 )
 from irl_exp.irl import backbones, contrast, learned_rewards, methods
+from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
 from irl_exp.machinery.runtime import Context, in_fp32
+from irl_exp.policies import bases
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
@@ -153,12 +157,22 @@ class _Seen:
     def demonstrations(self) -> contrast.Demonstrations:
         return contrast.Demonstrations(self.frame, self.arrays["features"])
 
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """The reference policy."""
+        return Policy.load(self.reference, self.device)
+
+    def reading(self, scorer: Scorer) -> Scorer:
+        """The same reward, which makes the features of a text itself."""
+        if not isinstance(scorer, LinearScorer) or self.features is None:
+            return scorer
+        return replace(scorer, featurizer=Featurizer.load(self.features / "featurizer", self.policy))
+
     def of_human(self, scorer: Scorer) -> Scores:
         """What a reward says of the texts of people."""
         if isinstance(scorer, LinearScorer):
             return scorer.score_features(self.arrays["human"])[0]
-        policy = Policy.load(self.reference, self.device)
-        texts = policy.complete(self.human["prompt"].tolist(), self.human["completion"].tolist())
+        texts = self.policy.complete(self.human["prompt"].tolist(), self.human["completion"].tolist())
         return scorer.score(texts)[0] if len(texts) else np.empty(0)
 
 
@@ -213,9 +227,9 @@ def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: C
     pd.DataFrame({"score": seen.of_human(scorer)}).to_parquet(context.folder / "human.parquet")
     rows = np.linspace(0, len(seen.frame) - 1, PROBES).astype(int)
     probes, probe_scores = Completions.from_frame(seen.frame.iloc[rows]), scores["score"][rows]
-    if context.device.bf16:
+    if context.device.bf16 or bases.in_bf16(seen.reference):
         with in_fp32():
-            probe_scores = scorer.score(probes)[0]
+            probe_scores = seen.reading(scorer).score(probes)[0]
     learned_rewards.save(
         context.folder,
         scorer,
