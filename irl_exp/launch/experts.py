@@ -126,9 +126,7 @@ def _check_adapter(folder: Path, model: ModelConfig) -> None:
         raise PreflightError(f"expert.path: {error}") from None
     below = bases.read(folder)
     if below and below.path is None and model.path and below.fingerprint != bases.fingerprint(model.path):
-        raise PreflightError(
-            _another(folder, f"{made_for} ({below.fingerprint[:12]})", f"{model.path} has other weights")
-        )
+        raise PreflightError(_another(folder, made_for, f"{model.path} has other weights"))
     files = sorted(folder.glob("adapter_model.*"))
     if not files:
         raise PreflightError(f"expert.path={folder}: there are no weights of the adapter (adapter_model.safetensors).")

@@ -154,8 +154,8 @@ class Policy:
             raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
         prepare_tokenizer(tokenizer, source)
         keep_ends(model, tokenizer)
-        if kept == "bfloat16" and (head := model.get_output_embeddings()) is not None:
-            head.float()  # logits are in fp32, and so is what makes them
+        if kept == "bfloat16":
+            _widen(model)
         return cls(model.to(device.name).eval(), tokenizer, device).computing_in(kept)
 
     @classmethod
@@ -327,6 +327,17 @@ def prompts_as_read(folder: Path) -> Callable[[Sequence[Ids]], list[str]] | None
         return None
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return lambda ids: list(tokenizer.batch_decode([list(map(int, one)) for one in ids]))
+
+
+def _widen(model: Any) -> None:
+    """Keep the head of a model in bf16 in fp32, as logits are, and with it gains and biases, which are few.
+
+    Their values stay those of bf16. A norm in bf16 could not read the states of embeddings that are the head too.
+    """
+    head = model.get_output_embeddings()
+    for weight in model.parameters():
+        if weight.ndim < 2 or (head is not None and weight is head.weight):
+            weight.data = weight.data.float()
 
 
 def keep_ends(model: Any, tokenizer: Any) -> None:

@@ -94,7 +94,7 @@ def optimize(
     rewards = [reward_function(reward, policy, sampled)]
     if config.algorithm == "grpo" and config.kl_coefficient > 0:
         rewards.append(kl_function(policy, opened if adapter else Policy.load(reference, context.device)))
-    trainer = _trainer_class(config, policy)(
+    trainer = _trainer_class(config, policy, adapter)(
         model=policy.model,
         reward_funcs=rewards,
         args=_arguments(config, policy.device),
@@ -159,14 +159,18 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
     return kl
 
 
-def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
-    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients."""
+def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None) -> Any:
+    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients.
+
+    With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.
+    """
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
-    return _on_threads(trainer, policy, config) if policy.device.is_cpu else _with_fp32_head(trainer, policy)
+    ours = policy.device.is_cpu or adapter is not None
+    return _on_threads(trainer, policy, config) if ours else _with_fp32_head(trainer)
 
 
 def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
@@ -179,14 +183,14 @@ def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
     return WithOurPrompts
 
 
-def _with_fp32_head(trainer: Any, policy: Policy) -> Any:
+def _with_fp32_head(trainer: Any) -> Any:
     """The trainer with logits in fp32 (policies/logits.py), in TRL's own kernel; its RLOO has no option for it."""
     from trl.trainer.utils import add_fused_lm_head
 
     class WithFp32Head(trainer):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            for model in filter(None, (policy.model, self.ref_model)):
+            for model in filter(None, (self.model, self.ref_model)):
                 add_fused_lm_head(model, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy"))
 
     return WithFp32Head
@@ -225,11 +229,12 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
             own = model is self.model
             if own and not torch.is_grad_enabled() and not adapters.off(model):
-                return _padded(self.just_sampled, logits_to_keep), None, None
+                return _padded(self.just_sampled, logits_to_keep, input_ids.device), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             owner = policy if own else replace(policy, model=model)
             values, entropies = token_statistics(owner, completions, entropy=compute_entropy)
-            return _padded(values, logits_to_keep), _padded(entropies, logits_to_keep), None
+            found = [_padded(one, logits_to_keep, input_ids.device) for one in (values, entropies)]
+            return found[0], found[1], None
 
     return OnThreads
 
@@ -244,10 +249,10 @@ def _unpadded(input_ids: torch.Tensor, mask: torch.Tensor, kept: int) -> Complet
     return Completions(blank, blank, *sides)
 
 
-def _padded(values: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+def _padded(values: Sequence[torch.Tensor], length: int, device: torch.device) -> torch.Tensor:
     """(b, length): one row each, zeros after its end."""
     rows = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
-    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
+    return torch.nn.functional.pad(rows, (0, length - rows.shape[1])).to(device)
 
 
 def _arguments(config: PolicyOptimizationConfig, device: Device) -> Any:

@@ -189,7 +189,7 @@ def _trainer(
         arguments = trl.DPOConfig(**common, **own)
     else:
         arguments = trl.SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-    return _in_order(trl.DPOTrainer if preferences else trl.SFTTrainer, policy)(
+    return _in_order(trl.DPOTrainer if preferences else trl.SFTTrainer, policy, adapter)(
         model=policy.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
@@ -224,8 +224,9 @@ def _texts(ranked: Ranked, groups: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
-def _in_order(trainer: Any, policy: Policy) -> Any:
-    """TRL's trainer on rows that are ready, in their order; on a CPU with log-probabilities in shards."""
+def _in_order(trainer: Any, policy: Policy, adapter: LoraConfig | None) -> Any:
+    """TRL's trainer on rows that are ready, in their order; on a CPU, or with an adapter, with ours in shards."""
+    ours = policy.device.is_cpu or adapter is not None
 
     class InOrder(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
@@ -238,7 +239,7 @@ def _in_order(trainer: Any, policy: Policy) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
-            return super().compute_loss(_InShards(policy) if policy.device.is_cpu else model, inputs, *rest, **options)
+            return super().compute_loss(_InShards(policy) if ours else model, inputs, *rest, **options)
 
     return InOrder
 
@@ -267,8 +268,8 @@ class _InShards:
             [ids[start:length].tolist() for ids, start, length in rows],
         )
         values, _ = token_statistics(self.policy, completions)
-        zeros = torch.zeros(predicted.shape)
-        log_probabilities = zeros.masked_scatter(predicted, torch.cat(values))
+        zeros = torch.zeros(predicted.shape, device=labels.device)
+        log_probabilities = zeros.masked_scatter(predicted, torch.cat(values).to(labels.device))
         return SimpleNamespace(
             log_probs=log_probabilities, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), label_mask=predicted
         )
