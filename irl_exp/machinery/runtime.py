@@ -157,8 +157,8 @@ def prepare_process() -> None:
     import datasets
     import transformers
 
-    # TRL's own call of a deprecated name of transformers: nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # TRL's own calls of deprecated names of transformers: nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -18,6 +18,7 @@ import pytest
 import small
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from test_policy_optimization import PROMPTS, share_of_a
 
@@ -31,7 +32,7 @@ from irl_exp.policies.ranked_samples import train_on_ranked
 from irl_exp.policies.supervised import fine_tune
 from irl_exp.stages import sft
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's own
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 
 FULL = LoraConfig(rank=4, alpha=8, dtype="float32")
 HALF = LoraConfig(rank=4, alpha=8)
@@ -223,7 +224,7 @@ class Off:
     """The adapters of a policy are switched off, as TRL does it for its KL."""
 
     def __init__(self, policy: Policy) -> None:
-        self.layers = [one for one in policy.model.modules() if hasattr(one, "enable_adapters")]
+        self.layers = [one for one in policy.model.modules() if isinstance(one, BaseTunerLayer)]
 
     def __enter__(self) -> None:
         for layer in self.layers:
