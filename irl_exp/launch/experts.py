@@ -125,7 +125,7 @@ def _check_adapter(folder: Path, model: ModelConfig) -> None:
     except adapters.AdapterError as error:
         raise PreflightError(f"expert.path: {error}") from None
     below = bases.read(folder)
-    if below and below.path is None and model.path and below.fingerprint != bases.fingerprint(model.path):
+    if below and model.path and below.fingerprint != bases.fingerprint(model.path):
         raise PreflightError(_another(folder, made_for, f"{model.path} has other weights"))
     files = sorted(folder.glob("adapter_model.*"))
     if not files:

@@ -116,10 +116,10 @@ def _trainer_class(policy: Policy) -> Any:
             blank = [""] * len(texts)
             tokens = Completions(blank, blank, [ids[:1] for ids in texts], [ids[1:] for ids in texts])
             values = torch.cat(token_statistics(policy, tokens)[0]).to(policy.device.name)
-            if self.args.gradient_accumulation_steps == 1:
-                return -values.mean()
             # The trainer counts the predicted tokens of the whole step, and adds up what its parts give.
-            return -values.sum() / num_items_in_batch
+            whole = self.args.gradient_accumulation_steps == 1
+            loss: torch.Tensor = -values.mean() if whole else -values.sum() / num_items_in_batch
+            return loss
 
     return InShards
 

@@ -79,7 +79,7 @@ def _check_base(source: Path, config: CheckpointExpert, model: ModelConfig) -> N
     """
     if below := bases.read(source):
         base = model.path or downloaded(str(model.hub), model.revision)
-        if below.path is None and below.fingerprint != bases.fingerprint(base):
+        if below.fingerprint != bases.fingerprint(base):
             raise PolicyError(adapters.another_base(source, f"{base} has other weights"))
         return
     made_for = adapters.settings_of(source).get("base_model_name_or_path")

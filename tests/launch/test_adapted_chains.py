@@ -51,3 +51,11 @@ def test_a_chain_with_adapters_and_an_audit_of_its_expert(root: Path) -> None:
     config = small.compose(*given, f"model.path={root / 'base'}")
     with pytest.raises(PreflightError, match="has other weights"):
         check_checkpoint(config.expert, config.model)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_backbone_is_trained_on_a_reference_in_bf16(root: Path) -> None:
+    base = f"model.path={root / 'base'}"
+    chosen = ("adapter=lora", "adapter.rank=2", "irl/backbone=lora", "irl.backbone.epochs=1", "explain=none")
+    metrics, _ = chain(root, "trained", base, *chosen, "until=refinetune")
+    assert {"irl/auroc", "refinetuned/kl"} <= metrics.keys()
