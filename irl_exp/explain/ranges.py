@@ -13,6 +13,7 @@ own effect may lie outside. A range speaks of rewards that fit better than that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,26 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
         NoRangesError: it is no linear reward of one convex problem.
     """
     manifest = read_manifest(irl)
-    config, info = manifest["identity"]["config"], manifest["info"]
+    weights = load_file(irl / "head.safetensors")["weights"]
+    return linear(manifest["identity"]["config"], manifest["info"], weights, frame, features)
+
+
+def linear(
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    weights: NDArray[Any],
+    frame: pd.DataFrame,
+    features: NDArray[np.float32],
+) -> Linear:
+    """A fitted reward with its problem.
+
+    Args:
+        config: of its method. info: what the fit says: ridge and max_norm. weights: (m, d), a row a member.
+        frame: all n rows of demonstrations.parquet; features: (n, d) theirs.
+
+    Raises:
+        NoRangesError: it is no linear reward of one convex problem.
+    """
     if reason := _unbounded(config, features.shape[1]):
         raise NoRangesError(reason)
     try:
@@ -103,10 +123,10 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
         raise NoRangesError(str(error)) from None
     seen = Demonstrations(part_of_fit(frame, config["prompt_fraction"], config["completions"]), features)
     problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
-    return Linear(problem, load_file(irl / "head.safetensors")["weights"][0])
+    return Linear(problem, weights[0])
 
 
-def _unbounded(config: dict[str, Any], width: int) -> str | None:
+def _unbounded(config: Mapping[str, Any], width: int) -> str | None:
     """Why a method's reward has no bounds, if so."""
     if (name := config["name"]) != "margin":
         return f"irl={name}: exact ranges are known for irl=margin, one linear reward of a convex loss"
