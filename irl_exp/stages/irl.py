@@ -40,7 +40,7 @@ from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
 from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
-VERSION = 5
+VERSION = 6
 PROBES = 32
 HEADS = 500
 
@@ -184,7 +184,10 @@ def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Contex
             "irl=implicit compares log-probabilities, and the expert has another tokenizer: choose another irl."
         )
     scorer = ImplicitScorer(own, reference, config.kl_coefficient, expert.name)
-    scores = scorer.score(Completions.from_frame(seen.frame), context.progress)[0]
+    ratio = seen.frame["expert_log_probability"] - seen.frame["reference_log_probability"]
+    scores = config.kl_coefficient * ratio.to_numpy(dtype=np.float64)
+    unread = np.flatnonzero(np.isnan(scores))  # those of fit: the others both policies have read before
+    scores[unread] = scorer.score(Completions.from_frame(seen.frame.iloc[unread]), context.progress)[0]
     return _write(scorer, {"score": scores}, seen, context, note="log ratio of the policies")
 
 
