@@ -409,15 +409,15 @@ class Store:
     def _set_aside(self, identity: Identity, hidden: Path) -> None:
         """Remove a damaged artifact: first out of sight, so that nobody reads a half of it."""
         final, aside = self.folder(identity), hidden.with_name(f"{hidden.name}-damaged")
-        os.replace(final, aside)
+        with suppress(FileNotFoundError):  # another process did the same
+            os.replace(final, aside)
         try:
             _verified(aside, identity, checksums=True)
-        except UnreadableError:
-            pass
-        except ArtifactError:
-            _remove(aside)
-            return
-        with suppress(OSError):  # it is whole: somebody has published it in this very moment
+        except ArtifactError as error:
+            if not isinstance(error, UnreadableError):
+                _remove(aside)
+                return
+        with suppress(OSError):  # somebody has published it in this very moment
             os.rename(aside, final)
         _remove(aside)
 
@@ -566,7 +566,7 @@ def _damage(path: Path, listed: Mapping[str, Any], *, checksums: bool) -> str:
     """How a file differs from what the manifest says of it; empty if it does not."""
     if (size := path.stat().st_size) != listed["bytes"]:
         return f"it has {size} bytes, not {listed['bytes']}"
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK) and path.stat():  # what is removed meanwhile is not closed
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return "it was altered: another sha256" if checksums and _checksum(path) != listed["sha256"] else ""
 
