@@ -6,17 +6,13 @@ The hosts are processes of one machine (builder.py), or two mounts of one folder
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from builder import IDENTITIES
@@ -24,7 +20,7 @@ from builder import IDENTITIES
 from irl_exp.machinery import store as room
 from irl_exp.machinery.store import Store
 
-LEASE = 1.0
+LEASE = 0.6
 PROGRAM = Path(__file__).with_name("builder.py")
 IDENTITY = IDENTITIES[0]
 PATIENCE = 40.0
@@ -43,7 +39,7 @@ class Hosts:
     """Processes that want the same artifacts of one store."""
 
     def __init__(self, folder: Path) -> None:
-        self.store, self.log = Store(folder / "store"), folder / "log"
+        self.store, self.log, self.lease = Store(folder / "store"), folder / "log", LEASE
         self.store.root.mkdir()
         self.log.mkdir()
         self.running: list[subprocess.Popen[str]] = []
@@ -51,7 +47,7 @@ class Hosts:
     def start(self, *how: str, way: str = "get", root: Path | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(root or self.store.root), str(self.log), way, *how],
-            env={**os.environ, "IRL_EXP_LEASE": str(LEASE)},
+            env={**os.environ, "IRL_EXP_LEASE": str(self.lease)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -191,8 +187,8 @@ def test_an_owner_that_is_killed_on_another_host_without_locks(hosts: Hosts) -> 
     assert not list(hosts.store.root.glob("irl/.*.tmp-*"))
 
 
-def test_an_owner_that_is_killed_here_without_locks_is_replaced_at_once(hosts: Hosts, monkeypatch: Any) -> None:
-    monkeypatch.setitem(globals(), "LEASE", 600.0)
+def test_an_owner_that_is_killed_here_without_locks_is_replaced_at_once(hosts: Hosts) -> None:
+    hosts.lease = 600.0
     hosts.start("enosys", "dies").communicate()
     other = hosts.start("enosys")
     hosts.go()
@@ -202,10 +198,11 @@ def test_an_owner_that_is_killed_here_without_locks_is_replaced_at_once(hosts: H
 
 @pytest.mark.parametrize("first", [("enosys",), ()], ids=["the first", "the second"])
 def test_one_host_without_locks_waits_and_is_waited_for(hosts: Hosts, first: tuple[str, ...]) -> None:
+    hosts.lease = 1.2
     owner = hosts.owner(*first)
     other = hosts.start(*([] if first else ["enosys"]))
     wait_for((hosts.log / f"waits-{other.pid}").exists)
-    time.sleep(2 * LEASE)
+    time.sleep(1.5 * hosts.lease)
     hosts.go()
     hosts.end(owner, ("made", owner))
     hosts.end(other, ("reused", owner))
@@ -213,6 +210,7 @@ def test_one_host_without_locks_waits_and_is_waited_for(hosts: Hosts, first: tup
 
 
 def test_without_any_locks_one_computes_and_the_others_wait(hosts: Hosts) -> None:
+    hosts.lease = 20.0
     owner = hosts.owner("enosys", "elsewhere")
     others = [hosts.start("enosys") for _ in range(2)]
     for other in others:
@@ -226,6 +224,7 @@ def test_without_any_locks_one_computes_and_the_others_wait(hosts: Hosts) -> Non
 
 @pytest.mark.parametrize("way", ["get", "make"])
 def test_where_locks_are_not_shared_both_compute_and_one_publishes(hosts: Hosts, way: str) -> None:
+    hosts.lease = 20.0
     owner, other = (hosts.owner("unshared", way=way) for _ in range(2))
     count = 3 if way == "make" else 1
     hosts.go(other)
@@ -275,6 +274,7 @@ def test_two_mounts(hosts: Hosts, mounts: list[Path], tmp_path: Path) -> None:
 
 
 def test_an_owner_that_computes_outside_of_python_is_alive(hosts: Hosts) -> None:
+    hosts.lease = 1.2
     owner = hosts.owner("enosys", "busy")
     other = hosts.start("enosys")
     hosts.go(owner)
@@ -383,101 +383,3 @@ def test_what_other_hosts_left_stays_for_three_leases_by_the_clock_of_the_server
         os.utime(path, (server - age, server - age))
     store.get(IDENTITY, lambda folder: None)
     assert [path.exists() for path in (*left, beat.path)] == [stays] * 3
-
-
-# ---------------------------------------------------------------------------------------- interleavings
-
-
-class Interleaved:
-    """Threads that stand for hosts: at each line of the store, one that is drawn goes on."""
-
-    def __init__(self, seed: int, count: int, watch: Callable[[], None]) -> None:
-        self.random, self.watch = random.Random(seed), watch
-        self.turns = [threading.Semaphore(0) for _ in range(count)]
-        self.living = list(range(count))
-        self.failed: list[BaseException] = []
-
-    def run(self, work: Callable[[int], None]) -> None:
-        threads = [threading.Thread(target=self._live, args=(number, work)) for number in self.living]
-        for thread in threads:
-            thread.start()
-        self._next()
-        for thread in threads:
-            thread.join(PATIENCE)
-        assert not any(thread.is_alive() for thread in threads)
-        if self.failed:
-            raise self.failed[0]
-
-    def _next(self) -> None:
-        if self.living:
-            self.turns[self.random.choice(self.living)].release()
-
-    def _live(self, number: int, work: Callable[[int], None]) -> None:
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            if frame.f_code.co_filename != room.__file__ or frame.f_code.co_name in ("_canonical", "digest"):
-                return None
-            if event == "line" and self.random.random() < 0.3:
-                self._next()
-                self.turns[number].acquire()
-                self.watch()
-            return trace
-
-        self.turns[number].acquire()
-        sys.settrace(trace)
-        try:
-            work(number)
-        except BaseException as error:
-            self.failed.append(error)
-        finally:
-            sys.settrace(None)
-            self.living.remove(number)
-            self._next()
-
-
-@pytest.mark.parametrize("damaged", [False, True], ids=["nothing there", "damaged"])
-@pytest.mark.parametrize("forgotten", [False, True], ids=["in time", "each takes the others for dead"])
-def test_whatever_comes_before_what_all_have_one_whole_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, forgotten: bool
-) -> None:
-    """Three hosts whose locks tell nothing; a whole result stays, of which nobody ever sees a half.
-
-    Where two repair the same damage at the very same time, one may have to put back what the other has published.
-    """
-    import fcntl
-
-    from irl_exp.machinery import heartbeat
-
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(room, "_fsync", lambda path: None)
-    monkeypatch.setattr(heartbeat.Beat, "_go_on", lambda beat: None)
-    if forgotten:
-        monkeypatch.setattr(heartbeat.Sign, "is_forgotten", lambda sign, now: chance.random() < 0.3)
-    for seed in range(40):
-        chance = random.Random(seed)
-        store = Store(tmp_path / str(seed))
-        final = store.folder(IDENTITY)
-        if damaged:
-            store.get(IDENTITY, lambda folder: (folder / "by").write_text("x") and None)
-            (final / "by").write_text("y")
-        whole: list[tuple[int, bytes]] = []
-
-        def watch(final: Path = final, whole: list[tuple[int, bytes]] = whole) -> None:
-            path = final / "manifest.json"
-            if whole and not damaged:
-                assert (final.stat().st_ino, path.read_bytes()) == whole[0]
-            elif path.exists() and (final / "by").read_text() != "y":
-                whole.append((final.stat().st_ino, path.read_bytes()))
-                room._check_files(final, room.read_manifest(final), checksums=True)
-
-        def work(number: int, store: Store = store) -> None:
-            def compute(folder: Path) -> None:
-                (folder / "first").write_text("a")
-                (folder / "sub").mkdir(parents=True, exist_ok=True)
-                (folder / "by").write_text(str(number))
-
-            found = store.get(IDENTITY, compute)
-            assert set(found.manifest["files"]) == {"first", "by"}
-
-        Interleaved(seed, 3, watch).run(work)
-        assert whole
-        assert store.find(IDENTITY)
