@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import random
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from irl_exp.machinery import store as room
 from irl_exp.machinery.store import Store
 
 IDENTITY = IDENTITIES[0]
+STEPS = (room.__file__, shutil.__file__)
 
 
 class Interleaved:
-    """Threads that stand for hosts: at each line of the store, one that is drawn goes on."""
+    """Threads that stand for hosts: at a line of the store, or of a removal, one that is drawn goes on."""
 
     def __init__(self, seed: int, count: int, watch: Callable[[], None]) -> None:
         self.random, self.watch = random.Random(seed), watch
@@ -47,7 +49,7 @@ class Interleaved:
 
     def _live(self, number: int, work: Callable[[int], None]) -> None:
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            if frame.f_code.co_filename != room.__file__ or frame.f_code.co_name in ("_canonical", "digest"):
+            if frame.f_code.co_filename not in STEPS or frame.f_code.co_name in ("_canonical", "digest"):
                 return None
             if event == "line" and self.random.random() < 0.3:
                 self._next()

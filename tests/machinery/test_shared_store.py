@@ -169,6 +169,31 @@ def test_who_was_not_silent_for_three_leases_keeps_its_folder(hosts: Hosts) -> N
     hosts.check()
 
 
+def test_what_is_being_removed_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner comes back and publishes while another process, which had forgotten it, has removed half of its work."""
+    from irl_exp.machinery import heartbeat
+
+    store, replace, computed = Store(tmp_path), os.replace, []
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if target == store.folder(IDENTITY) and len(computed) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(heartbeat.Sign, "is_forgotten", lambda sign, now: True)
+                patch.setattr(shutil, "rmtree", lambda folder, **_: (folder / "first").unlink())
+                patch.setattr(os, "replace", replace)
+                store.tidy([IDENTITY])
+        replace(source, target)
+
+    def compute(folder: Path) -> None:
+        computed.append(folder)
+        (folder / "first").write_text("a")
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    store.get(IDENTITY, compute)
+    assert len(computed) == 2
+    assert store.find(IDENTITY)
+
+
 # ------------------------------------------------------------------------------- locks that tell nothing
 
 
