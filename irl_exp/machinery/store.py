@@ -29,7 +29,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -257,21 +256,22 @@ class Store:
         lease at most, to make all of what is missing at once.
         """
         _allow_open_files()
-        start, made = time.monotonic(), list[Artifact]()
+        start = time.monotonic()
+        made: list[Artifact] = []
         while missing := [identity for identity in identities if identity not in self]:
             with ExitStack() as locks, suppress(_GivenUpError):
                 if (mine := self._claim(missing, locks)) is not None:
                     if mine:
                         with self._building(mine) as (beat, folders):
-                            made.extend(self._publish_each(list(map(itemgetter(0), mine)), compute, beat, folders))
+                            made.extend(self._publish_each([one for one, _ in mine], compute, beat, folders))
                     break
             self._pause(start)
         return made
 
     def tidy(self, identities: Iterable[Identity]) -> None:
         """Remove what a killed builder of these has left, unless somebody builds them now, who will."""
-        left = [identity for identity in identities if any(self._leftovers(identity))]
         with _storage_errors(self.root, setup=True):
+            left = [identity for identity in identities if self._leftovers(identity)]
             now = clock(self.root) if left else 0.0
             for identity in left:
                 with self._trying(identity) as lock:
@@ -422,8 +422,10 @@ class Store:
         _remove(aside)
 
     def _leftovers(self, identity: Identity) -> list[Path]:
-        folder = self.folder(identity)
-        return list(folder.parent.glob(f".{folder.name}.tmp-*"))
+        folder = self.root / identity.stage
+        with suppress(FileNotFoundError):
+            return [folder / name for name in os.listdir(folder) if name.startswith(f".{identity.digest}.tmp-")]
+        return []
 
     def _clear(self, identity: Identity, now: float, *, alone: bool = False) -> None:
         """Remove what killed builders left, and what has been forgotten. Others stay: their owners may come back.

@@ -1,4 +1,4 @@
-"""Launches that share a store as hosts do: owners that are stopped and come back, locks that are missing or unshared."""
+"""Launches that share a store as hosts do: owners that are stopped and come back, locks missing or not shared."""
 
 from __future__ import annotations
 
