@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import FeaturesConfig, HiddenStateConfig, NgramConfig
 from irl_exp.machinery.shards import in_order
-from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, pad
+from irl_exp.policies.language_models import Completions, Policy, Progress, in_batches, pad
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts.sentiment import sentiments
 
@@ -70,14 +70,13 @@ class Featurizer:
     def _passes(self) -> list[Callable[[Completions, Progress], dict[str, Features]]]:
         """What runs over the completions, one after the other; parts that read the same states share a pass."""
         trained = {name: part for name, part in self.config.states.items() if name != "random"}
-        size = self.config.batch_size
         passes: list[Callable[[Completions, Progress], dict[str, Features]]] = []
         if trained:
-            passes.append(partial(hidden_states, trained, self.policy, size))
+            passes.append(partial(hidden_states, trained, self.policy))
         if self.config.random and self._untrained:
-            passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained, size))
+            passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained))
         if self.config.reference_log_probability:
-            passes.append(partial(reference_log_probability, self.policy, size))
+            passes.append(partial(reference_log_probability, self.policy))
         return passes
 
     def _of_text(self, completions: Completions) -> dict[str, Features]:
@@ -143,7 +142,6 @@ def untrained(policy: Policy, *, seed: int) -> Policy:
 def hidden_states(
     parts: Mapping[str, HiddenStateConfig],
     policy: Policy,
-    batch_size: int,
     completions: Completions,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Features]:
@@ -153,7 +151,7 @@ def hidden_states(
     follows the completion, `mean` the average over it.
     """
     policy.model.eval()
-    batches = list(by_length(completions, batch_size))
+    batches = in_batches(completions, policy.device)
 
     def of(rows: NDArray[np.int64]) -> list[Features]:
         with policy.device.inference():
@@ -211,10 +209,10 @@ def token_states(
 
 
 def reference_log_probability(
-    policy: Policy, batch_size: int, completions: Completions, progress: Progress = lambda done, total: None
+    policy: Policy, completions: Completions, progress: Progress = lambda done, total: None
 ) -> dict[str, Features]:
     """log pi(y|x) in nats, EOS included where the completion ended: one column."""
-    values = log_probabilities(policy, completions, batch_size=batch_size, progress=progress)
+    values = log_probabilities(policy, completions, progress=progress)
     return {"reference_log_probability": values[:, None].astype(np.float32)}
 
 
