@@ -481,6 +481,7 @@ def test_the_nearest_name_is_near() -> None:
         ("irl.features.hidden_state.layers=[]", "irl.features.hidden_state.layers=[]: "),
         ("irl.features.hidden_state.layers=-1", "irl.features.hidden_state.layers=-1: "),
         ("irl.features.hidden_state.pooling=max", "irl.features.hidden_state.pooling=max: input should be 'mean' or"),
+        ("irl.components=0", "irl.components=0: input should be greater than or equal to 1"),
         ("batch_tokens=0", "batch_tokens=0: input should be greater than or equal to 1"),
         ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
