@@ -23,9 +23,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from irl_exp.determined import Fitted, Floats, Optimum, loss_of, possible_margins
+from irl_exp.determined import Fitted, Floats, Loss, Optimum, loss_of, possible_margins
 from irl_exp.explain.choice import centred
-from irl_exp.irl.contrast import Demonstrations, part_of_fit
+from irl_exp.irl.contrast import Basis, Demonstrations, part_of_fit
 from irl_exp.machinery.store import read_manifest
 
 PRECISION = 0.03
@@ -45,7 +45,7 @@ class Linear:
     """A learned reward w . phi, and the convex problem that it was fitted to.
 
     Attributes:
-        weights: (d,) in the coordinates of the features.
+        weights: (d,) in the coordinates of the features, or of their components (irl.components).
     """
 
     problem: Fitted
@@ -95,8 +95,10 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
         NoRangesError: it is no linear reward of one convex problem.
     """
     manifest = read_manifest(irl)
+    config = manifest["identity"]["config"]
+    _check(config, features)  # other methods have no such file
     weights = load_file(irl / "head.safetensors")["weights"]
-    return linear(manifest["identity"]["config"], manifest["info"], weights, frame, features)
+    return linear(config, manifest["info"], weights, frame, features)
 
 
 def linear(
@@ -115,15 +117,29 @@ def linear(
     Raises:
         NoRangesError: it is no linear reward of one convex problem.
     """
-    if reason := _unbounded(config, features.shape[1]):
+    loss = _check(config, features)
+    frame = part_of_fit(frame, config["prompt_fraction"], config["completions"])
+    weights = weights[0]
+    if count := config.get("components"):
+        basis = Basis.of(features, np.flatnonzero(frame["part"] == "fit"), count)
+        features, weights = basis(features), basis.directions.T @ weights
+    seen = Demonstrations(frame, features)
+    problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
+    return Linear(problem, weights)
+
+
+def _check(config: Mapping[str, Any], features: NDArray[np.float32]) -> Loss:
+    """The loss of a method whose reward has bounds.
+
+    Raises:
+        NoRangesError: it has none.
+    """
+    if reason := _unbounded(config, config.get("components") or features.shape[1]):
         raise NoRangesError(reason)
     try:
-        loss = loss_of(config["loss"])
+        return loss_of(config["loss"])
     except ValueError as error:
         raise NoRangesError(str(error)) from None
-    seen = Demonstrations(part_of_fit(frame, config["prompt_fraction"], config["completions"]), features)
-    problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
-    return Linear(problem, weights[0])
 
 
 def _unbounded(config: Mapping[str, Any], width: int) -> str | None:
@@ -133,7 +149,7 @@ def _unbounded(config: Mapping[str, Any], width: int) -> str | None:
     if (backbone := config["backbone"]["name"]) != "frozen":
         return f"irl/backbone={backbone} was trained with the head: the reward is not linear in fixed features"
     if width > WIDEST:
-        return f"{width:,} features: exact ranges are computed for up to {WIDEST:,}; choose fewer layers"
+        return f"{width:,} features: exact ranges are for up to {WIDEST:,}; choose fewer layers, or irl.components"
     return None
 
 

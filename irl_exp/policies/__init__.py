@@ -3,6 +3,7 @@
 __all__ = [
     "adapters",
     "chat",
+    "gradients",
     "language_models",
     "likelihood",
     "policy_optimization",
