@@ -30,7 +30,7 @@ FLOORS = (
 """From the top to the bottom: a room imports only itself and what stands on floors below."""
 
 ALONE = (
-    *("measures/reward_comparison", "measures/overoptimisation", "machinery/store", "machinery/tracking"),
+    *("measures/reward_comparison", "measures/overoptimisation", "machinery/heartbeat", "machinery/tracking"),
     *("irl/losses", "irl/heads", "irl/bayesian", "irl/contrast", "texts/comments", "texts/messages", "texts/sentiment"),
     *("report/cells", "report/names", "report/tables", "config/nodes"),
 )

@@ -13,6 +13,7 @@ own effect may lie outside. A range speaks of rewards that fit better than that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from irl_exp.determined import Fitted, Floats, Optimum, loss_of, possible_margins
+from irl_exp.determined import Fitted, Floats, Loss, Optimum, loss_of, possible_margins
 from irl_exp.explain.choice import centred
-from irl_exp.irl.contrast import Demonstrations, part_of_fit
+from irl_exp.irl.contrast import Basis, Demonstrations, part_of_fit
 from irl_exp.machinery.store import read_manifest
 
 PRECISION = 0.03
@@ -44,7 +45,7 @@ class Linear:
     """A learned reward w . phi, and the convex problem that it was fitted to.
 
     Attributes:
-        weights: (d,) in the coordinates of the features.
+        weights: (d,) in the coordinates of the features, or of their components (irl.components).
     """
 
     problem: Fitted
@@ -94,26 +95,61 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
         NoRangesError: it is no linear reward of one convex problem.
     """
     manifest = read_manifest(irl)
-    config, info = manifest["identity"]["config"], manifest["info"]
-    if reason := _unbounded(config, features.shape[1]):
+    config = manifest["identity"]["config"]
+    _check(config, features)  # other methods have no such file
+    weights = load_file(irl / "head.safetensors")["weights"]
+    return linear(config, manifest["info"], weights, frame, features)
+
+
+def linear(
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    weights: NDArray[Any],
+    frame: pd.DataFrame,
+    features: NDArray[np.float32],
+) -> Linear:
+    """A fitted reward with its problem.
+
+    Args:
+        config: of its method. info: what the fit says: ridge and max_norm. weights: (m, d), a row a member.
+        frame: all n rows of demonstrations.parquet; features: (n, d) theirs.
+
+    Raises:
+        NoRangesError: it is no linear reward of one convex problem.
+    """
+    loss = _check(config, features)
+    frame = part_of_fit(frame, config["prompt_fraction"], config["completions"])
+    weights = weights[0]
+    if count := config.get("components"):
+        basis = Basis.of(features, np.flatnonzero(frame["part"] == "fit"), count)
+        features, weights = basis(features), basis.directions.T @ weights
+    seen = Demonstrations(frame, features)
+    problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
+    return Linear(problem, weights)
+
+
+def _check(config: Mapping[str, Any], features: NDArray[np.float32]) -> Loss:
+    """The loss of a method whose reward has bounds.
+
+    Raises:
+        NoRangesError: it has none.
+    """
+    if reason := _unbounded(config, config.get("components") or features.shape[1]):
         raise NoRangesError(reason)
     try:
-        loss = loss_of(config["loss"])
+        return loss_of(config["loss"])
     except ValueError as error:
         raise NoRangesError(str(error)) from None
-    seen = Demonstrations(part_of_fit(frame, config["prompt_fraction"], config["completions"]), features)
-    problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
-    return Linear(problem, load_file(irl / "head.safetensors")["weights"][0])
 
 
-def _unbounded(config: dict[str, Any], width: int) -> str | None:
+def _unbounded(config: Mapping[str, Any], width: int) -> str | None:
     """Why a method's reward has no bounds, if so."""
     if (name := config["name"]) != "margin":
         return f"irl={name}: exact ranges are known for irl=margin, one linear reward of a convex loss"
     if (backbone := config["backbone"]["name"]) != "frozen":
         return f"irl/backbone={backbone} was trained with the head: the reward is not linear in fixed features"
     if width > WIDEST:
-        return f"{width:,} features: exact ranges are computed for up to {WIDEST:,}; choose fewer layers"
+        return f"{width:,} features: exact ranges are for up to {WIDEST:,}; choose fewer layers, or irl.components"
     return None
 
 

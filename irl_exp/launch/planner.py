@@ -233,7 +233,7 @@ def _plan(
 
     jobs = []
     for index, (composition, config) in enumerate(zip(composed, configs, strict=True)):
-        device = find_device(config.device, config.precision, config.threads)
+        device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
         sweep = composition.hydra.sweep
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)

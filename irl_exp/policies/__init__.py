@@ -4,6 +4,7 @@ __all__ = [
     "adapters",
     "bases",
     "chat",
+    "gradients",
     "language_models",
     "likelihood",
     "policy_optimization",

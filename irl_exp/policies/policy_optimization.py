@@ -27,7 +27,7 @@ from irl_exp.config import LoraConfig, PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Ids, Policy
-from irl_exp.policies.likelihood import log_probabilities, token_statistics
+from irl_exp.policies.likelihood import as_read, log_probabilities, token_statistics
 from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
@@ -160,7 +160,7 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
 
 
 def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None) -> Any:
-    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients.
+    """TRL's trainer with our log-probabilities and gradients; on a CPU, and with an adapter, sampling is ours too.
 
     With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.
     """
@@ -170,7 +170,7 @@ def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: Lo
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
     ours = policy.device.is_cpu or adapter is not None
-    return _on_threads(trainer, policy, config) if ours else _with_fp32_head(trainer)
+    return _with_our_numbers(trainer, policy, config, samples=ours)
 
 
 def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
@@ -183,27 +183,20 @@ def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
     return WithOurPrompts
 
 
-def _with_fp32_head(trainer: Any) -> Any:
-    """The trainer with logits in fp32 (policies/logits.py), in TRL's own kernel; its RLOO has no option for it."""
-    from trl.trainer.utils import add_fused_lm_head
+def _with_our_numbers(trainer: Any, policy: Policy, config: PolicyOptimizationConfig, *, samples: bool) -> Any:
+    """The trainer with log-probabilities of policies/likelihood.py, whatever samples; its algorithm stays.
 
-    class WithFp32Head(trainer):  # type: ignore[misc]
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            for model in filter(None, (self.model, self.ref_model)):
-                add_fused_lm_head(model, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy"))
-
-    return WithFp32Head
-
-
-def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) -> Any:
-    """The trainer with our sampler and with log-probabilities in shards; its algorithm stays.
-
-    What it asks of the policy that has just sampled is known from sampling, which saves a pass of three.
+    Args:
+        samples: with our sampler, too. What is asked of the policy that has just sampled is known then, which saves a
+            pass of three.
     """
 
-    class OnThreads(trainer):  # type: ignore[misc]
+    class WithOurNumbers(trainer):  # type: ignore[misc]
+        just_sampled: Sequence[torch.Tensor] = ()
+
         def _generate_single_turn(self, prompt_ids: list[Ids], *rest: Any, **options: Any) -> Any:
+            if not samples:
+                return super()._generate_single_turn(prompt_ids, *rest, **options)
             training, seed = self.model.training, [config.seed, int(self.state.global_step)]
             written = sample(
                 policy,
@@ -213,7 +206,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
                 seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
             )
             self.model.train(training)
-            self.just_sampled = [one.log_probabilities for one in written]
+            self.just_sampled = as_read(policy, prompt_ids, written)
             found = [one.ids for one in written]
             return found if config.algorithm == "rloo" else (found, None)
 
@@ -228,7 +221,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
             own = model is self.model
-            if own and not torch.is_grad_enabled() and not adapters.off(model):
+            if own and self.just_sampled and not torch.is_grad_enabled() and not adapters.off(model):
                 return _padded(self.just_sampled, logits_to_keep, input_ids.device), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             owner = policy if own else replace(policy, model=model)
@@ -236,7 +229,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
             found = [_padded(one, logits_to_keep, input_ids.device) for one in (values, entropies)]
             return found[0], found[1], None
 
-    return OnThreads
+    return WithOurNumbers
 
 
 def _unpadded(input_ids: torch.Tensor, mask: torch.Tensor, kept: int) -> Completions:

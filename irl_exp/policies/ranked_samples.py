@@ -2,7 +2,7 @@
 
 The reference writes n completions of each prompt and the reward ranks them: DPO trains on pairs of the best and the
 worst, `best_of_n` on the best alone. TRL gives the algorithm, its loss and its curves. Token ids are those of the
-samples (TRL would tokenise prompt and completion together), the reference's log-probabilities those of sampling.
+samples (TRL would tokenise prompt and completion together), log-probabilities those of policies/likelihood.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from irl_exp.config import BestOfNConfig, DpoConfig, LoraConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Policy
-from irl_exp.policies.likelihood import token_statistics
+from irl_exp.policies.likelihood import as_read, token_statistics
 from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError, rounding
 from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
@@ -130,7 +130,7 @@ def _ranked(
         worst = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise OptimizationError(f"the reward of {texts[worst]!r} is {rewards[worst]}, not a finite number.")
     by_prompt, first = rewards.reshape(groups, n), np.arange(groups) * n
-    log_probabilities = np.array([float(one.log_probabilities.double().sum()) for one in written])
+    log_probabilities = np.array([float(one.double().sum()) for one in as_read(policy, prompt_ids, written)])
     return Ranked(samples, log_probabilities, rewards, first + by_prompt.argmax(1), first + by_prompt.argmin(1))
 
 
@@ -189,7 +189,7 @@ def _trainer(
         arguments = trl.DPOConfig(**common, **own)
     else:
         arguments = trl.SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-    return _in_order(trl.DPOTrainer if preferences else trl.SFTTrainer, policy, adapter)(
+    return _in_order(trl.DPOTrainer if preferences else trl.SFTTrainer, policy)(
         model=policy.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
@@ -224,9 +224,8 @@ def _texts(ranked: Ranked, groups: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
-def _in_order(trainer: Any, policy: Policy, adapter: LoraConfig | None) -> Any:
-    """TRL's trainer on rows that are ready, in their order; on a CPU, or with an adapter, with ours in shards."""
-    ours = policy.device.is_cpu or adapter is not None
+def _in_order(trainer: Any, policy: Policy) -> Any:
+    """TRL's trainer on rows that are ready, in their order, with our log-probabilities."""
 
     class InOrder(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
@@ -239,7 +238,7 @@ def _in_order(trainer: Any, policy: Policy, adapter: LoraConfig | None) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
-            return super().compute_loss(_InShards(policy) if ours else model, inputs, *rest, **options)
+            return super().compute_loss(_InShards(policy), inputs, *rest, **options)
 
     return InOrder
 

@@ -100,9 +100,9 @@ def fine_tune(
 
 
 def _trainer_class(policy: Policy) -> Any:
-    """The trainer, which takes the texts of a batch in shards of similar length, with logits in fp32."""
+    """The trainer with our log-probabilities: a batch in shards of similar length, no logits of all its tokens."""
 
-    class InShards(transformers.Trainer):  # type: ignore[misc]
+    class WithOurNumbers(transformers.Trainer):  # type: ignore[misc]
         def compute_loss(
             self,
             model: Any,
@@ -121,7 +121,7 @@ def _trainer_class(policy: Policy) -> Any:
             loss: torch.Tensor = -values.mean() if whole else -values.sum() / num_items_in_batch
             return loss
 
-    return InShards
+    return WithOurNumbers
 
 
 def _collate(sequences: list[Ids], policy: Policy) -> dict[str, torch.Tensor]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 
 from irl_exp.config import (
     AuthorConfig,
@@ -44,7 +43,7 @@ from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
 from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
-VERSION = 5
+VERSION = 6
 PROBES = 32
 HEADS = 500
 
@@ -142,7 +141,7 @@ class _Seen:
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
         if not isinstance(config, ImplicitConfig | MajorityConfig | AuthorConfig):
             self.frame = contrast.part_of_fit(self.frame, config.prompt_fraction, config.completions)
-        self.arrays = load_file(features / "features.safetensors") if features else {}
+        self.arrays = contrast.mapped(features / "features.safetensors") if features else {}
         self.human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
 
     def check(self, role: str, policy: Path) -> None:
@@ -153,9 +152,17 @@ class _Seen:
                 f"{self.folder}: they are of the {role} policy {authors[role]}, not of {policy.name}."
             )
 
-    @property
+    @functools.cached_property
+    def basis(self) -> contrast.Basis | None:
+        """Of the components that the method sees in place of the features."""
+        count = getattr(self.config, "components", None)
+        rows = np.flatnonzero(self.frame["part"] == "fit")
+        return contrast.Basis.of(self.arrays["features"], rows, count) if count else None
+
+    @functools.cached_property
     def demonstrations(self) -> contrast.Demonstrations:
-        return contrast.Demonstrations(self.frame, self.arrays["features"])
+        features = self.arrays["features"]
+        return contrast.Demonstrations(self.frame, self.basis(features) if self.basis else features)
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -198,7 +205,10 @@ def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Contex
             "irl=implicit compares log-probabilities, and the expert has another tokenizer: choose another irl."
         )
     scorer = ImplicitScorer(own, reference, config.kl_coefficient, expert.name)
-    scores = scorer.score(Completions.from_frame(seen.frame), context.progress)[0]
+    ratio = seen.frame["expert_log_probability"] - seen.frame["reference_log_probability"]
+    scores = config.kl_coefficient * ratio.to_numpy(dtype=np.float64)
+    unread = np.flatnonzero(np.isnan(scores))  # those of fit: the others both policies have read before
+    scores[unread] = scorer.score(Completions.from_frame(seen.frame.iloc[unread]), context.progress)[0]
     return _write(scorer, {"score": scores}, seen, context, note="log ratio of the policies")
 
 
@@ -217,8 +227,9 @@ def _write_fit(fit: methods.Fit, seen: _Seen, context: Context, *, note: str) ->
     if (epochs := fit.epochs(seen.demonstrations, "test")) is not None:
         np.save(context.folder / "epochs.npy", epochs)
     scores = {"score": fit.scores(seen.demonstrations), **fit.uncertainty(seen.demonstrations)}
+    scorer = fit.scorer.before(seen.basis) if seen.basis else fit.scorer
     chosen = f", ridge {fit.info['ridge']:g}" if getattr(seen.config, "scaling", "") == "whiten" else ""
-    return {**_write(fit.scorer, scores, seen, context, note=f"{note}{chosen}"), **fit.info}
+    return {**_write(scorer, scores, seen, context, note=f"{note}{chosen}"), **fit.info}
 
 
 def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: Context, *, note: str) -> dict[str, Any]:

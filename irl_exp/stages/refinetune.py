@@ -14,7 +14,7 @@ from irl_exp.policies.language_models import Policy
 from irl_exp.policies.policy_optimization import optimize
 from irl_exp.texts.data import prompts_of
 
-VERSION = 4
+VERSION = 5
 
 
 def run(

@@ -15,7 +15,7 @@ from irl_exp import determined
 from irl_exp.determined import Fitted, Floats, Loss
 from irl_exp.explain import ranges
 from irl_exp.explain.choice import centred
-from irl_exp.irl.contrast import Demonstrations
+from irl_exp.irl.contrast import Basis, Demonstrations
 from irl_exp.machinery import store
 
 LOSSES: dict[str, Loss] = {
@@ -214,6 +214,25 @@ def test_a_stored_reward_brings_its_problem(tmp_path: Path) -> None:
     np.testing.assert_allclose(reward.problem.pairs, linear(seen, LOSSES["hinge"]).problem.pairs)
     half = ranges.stored(kept(tmp_path, weights, prompt_fraction=0.5), seen.frame, seen.features)
     assert len(half.problem.pairs) == len(reward.problem.pairs) / 2
+
+
+def test_a_reward_of_components_has_a_problem_of_components(tmp_path: Path) -> None:
+    seen = world(np.array([1.0, 0.5, 0.0, 0.2]))
+    basis = Basis.of(seen.features, seen.rows_of_fit, 2)
+    inside = np.array([0.6, -0.3])
+    reward = ranges.stored(kept(tmp_path, basis.directions @ inside, components=2), seen.frame, seen.features)
+    np.testing.assert_allclose(reward.weights, inside, atol=1e-12)
+    found = reward.problem.seen.features.astype(np.float64) @ reward.weights
+    expected = (seen.features - basis.center) @ basis.directions @ inside
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    rows = on_test(seen)
+    column = np.random.default_rng(0).random((len(rows), 1))
+    told = ranges.effect_ranges(reward, rows, column, column[:, :0])
+    assert told.low[0] <= told.best[0] <= told.high[0]
+    wide = np.zeros((len(seen.frame), ranges.WIDEST + 1), dtype=np.float32)
+    wide[:, :4] = seen.features
+    many = np.zeros(ranges.WIDEST + 1)
+    assert ranges.stored(kept(tmp_path / "wide", many, components=2), seen.frame, wide).weights.shape == (2,)
 
 
 @pytest.mark.parametrize(

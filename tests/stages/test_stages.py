@@ -305,6 +305,22 @@ def test_irl_repeats_bit_for_bit_and_seed_0_is_a_seed(world: World, tmp_path: Pa
     assert (first / "head.safetensors").read_bytes() != (other / "head.safetensors").read_bytes()
 
 
+def test_a_reward_of_components_scores_texts(world: World, tmp_path: Path) -> None:
+    """Of 5 in place of 48 features: what is stored reads the features, as that of any other method."""
+    folder = tmp_path / "store" / "irl" / "own"
+    folder.parent.mkdir(parents=True)
+    found = irl(world, folder, whole(world, components=5))
+    scores = pd.read_parquet(found / "scores.parquet")["score"].to_numpy()
+    weights, center = (load_file(found / "head.safetensors")[name] for name in ("weights", "center"))
+    phi = load_file(world.of("features") / "features.safetensors")["features"]
+    assert weights.shape == (1, 48)
+    np.testing.assert_allclose((phi - center) @ weights[0], scores, atol=1e-4 * np.abs(scores).max())
+    rows = world.demos.sample(20, random_state=0)
+    reward = LearnedReward.load(found, small.DEVICE, reference=world.of("sft"))
+    again = reward.score(Completions.from_frame(rows))
+    np.testing.assert_allclose(again, scores[rows.index], atol=1e-3 * np.abs(scores).max())
+
+
 def with_rows(world: World, folder: Path, rows: NDArray[np.bool_]) -> tuple[Path, Path]:
     """Demonstrations and features with the features of these rows replaced by noise."""
     shutil.copytree(world.of("features") / "featurizer", folder / "featurizer")
