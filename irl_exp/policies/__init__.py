@@ -3,6 +3,7 @@
 __all__ = [
     "adapters",
     "chat",
+    "footprint",
     "language_models",
     "likelihood",
     "policy_optimization",
