@@ -156,9 +156,7 @@ def reading(case: str) -> Callable[[Path, Any, int], None]:
         elif case == "log-probabilities":
             log_probabilities(policy, shapes.completions(policy, rows, PROMPT, WRITTEN))
         else:
-            hidden_states(
-                {"states": HiddenStateConfig()}, policy, 32, shapes.completions(policy, rows, PROMPT, WRITTEN)
-            )
+            hidden_states({"states": HiddenStateConfig()}, policy, shapes.completions(policy, rows, PROMPT, WRITTEN))
 
     return read
 
@@ -209,8 +207,8 @@ def predicted(case: str, shape: str, device: Any) -> dict[str, int]:
         "sft": {"trained": True, "rows": rows, "tokens": PROMPT + WRITTEN, "predicted": PROMPT + WRITTEN},
         "rlhf": {**tokens, "trained": True, "rows": rows, "written": rows, "copies": 2, "entropy": True},
         "demonstrations": {**tokens, "written": read, "together": AT_ONCE},
-        "log-probabilities": {**tokens, "read": min(read, 32)},
-        "features": {**tokens, "read": min(read, 32), "read_layers": True, "features": (read, 3 * model.width)},
+        "log-probabilities": {**tokens, "read": read},
+        "features": {**tokens, "read": read, "read_layers": True, "features": (read, 3 * model.width)},
     }[case]
     parts = memory.need(memory.Work(case, model, **work), place).parts
     return {**parts, "process": max(0, parts["process"] - memory.LIBRARIES)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def copy_of(source: Policy, folder: Path) -> Policy:
     """The same policy, saved and loaded."""
     source.save(folder)
     return Policy.load(folder, source.device)
+
+
+def reading(source: Policy, batch_tokens: int) -> Policy:
+    """The same policy where a model reads so many tokens at once."""
+    return replace(source, device=replace(source.device, batch_tokens=batch_tokens))
 
 
 def written(model: Policy, *, seed: int = 0, count: int = 12) -> Completions:

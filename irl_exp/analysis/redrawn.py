@@ -23,6 +23,7 @@ from scipy import stats
 
 from irl_exp.analysis.statistics import Estimate, Floats, mean_t
 from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.irl.contrast import mapped
 from irl_exp.measures import reward_comparison as compare
 
 HEADS = "head"
@@ -102,7 +103,7 @@ def _completions(study: Study, run: Run) -> tuple[Floats, NDArray[np.int64], Flo
     """Features (n, d), prompts (n,) and R* (n,) of the reference's completions of test prompts."""
     frame = pd.read_parquet(_stored(study, run, "demonstrations") / "demonstrations.parquet")
     rows = np.flatnonzero((frame["part"] == "test") & (frame["policy"] == "baseline"))
-    features = load_file(_stored(study, run, "features") / "features.safetensors")["features"][rows]
+    features = mapped(_stored(study, run, "features") / "features.safetensors")["features"][rows]
     truth = pd.read_parquet(_stored(study, run, "judge") / "scores.parquet")["reward"].to_numpy()[rows]
     return features.astype(np.float64), frame["prompt_id"].to_numpy()[rows], truth
 

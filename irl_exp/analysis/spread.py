@@ -26,7 +26,7 @@ from irl_exp import determined
 from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.irl.contrast import Demonstrations, pair_rows, part_of_fit
+from irl_exp.irl.contrast import Demonstrations, mapped, pair_rows, part_of_fit
 from irl_exp.machinery.store import ArtifactError, read_manifest
 
 SEED = 0
@@ -259,10 +259,12 @@ class _Problem:
 
 def _problem(study: Study) -> _Problem:
     run, settings = study.runs[0], _settings(study)
+    if (count := run.config.get("irl.components")) is not None:
+        raise NotComputed(f"irl.components={count}: what demonstrations leave open is told of rewards of all features")
     folders = {stage: _stored(study, run, stage) for stage in ("demonstrations", "features", "judge")}
     frame = pd.read_parquet(folders["demonstrations"] / "demonstrations.parquet")
     frame = part_of_fit(frame, run.config["irl.prompt_fraction"], run.config["irl.completions"])
-    seen = Demonstrations(frame, load_file(folders["features"] / "features.safetensors")["features"])
+    seen = Demonstrations(frame, mapped(folders["features"] / "features.safetensors")["features"])
     fitted = determined.Fitted.of(
         seen,
         _loss(run),

@@ -84,6 +84,11 @@ class Config(Node):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads of a job; 0: the cores that no other job uses; the results are the same"
     )
+    batch_tokens: Count | None = Field(
+        None,
+        description="tokens that a model reads at once, padding included, wherever it reads texts; null: 4,096 on a "
+        "CPU, 32,768 on a GPU; the results are the same up to rounding",
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
     fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")
     objective: Annotated[str | None, AfterValidator(of_select)] = Field(

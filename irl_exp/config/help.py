@@ -157,7 +157,7 @@ def _options_of(group: str, only: str) -> Iterator[str]:
 def _by_owners(group: str) -> dict[tuple[str, ...], list[Option]]:
     """The options of a group by the choices that have them with the same default, the most shared ones first.
 
-    Under no choice: those of the node above, which has them whatever is chosen, such as irl.features.batch_size.
+    Under no choice: those of the node above, which has them whatever is chosen, such as irl.prompt_fraction.
     """
     owners: dict[Option, list[str]] = {}
     for choice in _choices(group):

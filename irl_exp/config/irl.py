@@ -144,6 +144,16 @@ class _Linear(_Method):
         description="of whiten, as a fraction of the mean eigenvalue; of several the best on select is taken",
     )
 
+    components: Count | None = Field(
+        None,
+        description="of the features, those directions that vary most over the completions of fit, in place of all: "
+        "for features that are wide for their rows; null: all features",
+    )
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        return frozenset({"components"} if self.components is None else ())
+
     @model_validator(mode="before")
     @classmethod
     def _settled(cls, values: Any) -> Any:
@@ -200,6 +210,11 @@ class MarginConfig(_Fitted):
             raise ValueError(
                 f"irl/backbone={self.backbone.name} trains hidden states: it takes irl/features=hidden_state or "
                 f"last_token alone, not {'+'.join(self.features.parts)}"
+            )
+        if self.components is not None:
+            raise ValueError(
+                f"components={self.components}: irl/backbone={self.backbone.name} trains the features; components are "
+                "of features that stay: irl/backbone=frozen"
             )
         for name, values in (("max_norm", self.max_norm), ("ridge", self.ridges)):
             if len(values) > 1:

@@ -41,7 +41,6 @@ class SequenceClassifierConfig(Node):
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     civil: str = Field("neutral", description="exact name of the label that is not toxic")
     toxic: str = Field("toxic", description="exact name of the toxic label")
-    batch_size: Count = Field(64, description="texts a forward pass")
     max_tokens: Count = Field(256, description="longer texts are cut")
 
     @model_validator(mode="after")

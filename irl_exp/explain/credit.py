@@ -26,11 +26,10 @@ from scipy import stats
 from irl_exp.config import FeaturesConfig, HiddenStateConfig
 from irl_exp.irl.features import Featurizer, token_states, untrained
 from irl_exp.irl.learned_rewards import ImplicitScorer, LearnedReward, LinearScorer, TrainedScorer
-from irl_exp.policies.language_models import Completions, Policy, by_length
+from irl_exp.policies.language_models import Completions, Policy, in_batches
 from irl_exp.policies.likelihood import token_statistics
 
 Floats = NDArray[np.float64]
-BATCH = 32
 NOT_A_SUM = {
     "last_token": "the state of one token alone",
     "ngram": "n-grams, weighted and scaled to length one over the whole text",
@@ -119,7 +118,7 @@ def _of_states(config: HiddenStateConfig, policy: Policy, weights: Floats, compl
     """(t,) w . h_t / T of each completion."""
     policy.model.eval()
     vector, found = torch.from_numpy(weights), dict[int, Floats]()
-    for rows in by_length(completions, BATCH):
+    for rows in in_batches(completions, policy.device):
         with policy.device.inference():
             (states,), inside = token_states([config], policy, policy.model.base_model, completions[rows])
         values = states.double().cpu() @ vector
@@ -134,7 +133,7 @@ def _log_probabilities(policy: Policy, completions: Completions) -> list[Floats]
     policy.model.eval()
     with policy.device.inference():
         values, _ = token_statistics(policy, completions)
-    return [one.double().numpy() for one in values]
+    return [one.double().cpu().numpy() for one in values]
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:

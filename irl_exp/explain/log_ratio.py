@@ -24,7 +24,7 @@ def extreme_tokens(tuned: Policy, base: Policy, completions: Completions, *, cou
     """
     with torch.no_grad():
         of = [token_statistics(policy, completions, together=32)[0] for policy in (tuned, base)]
-    ratios = np.concatenate([(one - other).double().numpy() for one, other in zip(*of, strict=True)])
+    ratios = np.concatenate([(one - other).double().cpu().numpy() for one, other in zip(*of, strict=True)])
     ids = np.concatenate([np.asarray(own, dtype=np.int64) for own in completions.completion_ids])
     names, index, places = np.unique(ids, return_inverse=True, return_counts=True)
     mean = np.bincount(index, ratios) / (places + LEAST)

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from irl_exp.determined import Fitted, Floats, Optimum, loss_of, possible_margins
 from irl_exp.explain.choice import centred
-from irl_exp.irl.contrast import Demonstrations, part_of_fit
+from irl_exp.irl.contrast import Basis, Demonstrations, part_of_fit
 from irl_exp.machinery.store import read_manifest
 
 PRECISION = 0.03
@@ -44,7 +44,7 @@ class Linear:
     """A learned reward w . phi, and the convex problem that it was fitted to.
 
     Attributes:
-        weights: (d,) in the coordinates of the features.
+        weights: (d,) in the coordinates of the features, or of their components (irl.components).
     """
 
     problem: Fitted
@@ -95,15 +95,20 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
     """
     manifest = read_manifest(irl)
     config, info = manifest["identity"]["config"], manifest["info"]
-    if reason := _unbounded(config, features.shape[1]):
+    if reason := _unbounded(config, config.get("components") or features.shape[1]):
         raise NoRangesError(reason)
     try:
         loss = loss_of(config["loss"])
     except ValueError as error:
         raise NoRangesError(str(error)) from None
-    seen = Demonstrations(part_of_fit(frame, config["prompt_fraction"], config["completions"]), features)
+    frame = part_of_fit(frame, config["prompt_fraction"], config["completions"])
+    weights = load_file(irl / "head.safetensors")["weights"][0]
+    if count := config.get("components"):
+        basis = Basis.of(features, np.flatnonzero(frame["part"] == "fit"), count)
+        features, weights = basis(features), basis.directions.T @ weights
+    seen = Demonstrations(frame, features)
     problem = Fitted.of(seen, loss, scaling=config["scaling"], ridge=info["ridge"], max_norm=info["max_norm"])
-    return Linear(problem, load_file(irl / "head.safetensors")["weights"][0])
+    return Linear(problem, weights)
 
 
 def _unbounded(config: dict[str, Any], width: int) -> str | None:
@@ -113,7 +118,7 @@ def _unbounded(config: dict[str, Any], width: int) -> str | None:
     if (backbone := config["backbone"]["name"]) != "frozen":
         return f"irl/backbone={backbone} was trained with the head: the reward is not linear in fixed features"
     if width > WIDEST:
-        return f"{width:,} features: exact ranges are computed for up to {WIDEST:,}; choose fewer layers"
+        return f"{width:,} features: exact ranges are for up to {WIDEST:,}; choose fewer layers, or irl.components"
     return None
 
 

@@ -39,8 +39,12 @@ from irl_exp.irl.heads import curve_row
 from irl_exp.irl.learned_rewards import LinearScorer, TrainedScorer
 from irl_exp.irl.methods import procedure
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.gradients import in_shards
+from irl_exp.policies.language_models import Completions, Policy, in_batches
 from irl_exp.policies.supervised import trainer_arguments
+
+TOGETHER = 16
+"""Completions of one shard at most, on a CPU, as in policies/likelihood.py."""
 
 
 class MarginModel(torch.nn.Module):
@@ -49,9 +53,11 @@ class MarginModel(torch.nn.Module):
     Attributes:
         head: w, (d,).
         transform: (d, d) float64, of the scaling; its center cancels in a margin.
+        draws: whether adapters have dropout, whose numbers come from the one generator of the process.
     """
 
     transform: Tensor
+    draws = False
 
     def __init__(self, policy: Policy, states: HiddenStateConfig, transform: Tensor, head: Tensor) -> None:
         super().__init__()
@@ -60,9 +66,23 @@ class MarginModel(torch.nn.Module):
         self.register_buffer("transform", transform)
 
     def forward(self, expert: Completions, baseline: Completions) -> Tensor:
-        """(b,) margins of b pairs, float64; both sides in one forward pass."""
-        pooled = pool(self.states, self.policy, self.backbone, expert + baseline).double()
+        """(b,) margins of b pairs, float64."""
+        pooled = self._pooled(expert + baseline)
         return (pooled[: len(expert)] - pooled[len(expert) :]) @ self.direction()
+
+    def _pooled(self, completions: Completions) -> Tensor:
+        """(b, d) float64, in batches of similar length; on several threads, unless adapters draw."""
+        device = self.policy.device
+        batches = in_batches(completions, device, rows=TOGETHER)
+
+        def of(rows: NDArray[np.int64]) -> Tensor:
+            # A thread has no precision of its own but fp32.
+            with torch.autocast(device.name.split(":")[0], torch.bfloat16, enabled=device.bf16):
+                return pool(self.states, self.policy, self.backbone, completions[rows]).double()
+
+        weights = [weight for weight in self.backbone.parameters() if weight.requires_grad]
+        pooled = in_shards(of, batches, weights, 1 if self.draws else device.threads)
+        return pooled[torch.from_numpy(np.argsort(np.concatenate(batches))).to(pooled.device)]
 
     def direction(self) -> Tensor:
         """(d,) float64: the reward in the coordinates of the features."""
@@ -75,6 +95,7 @@ class MarginModel(torch.nn.Module):
         for name, module in self.backbone.named_modules():
             if ".lora_dropout." in name:
                 module.train(mode)
+                self.draws |= isinstance(module, torch.nn.Dropout)
         return self
 
     @torch.no_grad()

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import FeaturesConfig, HiddenStateConfig, NgramConfig
+from irl_exp.irl.contrast import by_block
 from irl_exp.machinery.shards import in_order
-from irl_exp.policies.language_models import Completions, Policy, Progress, by_length, pad
+from irl_exp.policies.language_models import Completions, Policy, Progress, in_batches, pad
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts.sentiment import sentiments
 
@@ -62,22 +63,23 @@ class Featurizer:
         for number, compute in enumerate(passes):
             found |= compute(completions, _share(progress, number, len(passes)))
         for name, values in found.items():
-            if not np.isfinite(values).all():
-                row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            finite = by_block(lambda some: np.isfinite(some).all(axis=1), values)
+            if not finite.all():
+                row = int(np.flatnonzero(~finite)[0])
                 raise FeatureError(f"irl.features.{name} of completion {row} is not a finite number.")
-        return np.concatenate([found[name] for name in self.config.parts], axis=1)
+        parts = [found[name] for name in self.config.parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _passes(self) -> list[Callable[[Completions, Progress], dict[str, Features]]]:
         """What runs over the completions, one after the other; parts that read the same states share a pass."""
         trained = {name: part for name, part in self.config.states.items() if name != "random"}
-        size = self.config.batch_size
         passes: list[Callable[[Completions, Progress], dict[str, Features]]] = []
         if trained:
-            passes.append(partial(hidden_states, trained, self.policy, size))
+            passes.append(partial(hidden_states, trained, self.policy))
         if self.config.random and self._untrained:
-            passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained, size))
+            passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained))
         if self.config.reference_log_probability:
-            passes.append(partial(reference_log_probability, self.policy, size))
+            passes.append(partial(reference_log_probability, self.policy))
         return passes
 
     def _of_text(self, completions: Completions) -> dict[str, Features]:
@@ -143,7 +145,6 @@ def untrained(policy: Policy, *, seed: int) -> Policy:
 def hidden_states(
     parts: Mapping[str, HiddenStateConfig],
     policy: Policy,
-    batch_size: int,
     completions: Completions,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Features]:
@@ -153,19 +154,22 @@ def hidden_states(
     follows the completion, `mean` the average over it.
     """
     policy.model.eval()
-    batches = list(by_length(completions, batch_size))
+    batches = in_batches(completions, policy.device)
 
     def of(rows: NDArray[np.int64]) -> list[Features]:
         with policy.device.inference():
             pooled = pool_all([*parts.values()], policy, policy.model.base_model, completions[rows])
         return [states.float().cpu().numpy() for states in pooled]
 
-    found: list[list[Features]] = []
-    for pooled in in_order(of, batches, policy.device.threads):
-        found.append(pooled)
-        progress(sum(len(states[0]) for states in found), len(completions))
-    back = np.argsort(np.concatenate(batches))
-    return {name: np.concatenate(states)[back] for name, *states in zip(parts, *found, strict=True)}
+    found: dict[str, Features] = {}
+    done = 0
+    for rows, pooled in zip(batches, in_order(of, batches, policy.device.threads), strict=True):
+        for name, states in zip(parts, pooled, strict=True):
+            if name not in found:  # the one copy of them: of wide states it is gigabytes
+                found[name] = np.empty((len(completions), states.shape[1]), dtype=np.float32)
+            found[name][rows] = states
+        progress(done := done + len(rows), len(completions))
+    return found
 
 
 def pool(config: HiddenStateConfig, policy: Policy, base_model: torch.nn.Module, batch: Completions) -> torch.Tensor:
@@ -211,10 +215,10 @@ def token_states(
 
 
 def reference_log_probability(
-    policy: Policy, batch_size: int, completions: Completions, progress: Progress = lambda done, total: None
+    policy: Policy, completions: Completions, progress: Progress = lambda done, total: None
 ) -> dict[str, Features]:
     """log pi(y|x) in nats, EOS included where the completion ended: one column."""
-    values = log_probabilities(policy, completions, batch_size=batch_size, progress=progress)
+    values = log_probabilities(policy, completions, progress=progress)
     return {"reference_log_probability": values[:, None].astype(np.float32)}
 
 

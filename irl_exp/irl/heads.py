@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,8 @@ class _Draws:
 
 
 def fit_heads(
-    fit: Floats,
-    select: Floats,
+    fit: NDArray[Any],
+    select: NDArray[Any],
     procedure: Procedure,
     seeds: Sequence[int],
     *,
@@ -97,13 +98,14 @@ def fit_heads(
     batches. Seeds that visit the same batch at the same step share one matrix product.
 
     Args:
-        fit, select: (n, d) feature differences, expert minus baseline. Select chooses the epoch.
+        fit, select: (n, d) feature differences, expert minus baseline, in float64 or, of many, in float32: heads, Adam
+            and losses are float64 always. Of fit there are two copies at once. Select chooses the epoch.
         prompts: (n,) the prompt 0, 1, ... of each pair of fit, which `resample` draws; none: each pair has its own.
     """
     prompts = np.arange(len(fit)) if prompts is None else prompts
     draws = _draw(seeds, torch.from_numpy(prompts), len(select), fit.shape[1], procedure)
     differences, others = filled(torch.from_numpy(fit), columns=LANES), filled(torch.from_numpy(select), columns=LANES)
-    batches = _by_batch(differences.T, draws.orders.shape[2]).permute(1, 2, 0).contiguous()
+    batches = _batches(differences, draws.orders.shape[2])
     weights = _project(filled(draws.heads, columns=LANES), procedure.max_norm)
     optimizer = Adam(weights, procedure.learning_rate)
     best = torch.full((len(seeds),), torch.inf, dtype=torch.float64)
@@ -130,12 +132,22 @@ def fit_heads(
 def filled(values: Tensor, *, rows: int = 1, columns: int = 1) -> Tensor:
     """The values with zeros up to the next multiple of so many rows and columns."""
     missing = (0, -values.shape[1] % columns, 0, -values.shape[0] % rows)
-    return torch.nn.functional.pad(values, missing)
+    return torch.nn.functional.pad(values, missing) if any(missing) else values
 
 
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows @ matrix, to the same bits whatever other rows there are."""
-    return (filled(rows, rows=ROWS) @ matrix)[: len(rows)]
+    """rows @ matrix in the precision of the matrix, to the same bits whatever other rows there are; float64."""
+    return (filled(rows, rows=ROWS).to(matrix.dtype) @ matrix)[: len(rows)].double()
+
+
+def _batches(values: Tensor, batches: int) -> Tensor:
+    """(n, k) values of the pairs by their batch, as `_by_batch` has them: (batches, size, k), in one copy."""
+    rounds = -(-len(values) // batches)
+    found = values.new_zeros(batches, rounds + -rounds % LANES, values.shape[1])
+    for place in range(rounds):
+        some = values[place * batches : (place + 1) * batches]
+        found[: len(some), place] = some
+    return found
 
 
 def _by_batch(values: Tensor, batches: int) -> Tensor:
@@ -205,19 +217,21 @@ def _gradients(
     lengths = _by_batch(torch.ones(1, len(differences)), len(batches)).sum(2)[0]
     for turn, seeds in zip(*torch.sort(draws.orders[:, epoch].T.contiguous(), dim=1), strict=True):
         groups, places, space = _places(turn)
-        rows = weights.new_zeros(space, weights.shape[1])
-        rows[places] = weights[seeds]
-        margins = weights.new_empty(space, batches.shape[1])
+        rows = batches.new_zeros(space, weights.shape[1])
+        rows[places] = weights[seeds].to(rows.dtype)
+        margins = batches.new_empty(space, batches.shape[1])
         for number, group in groups:
             torch.mm(rows[group], batches[number].T, out=margins[group])
         sign = None if signs is None else signs[seeds, turn]
         slope = _slope(
-            _signed(margins[places], sign), None if pair_weights is None else pair_weights[seeds, turn], procedure
+            _signed(margins[places].double(), sign),
+            None if pair_weights is None else pair_weights[seeds, turn],
+            procedure,
         )
-        margins.zero_()[places] = _signed(slope, sign) / lengths[turn, None]
+        margins.zero_()[places] = (_signed(slope, sign) / lengths[turn, None]).to(margins.dtype)
         for number, group in groups:
             torch.mm(margins[group], batches[number], out=rows[group])
-        yield torch.empty_like(weights).index_copy_(0, seeds, rows[places])
+        yield torch.empty_like(weights).index_copy_(0, seeds, rows[places].to(weights.dtype))
 
 
 def _places(turn: Tensor) -> tuple[list[tuple[int, slice]], Tensor, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -19,6 +19,7 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from irl_exp.irl.contrast import Basis, blocks
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
@@ -53,7 +54,7 @@ class LinearScorer:
         center: (d,) mean features of the fit demonstrations.
         featurizer: makes phi.
         aggregate: "mean", "median", "lower_bound" (mean - deviations * sd) or "worst" (least) of the members.
-        factor: (d, d) with factor factor^T the posterior covariance of the one member, or none.
+        factor: (d, k) with factor factor^T the posterior covariance of the one member, or none.
     """
 
     weights: Floats
@@ -71,7 +72,11 @@ class LinearScorer:
         return self.score_features(self.featurizer.extract(completions, progress=progress))
 
     def score_features(self, features: NDArray[np.float32]) -> tuple[Scores, Scores | None]:
-        """(n,) rewards and their epistemic sd of (n, d) features."""
+        """(n,) rewards and their epistemic sd of (n, d) features, which are widened to float64 part by part."""
+        scores, deviations = zip(*(self._score(features[rows]) for rows in blocks(*features.shape)), strict=True)
+        return np.concatenate(scores), None if deviations[0] is None else np.concatenate(deviations)
+
+    def _score(self, features: NDArray[np.float32]) -> tuple[Scores, Scores | None]:
         centred = features.astype(np.float64) - self.center
         members = centred @ self.weights.T
         if self.factor is not None:
@@ -81,6 +86,13 @@ class LinearScorer:
         else:
             return members[:, 0], None
         return aggregated(members, deviation, self.aggregate, self.deviations), deviation
+
+    def before(self, basis: Basis) -> LinearScorer:
+        """Of this reward of components: the same reward of the features."""
+        directions = basis.directions
+        factor = None if self.factor is None else directions @ self.factor
+        center = basis.center + directions @ self.center
+        return replace(self, weights=self.weights @ directions.T, center=center, factor=factor)
 
     def save(self, folder: Path) -> dict[str, Any]:
         arrays = {"weights": self.weights, "center": self.center}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from irl_exp.config import (
     SquaredLoss,
 )
 from irl_exp.irl import bayesian, losses
-from irl_exp.irl.contrast import Demonstrations, IrlError, Scaling
+from irl_exp.irl.contrast import Demonstrations, IrlError, Moments, Scaling, blocks, by_block
 from irl_exp.irl.heads import LANES, Heads, Procedure, filled, fit_heads, spread
 from irl_exp.irl.learned_rewards import LinearScorer
 from irl_exp.measures import reward_comparison as compare
@@ -63,9 +63,13 @@ class Fit:
         """(epochs, rows of the part) scores after each epoch, where the fit has epochs and one head."""
         if self.path is None:
             return None
-        rows = np.asarray(demonstrations.frame["part"] == part)
-        centred = demonstrations.features[rows] - self.scorer.center
-        return np.asarray(self.path.astype(np.float64) @ centred.T, dtype=np.float32)
+        rows = np.flatnonzero(demonstrations.frame["part"] == part)
+        path, center = self.path.astype(np.float64), self.scorer.center
+        found = [
+            np.asarray(path @ (demonstrations.features[rows[block]] - center).T, dtype=np.float32)
+            for block in blocks(len(rows), len(center))
+        ]
+        return np.concatenate(found, axis=1)
 
     def uncertainty(self, demonstrations: Demonstrations) -> dict[str, Floats]:
         """What the method knows of its uncertainty, by name, (n,) each; nothing if it has one head only.
@@ -76,9 +80,11 @@ class Fit:
         _, deviation = self.scorer.score_features(demonstrations.features)
         if deviation is None:
             return {}
-        found = {"deviation": deviation, "norm": np.linalg.norm(self.scaling(demonstrations.features), axis=1)}
+        norm = by_block(lambda some: np.linalg.norm(self.scaling(some), axis=1), demonstrations.features)
+        found = {"deviation": deviation, "norm": norm}
         if self.temperature is not None:
-            mean = (demonstrations.features - self.scorer.center) @ self.scorer.weights[0]
+            center, weights = self.scorer.center, self.scorer.weights[0]
+            mean = by_block(lambda some: (some - center) @ weights, demonstrations.features)
             parts = bayesian.decompose(mean, deviation, self.temperature)
             found |= {"epistemic": parts.epistemic, "aleatoric": parts.aleatoric}
         return found
@@ -128,28 +134,28 @@ def head_seeds(config: HeadsConfig) -> list[int]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A ridge and a norm, with the differences of fit and select as that ridge scales them, and the prompts of fit."""
+    """A ridge and a norm. Differences are scaled when they are needed: of many, those of one ridge are enough."""
 
     ridge: float
     max_norm: float
     scaling: Scaling
-    differences: Floats
-    select: Floats
-    prompts: NDArray[np.int64]
+    demonstrations: Demonstrations
 
     def fit(self, config: HeadsConfig, seeds: Sequence[int], **options: Any) -> Heads:
         how = procedure(config, self.max_norm)
-        return fit_heads(self.differences, self.select, how, seeds, prompts=self.prompts, **options)
+        fit, select = self.demonstrations.differences(self.scaling)
+        return fit_heads(fit, select, how, seeds, prompts=self.demonstrations.prompts("fit"), **options)
 
 
 def _candidates(config: HeadsConfig, demonstrations: Demonstrations) -> list[_Candidate]:
-    found, prompts = [], demonstrations.prompts("fit")
-    for ridge in config.ridges:
-        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
-        scaled = scaling(demonstrations.features)
-        fit, select = (demonstrations.pairs(scaled, part) for part in ("fit", "select"))
-        found += [_Candidate(ridge, norm, scaling, fit, select, prompts) for norm in config.max_norm]
-    return found
+    scalings = _scalings(demonstrations, config.scaling, config.ridges)
+    return [_Candidate(ridge, norm, scaling, demonstrations) for ridge, scaling in scalings for norm in config.max_norm]
+
+
+def _scalings(demonstrations: Demonstrations, scaling: str, ridges: Sequence[float]) -> Iterator[tuple[float, Scaling]]:
+    """Each ridge with its scaling, from one look at the features of fit."""
+    moments = Moments.of(demonstrations.features, demonstrations.rows_of_fit, scaling)
+    return ((ridge, moments.with_ridge(ridge)) for ridge in ridges)
 
 
 def _chosen(config: HeadsConfig, candidates: Sequence[_Candidate], seeds: Sequence[int]) -> NDArray[np.int64]:
@@ -187,7 +193,9 @@ def _reward(config: HeadsConfig, members: Sequence[_Head], demonstrations: Demon
     scaling, heads = first.candidate.scaling, first.heads
     scorer = LinearScorer(weights, scaling.center, None)
     if isinstance(config, EnsembleConfig):
-        spread = ((demonstrations.features[demonstrations.fit] - scaling.center) @ weights.T).std(axis=0)
+        rows, width = demonstrations.rows_of_fit, len(scaling.center)
+        parts = (demonstrations.features[rows[block]] for block in blocks(len(rows), width))
+        spread = np.concatenate([(some - scaling.center) @ weights.T for some in parts]).std(axis=0)
         if not (spread > 0).all():
             raise IrlError("a member of the ensemble gives all demonstrations the same reward.")
         scorer = replace(
@@ -266,10 +274,8 @@ def fit_bayesian(config: BayesianConfig, demonstrations: Demonstrations) -> Fit:
     method = {"laplace": bayesian.laplace, "mean_field": bayesian.mean_field}[config.posterior]
     folds = _folds(demonstrations, config.rounds)
     found: list[tuple[float, Scaling, bayesian.Posterior, dict[str, Any]]] = []
-    for ridge in config.ridges:
-        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
-        scaled = scaling(demonstrations.features)
-        fit, select = demonstrations.pairs(scaled, "fit"), demonstrations.pairs(scaled, "select")
+    for ridge, scaling in _scalings(demonstrations, config.scaling, config.ridges):
+        fit, select = demonstrations.differences(scaling)
         for prior_sd in config.prior_sd:
             prior = bayesian.isotropic(fit.shape[1], prior_sd)
             posterior = bayesian.sequential(fit, folds, prior, method, temperature=config.temperature)[-1]
@@ -311,17 +317,16 @@ def fit_probe(config: ProbeConfig, demonstrations: Demonstrations, truth: Floats
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
-    select = np.asarray(demonstrations.frame["part"] == "select")
-    fit, civil = demonstrations.fit, truth >= 0
+    select = np.flatnonzero(demonstrations.frame["part"] == "select")
+    fit, civil = demonstrations.rows_of_fit, truth >= 0
     if civil[fit].all() or not civil[fit].any():
         raise IrlError("irl=probe needs completions of both labels of R* among the demonstrations of fit.")
     found: list[tuple[float, Fit]] = []
-    for ridge in config.ridges:
-        scaling = Scaling.fit(demonstrations.features[fit], config.scaling, ridge)
-        scaled = scaling(demonstrations.features)
+    for ridge, scaling in _scalings(demonstrations, config.scaling, config.ridges):
+        scaled, held_out = (demonstrations.scaled(scaling, rows) for rows in (fit, select))
         for strength in config.inverse_regularisation:
-            model = LogisticRegression(C=strength, max_iter=2000).fit(scaled[fit], civil[fit])
-            loss = float(log_loss(civil[select], model.predict_proba(scaled[select])[:, 1], labels=[False, True]))
+            model = LogisticRegression(C=strength, max_iter=2000).fit(scaled, civil[fit])
+            loss = float(log_loss(civil[select], model.predict_proba(held_out)[:, 1], labels=[False, True]))
             scorer = LinearScorer((scaling.transform @ model.coef_[0])[None], scaling.center, None)
             found.append((loss, Fit(scorer, scaling, {"inverse_regularisation": strength, "ridge": ridge})))
     return min(found, key=lambda item: item[0])[1]
@@ -336,15 +341,13 @@ def fit_probe_regression(config: ProbeRegressionConfig, demonstrations: Demonstr
         truth: (n,) R* of the demonstrations of fit and select.
     """
     prompts = demonstrations.frame["prompt_id"].to_numpy()
-    select = np.asarray(demonstrations.frame["part"] == "select")
-    parts = (demonstrations.fit, select)
+    parts = (demonstrations.rows_of_fit, np.flatnonzero(demonstrations.frame["part"] == "select"))
     targets = [compare.centre(truth[rows], prompts[rows]) for rows in parts]
     if not targets[0].any():
         raise IrlError("irl=probe_regression needs completions of one prompt that differ in R* on fit.")
     found: list[tuple[float, Fit]] = []
-    for ridge in config.ridge:
-        scaling = Scaling.fit(demonstrations.features[demonstrations.fit], config.scaling, ridge)
-        fit, held_out = (compare.centre(scaling(demonstrations.features[rows]).T, prompts[rows]).T for rows in parts)
+    for ridge, scaling in _scalings(demonstrations, config.scaling, config.ridge):
+        fit, held_out = (compare.centre(demonstrations.scaled(scaling, rows).T, prompts[rows]).T for rows in parts)
         gram, cross = fit.T @ fit / len(fit), fit.T @ targets[0] / len(fit)
         for penalty in config.penalty:
             weights = np.linalg.solve(gram + penalty * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)

@@ -33,8 +33,11 @@ from irl_exp.config import (
     TextsExpert,
     WeightedConfig,
 )
+from irl_exp.irl.contrast import AT_ONCE
 from irl_exp.launch.models import PreflightError
+from irl_exp.machinery.runtime import READ_AT_ONCE
 from irl_exp.policies.footprint import Footprint, FootprintError, footprint
+from irl_exp.policies.logits import LOGITS_AT_ONCE
 from irl_exp.report.tables import Table
 from irl_exp.stages.step import Step
 
@@ -48,9 +51,9 @@ LIBRARIES, BESIDE = 600 * 2**20, 30 * 2**20
 EASY = 0.1
 """Of the device: what needs less is no matter."""
 TOGETHER, WRITTEN_TOGETHER, READ_TOGETHER = 16, 128, 32
-"""Completions of a shard: of training, of sampling in RL, of log-probabilities."""
-LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**28}
-"""Logits in fp32 that are there at once, of a thread; see policies/logits.py."""
+"""Completions of a shard at most, on the CPU: of training, of sampling in RL, of reading."""
+HELD_OUT = 256
+"""Texts that sft reads at the end."""
 WORD = 1.5
 """Tokens of a word, where nobody has counted them."""
 WRITERS = (Recipe, DemonstrationsConfig, EvaluateConfig, *get_args(BenchmarkConfig))
@@ -73,7 +76,8 @@ class Work:
         entropy: whether that of each token is computed in training.
         rows, fewest: completions of a forward and backward pass, and how many there are at least.
         written, together: completions that are sampled, and how many of them in one shard.
-        read: completions of a pass without gradients.
+        read: completions that are read without gradients.
+        batch_tokens: tokens that a model reads at once.
         read_layers: whether that keeps the states of all layers.
         features: rows and columns of the features.
         fitted: whether a head is fitted to them.
@@ -97,6 +101,7 @@ class Work:
     written: int = 0
     together: int = WRITTEN_TOGETHER
     read: int = 0
+    batch_tokens: int = READ_AT_ONCE["cpu"]
     read_layers: bool = False
     features: tuple[int, int] = (0, 0)
     fitted: bool = False
@@ -112,6 +117,7 @@ class Place:
     kind: str = "cpu"
     threads: int = 1
     memory: int | None = None
+    batch_tokens: int = READ_AT_ONCE["cpu"]
 
     @property
     def process(self) -> int:
@@ -155,12 +161,13 @@ def _training(work: Work, place: Place, trained: int) -> dict[str, int]:
     """Graphs of all shards are kept; then each shard has gradients of its own, which are added to those before it."""
     if not work.trained:
         return {}
-    model, shards = work.model, -(-work.rows // TOGETHER)
+    model, rows = work.model, _shard(work, place, work.rows, TOGETHER)
+    shards = -(-work.rows // rows)
     at_once = min(place.threads, shards)
-    tokens, shard = work.rows * work.tokens, min(work.rows, TOGETHER) * work.tokens
+    tokens, shard = work.rows * work.tokens, rows * work.tokens
     kept = model.checkpointed if work.checkpointing else model.kept
     of_adapters = 0 if work.rank is None else 2 * model.inputs
-    logits = min(work.rows, TOGETHER) * work.predicted * model.vocabulary
+    logits = rows * work.predicted * model.vocabulary
     whole = logits <= LOGITS_AT_ONCE[place.kind]
     return {
         "gradients": NUMBER * trained * min(shards, 1 + at_once),
@@ -186,13 +193,21 @@ def _sampling(work: Work, place: Place) -> dict[str, int]:
 def _reading(work: Work, place: Place) -> dict[str, int]:
     if not work.read:
         return {}
-    model, tokens = work.model, work.read * work.tokens
-    states = model.passing + (model.layers * model.state if work.read_layers else 0)
-    logits = work.read * work.predicted * model.vocabulary
+    model, rows = work.model, _shard(work, place, work.read, READ_TOGETHER)
+    at_once = min(place.threads, -(-work.read // rows))
+    # States of all layers, then those that are joined and once more where they are pooled.
+    states = model.passing + (model.layers * model.state + 2 * NUMBER * work.features[1] if work.read_layers else 0)
+    logits = rows * work.predicted * model.vocabulary
     return {
-        "activations": place.threads * (round(states * tokens) + model.cast),
-        "logits": 0 if work.read_layers else NUMBER * place.threads * _copies(logits, place, 2),
+        "activations": at_once * (round(states * rows * work.tokens) + model.cast),
+        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2),
     }
+
+
+def _shard(work: Work, place: Place, rows: int, most: int) -> int:
+    """Completions that go through the model at once."""
+    fitting = max(1, work.batch_tokens // max(1, work.tokens))
+    return min(rows, fitting, most if place.kind == "cpu" else rows)
 
 
 def _copies(logits: int, place: Place, count: int) -> int:
@@ -202,11 +217,12 @@ def _copies(logits: int, place: Place, count: int) -> int:
 
 
 def _features(work: Work) -> int:
-    """Features in fp32: parts, the whole, and the whole in its first order; of a fit three copies in fp64 as well."""
+    """Features in fp32 and the join of their parts; of a fit at most three copies, of few rows in fp64."""
     rows, columns = work.features
     if not work.fitted:
-        return 3 * NUMBER * rows * columns
-    return (NUMBER + 3 * EXACT) * rows * columns + 5 * EXACT * columns**2
+        return 2 * NUMBER * rows * columns
+    number = EXACT if rows * columns <= AT_ONCE else NUMBER
+    return 3 * number * rows * columns + 5 * EXACT * columns**2
 
 
 def _joined(*parts: Mapping[str, int]) -> dict[str, int]:
@@ -261,8 +277,8 @@ def _fewer_written(work: Work) -> Iterator[tuple[int, Work]]:
 
 
 def _fewer_read(work: Work) -> Iterator[tuple[int, Work]]:
-    for rows in _smaller(work.read, 1):
-        yield rows * work.tokens, replace(work, read=rows)
+    for rows in _smaller(2 ** int(math.log2(max(1, work.batch_tokens // max(1, work.tokens)))), 1) if work.read else ():
+        yield rows * work.tokens, replace(work, batch_tokens=rows * work.tokens)
 
 
 def _smaller(rows: int, fewest: int) -> list[int]:
@@ -408,7 +424,8 @@ def of_step(step: Step, precision: str, place: Place) -> Work | None:
     _check_weights(model, place)
     shape = functools.partial(_footprint, model, precision)
     light = functools.partial(_footprint, model, precision, "bf16") if model.pretrained else None
-    work = Work(step.stage, shape(), adapted=light, tokens=_tokens(step), predicted=_new_tokens(step))
+    tokens, predicted = _tokens(step), _new_tokens(step)
+    work = Work(step.stage, shape(), adapted=light, tokens=tokens, predicted=predicted, batch_tokens=place.batch_tokens)
     return _WORKS[step.stage](step, work)
 
 
@@ -487,7 +504,7 @@ def _tokens(step: Step) -> int:
 def _sft(step: Step, work: Work) -> Work | None:
     config, model = cast(SftConfig, step.config), step.inputs.get("model")
     if isinstance(model, ModelConfig) and model.tuned:
-        return replace(work, read=READ_TOGETHER)
+        return replace(work, read=HELD_OUT)
     return replace(work, trained=True, rows=config.batch_size)
 
 
@@ -499,7 +516,7 @@ def _rl(step: Step, work: Work) -> Work:
     work = replace(work, trained=True, written=config.batch_size, micro=name, beside=_judge(step))
     if isinstance(config, PolicyOptimizationConfig):
         copies = 1 + (config.kl_coefficient > 0) + (step.stage == "refinetune")
-        read = READ_TOGETHER if config.algorithm == "grpo" or step.stage == "refinetune" else 0
+        read = config.batch_size if config.algorithm == "grpo" or step.stage == "refinetune" else 0
         return replace(work, rows=micro, fewest=config.generations, copies=copies, read=read, entropy=True)
     sides = 2 if isinstance(config, DpoConfig) else 1
     return replace(work, rows=sides * micro // config.generations, fewest=sides)
@@ -521,14 +538,14 @@ def _classifier(config: SequenceClassifierConfig) -> int:
             str(config.path or config.hub), revision=config.revision, trust_remote_code=False
         )
     )
-    return round(shape.weights + config.batch_size * config.max_tokens * shape.passing)
+    return round(shape.weights + READ_AT_ONCE["cpu"] * shape.passing)
 
 
 def _demonstrations(step: Step, work: Work) -> Work:
     config: Any = step.config
     expert = step.inputs.get("expert")
     if isinstance(expert, TextsExpert):
-        return replace(work, read=READ_TOGETHER)
+        return replace(work, read=2 * _rows(step))
     data = cast(DataConfig, _input(step, "data"))
     if step.stage == "demonstrations":
         prompts = data.fit_prompts + data.select_prompts + data.test_prompts
@@ -536,7 +553,7 @@ def _demonstrations(step: Step, work: Work) -> Work:
         prompts = data.test_prompts if isinstance(config, EvaluateConfig) else config.prompts
     written, together = config.completions_per_prompt * prompts, config.batch_size
     name = f"{step.stage.removesuffix('_refinetuned')}.batch_size"
-    return replace(work, copies=2, written=written, together=together, read=READ_TOGETHER, batch=name)
+    return replace(work, copies=2, written=written, together=together, read=written, batch=name)
 
 
 def _judged(step: Step, work: Work) -> Work:
@@ -550,7 +567,7 @@ def _read_states(step: Step, work: Work) -> Work:
     return replace(
         work,
         copies=copies,
-        read=config.batch_size,
+        read=_rows(step),
         read_layers=any(part.layers != (-1,) for part in config.states.values()),
         features=(_rows(step), _columns(config, work.model)),
     )
@@ -558,7 +575,8 @@ def _read_states(step: Step, work: Work) -> Work:
 
 def _rows(step: Step) -> int:
     """Completions of the demonstrations."""
-    data, demonstrations = (cast(DataConfig, _input(step, "data")), _input(step, "demonstrations"))
+    data = cast(DataConfig, _input(step, "data"))
+    demonstrations = step.config if step.stage == "demonstrations" else _input(step, "demonstrations")
     each = demonstrations.completions_per_prompt if isinstance(demonstrations, DemonstrationsConfig) else 1
     return 2 * each * (data.fit_prompts + data.select_prompts + data.test_prompts)
 
@@ -573,7 +591,7 @@ def _fit(step: Step, work: Work) -> Work | None:
     config = step.config
     if isinstance(config, MarginConfig) and not isinstance(config.backbone, FrozenBackbone):
         micro = config.backbone.micro_batch_size or config.backbone.batch_size
-        trained = replace(work, trained=True, rows=2 * micro, fewest=2, predicted=0, read=config.features.batch_size)
+        trained = replace(work, trained=True, rows=2 * micro, fewest=2, predicted=0, read=_rows(step))
         return replace(trained, adapted=None)
     frozen = step.inputs.get("features")
     if not isinstance(frozen, Step):

@@ -237,7 +237,7 @@ def _plan(
 
     jobs = []
     for index, (composition, config) in enumerate(zip(composed, configs, strict=True)):
-        device = find_device(config.device, config.precision, config.threads)
+        device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
         sweep = composition.hydra.sweep
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)
@@ -288,7 +288,8 @@ def _preflight(jobs: Sequence[PlannedJob], device: Device) -> tuple[list[str], P
 
     complaints: dict[str, None] = {}
     warnings: dict[str, None] = {}
-    planned = Planned(Place("cpu" if device.is_cpu else "cuda", device.threads, memory(device)))
+    kind = "cpu" if device.is_cpu else "cuda"
+    planned = Planned(Place(kind, device.threads, memory(device), device.batch_tokens))
     stores = {job.config.store.dir: Store(job.config.store.dir) for job in jobs}
     steps = {step.identity.digest: (step, stores[job.config.store.dir]) for job in jobs for step in job.steps.values()}
     for step, store in steps.values():

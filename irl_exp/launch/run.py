@@ -47,7 +47,7 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
     Returns:
         The metrics, as in metrics.json.
     """
-    device = find_device(config.device, config.precision, config.threads)
+    device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
     store = Store(config.store.dir)
     steps = build(config, device)
     group = resume.group_of(job.folder.parent, config.name)

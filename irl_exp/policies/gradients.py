@@ -35,16 +35,18 @@ class _InShards(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        def of(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        def of(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
             values, outer = pair
-            found: tuple[torch.Tensor, ...] = torch.autograd.grad(values, ctx.parameters, outer)
+            found: tuple[torch.Tensor | None, ...]
+            found = torch.autograd.grad(values, ctx.parameters, outer, allow_unused=True)
             return found
 
         pairs = list(zip(ctx.values, torch.split(gradient, [len(values) for values in ctx.values]), strict=True))
-        total: list[torch.Tensor] = []
+        total: list[torch.Tensor | None] = []
         for found in in_order(of, pairs, ctx.threads):
-            if total:
-                torch._foreach_add_(total, list(found))
+            if total:  # what one shard does not use none uses
+                both = [(sum_, one) for sum_, one in zip(total, found, strict=True) if sum_ is not None]
+                torch._foreach_add_(*map(list, zip(*both, strict=True)))
             else:
                 total = list(found)
         ctx.values = None

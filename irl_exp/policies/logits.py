@@ -2,65 +2,115 @@
 
 A logit between 16 and 32 is rounded to 1/8 in bf16. Over the tokens of a completion and a vocabulary of 50,000 that is
 0.4 to 0.8 nats, as much as the whole KL of an expert.
+
+States are small and logits are not: 32 texts of 544 tokens have 8.9 GB of them at a vocabulary of 128,000. So a head
+makes those of a few states at a time, and the backward pass makes them again.
 """
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from irl_exp.policies.language_models import Policy, PolicyError
+
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**28}
+"""Logits in fp32 that a head makes at once: 32 MB, which stay near the core; 1 GB, or 2,048 tokens of 128,000 words."""
 
 _plain: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 """Of each model that was asked: whether its logits are one linear map of its last hidden state."""
 
 
-def predictions(
-    policy: Policy, keep: int, **inputs: Any
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """States of the last `keep` positions, (b, keep, d), and what makes logits in fp32 of some of them.
+@dataclass(frozen=True)
+class Head:
+    """Logits in fp32 of hidden states, (..., d) -> (..., vocabulary).
 
-    Where the precision is fp32 they are logits already. So they are of a model that does more to its logits than one
-    linear map (a cap, as Gemma; a scale, as Cohere): nothing of it is computed in bf16.
+    Attributes:
+        linear: the one linear map that it is, where it is one.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    vocabulary: int
+    linear: torch.nn.Linear | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return self.function(states).float()
+
+    def rows(self, device: str) -> int:
+        """Of how many states it makes the logits at once."""
+        return max(1, LOGITS_AT_ONCE[torch.device(device).type] // self.vocabulary)
+
+
+def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]:
+    """States of the last `keep` positions, (b, keep, d), and the head that makes logits of some of them.
+
+    Nothing is computed in bf16 of a model that does more to its logits than one linear map (a cap, as Gemma; a scale,
+    as Cohere).
 
     Args:
         inputs: what the model's forward takes.
     """
-    model = policy.model
     if not policy.writes:
-        raise PolicyError(f"{type(model).__name__} is an encoder: it reads texts, and gives no probabilities to them.")
-    place = model.device.type
-    if policy.device.bf16 and _has_plain_head(model):
-        with torch.autocast(place, torch.bfloat16):
-            states = model.base_model(**inputs).last_hidden_state
-        embeddings = model.get_output_embeddings()
+        raise PolicyError(
+            f"{type(policy.model).__name__} is an encoder: it reads texts, and gives no probabilities to them."
+        )
+    model = _itself(policy.model)
+    plain = _has_plain_head(model)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=policy.device.bf16 and plain):
+        states = model.base_model(**inputs).last_hidden_state[:, -keep:]
+    vocabulary = model.config.get_text_config().vocab_size
+    if not plain:
+        return states, Head(_own_head(model), vocabulary)
+    found = model.get_output_embeddings()
+    one_map = found if type(found) is torch.nn.Linear else None
+    return states, Head(lambda some: torch.as_tensor(found(some.float())), vocabulary, one_map)
 
-        def head(some: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(place, enabled=False):
-                return torch.as_tensor(embeddings(some.float()))
 
-        return states[:, -keep:], head
-    partial = {"logits_to_keep": keep} if _keeps_logits(model) else {}
-    with torch.autocast(place, enabled=False):
-        # Of the class: a trainer patches the instance with a forward in its own precision.
-        logits = type(model).forward(model, **inputs, **partial).logits
-    return logits[:, -keep:], torch.Tensor.float
+def _itself(model: Any) -> Any:
+    """The language model with its adapters in it, without what peft wraps around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _has_plain_head(model: Any) -> bool:
-    """Asked of the model itself, as configs have many names for what else may happen to logits."""
+    """Asked of the model itself, as configs have many names for what else may happen to logits.
+
+    Raises:
+        PolicyError: its logits are no function of its last hidden states alone.
+    """
     if model not in _plain:
         ids = torch.arange(min(8, model.get_input_embeddings().num_embeddings), device=model.device)[None]
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            own = type(model).forward(model, input_ids=ids, output_hidden_states=True)
-            _plain[model] = torch.equal(own.logits, model.get_output_embeddings()(own.hidden_states[-1]))
+            own = type(model).forward(model, input_ids=ids).logits
+            states = model.base_model(input_ids=ids).last_hidden_state
+            _plain[model] = torch.equal(own, model.get_output_embeddings()(states))
+            if not _plain[model] and not torch.equal(own, _own_head(model)(states)):
+                raise PolicyError(
+                    f"{type(model).__name__} makes its logits of more than its last hidden states: it cannot be read."
+                )
     return _plain[model]
 
 
-def _keeps_logits(model: Any) -> bool:
-    """Whether the model can be told for how many last positions it should compute logits."""
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+def _own_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own way from states to logits: its forward over a base that gives back what it gets."""
+    shell = copy.copy(model)
+    shell._modules = {**model._modules, model.base_model_prefix: _Given()}
+
+    def head(states: Tensor) -> Tensor:
+        rows = states.reshape(1, -1, states.shape[-1])
+        logits: Tensor = type(model).forward(shell, inputs_embeds=rows).logits
+        return logits.reshape(*states.shape[:-1], -1)
+
+    return head
+
+
+class _Given(torch.nn.Module):
+    def forward(self, *rest: Any, inputs_embeds: Tensor, **options: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from irl_exp.config import PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies.language_models import Completions, Ids, Policy
-from irl_exp.policies.likelihood import log_probabilities, token_statistics
+from irl_exp.policies.likelihood import as_read, log_probabilities, token_statistics
 from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
@@ -152,13 +152,13 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
 
 
 def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
-    """TRL's trainer; on a CPU its three costs are ours: sampling, log-probabilities, gradients."""
+    """TRL's trainer with our log-probabilities and gradients; on a CPU sampling is ours too."""
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
-    return _on_threads(trainer, policy, config) if policy.device.is_cpu else _with_fp32_head(trainer)
+    return _with_our_numbers(trainer, policy, config, samples=policy.device.is_cpu)
 
 
 def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
@@ -171,27 +171,20 @@ def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
     return WithOurPrompts
 
 
-def _with_fp32_head(trainer: Any) -> Any:
-    """The trainer with logits in fp32 (policies/logits.py), in TRL's own kernel; its RLOO has no option for it."""
-    from trl.trainer.utils import add_fused_lm_head
+def _with_our_numbers(trainer: Any, policy: Policy, config: PolicyOptimizationConfig, *, samples: bool) -> Any:
+    """The trainer with log-probabilities of policies/likelihood.py, whatever samples; its algorithm stays.
 
-    class WithFp32Head(trainer):  # type: ignore[misc]
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            for model in filter(None, (self.model, self.ref_model)):
-                add_fused_lm_head(model, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy"))
-
-    return WithFp32Head
-
-
-def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) -> Any:
-    """The trainer with our sampler and with log-probabilities in shards; its algorithm stays.
-
-    What it asks of the policy that has just sampled is known from sampling, which saves a pass of three.
+    Args:
+        samples: with our sampler, too. What is asked of the policy that has just sampled is known then, which saves a
+            pass of three.
     """
 
-    class OnThreads(trainer):  # type: ignore[misc]
+    class WithOurNumbers(trainer):  # type: ignore[misc]
+        just_sampled: Sequence[torch.Tensor] = ()
+
         def _generate_single_turn(self, prompt_ids: list[Ids], *rest: Any, **options: Any) -> Any:
+            if not samples:
+                return super()._generate_single_turn(prompt_ids, *rest, **options)
             training, seed = self.model.training, [config.seed, int(self.state.global_step)]
             written = sample(
                 policy,
@@ -201,7 +194,7 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
                 seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
             )
             self.model.train(training)
-            self.just_sampled = [one.log_probabilities for one in written]
+            self.just_sampled = as_read(policy, prompt_ids, written)
             found = [one.ids for one in written]
             return found if config.algorithm == "rloo" else (found, None)
 
@@ -215,14 +208,14 @@ def _on_threads(trainer: Any, policy: Policy, config: PolicyOptimizationConfig) 
             compute_entropy: bool = False,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-            if not torch.is_grad_enabled() and model is self.model:
+            if self.just_sampled and not torch.is_grad_enabled() and model is self.model:
                 return _padded(self.just_sampled, logits_to_keep), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
             owner = Policy(model, policy.tokenizer, policy.device)
             values, entropies = token_statistics(owner, completions, entropy=compute_entropy)
             return _padded(values, logits_to_keep), _padded(entropies, logits_to_keep), None
 
-    return OnThreads
+    return WithOurNumbers
 
 
 def _unpadded(input_ids: torch.Tensor, mask: torch.Tensor, kept: int) -> Completions:

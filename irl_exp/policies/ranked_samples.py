@@ -2,7 +2,7 @@
 
 The reference writes n completions of each prompt and the reward ranks them: DPO trains on pairs of the best and the
 worst, `best_of_n` on the best alone. TRL gives the algorithm, its loss and its curves. Token ids are those of the
-samples (TRL would tokenise prompt and completion together), the reference's log-probabilities those of sampling.
+samples (TRL would tokenise prompt and completion together), log-probabilities those of policies/likelihood.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from irl_exp.config import BestOfNConfig, DpoConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy
-from irl_exp.policies.likelihood import token_statistics
+from irl_exp.policies.likelihood import as_read, token_statistics
 from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError, rounding
 from irl_exp.policies.sampling import sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
@@ -128,7 +128,7 @@ def _ranked(
         worst = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise OptimizationError(f"the reward of {texts[worst]!r} is {rewards[worst]}, not a finite number.")
     by_prompt, first = rewards.reshape(groups, n), np.arange(groups) * n
-    log_probabilities = np.array([float(one.log_probabilities.double().sum()) for one in written])
+    log_probabilities = np.array([float(one.double().sum()) for one in as_read(policy, prompt_ids, written)])
     return Ranked(samples, log_probabilities, rewards, first + by_prompt.argmax(1), first + by_prompt.argmin(1))
 
 
@@ -223,7 +223,7 @@ def _texts(ranked: Ranked, groups: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 
 def _in_order(trainer: Any, policy: Policy) -> Any:
-    """TRL's trainer on rows that are ready, in their order; on a CPU with log-probabilities in shards."""
+    """TRL's trainer on rows that are ready, in their order, with our log-probabilities."""
 
     class InOrder(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
@@ -236,8 +236,9 @@ def _in_order(trainer: Any, policy: Policy) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
-            owner = Policy(model, policy.tokenizer, policy.device)
-            return super().compute_loss(_InShards(owner) if policy.device.is_cpu else model, inputs, *rest, **options)
+            return super().compute_loss(
+                _InShards(Policy(model, policy.tokenizer, policy.device)), inputs, *rest, **options
+            )
 
     return InOrder
 
@@ -266,7 +267,7 @@ class _InShards:
             [ids[start:length].tolist() for ids, start, length in rows],
         )
         values, _ = token_statistics(self.policy, completions)
-        zeros = torch.zeros(predicted.shape)
+        zeros = torch.zeros(predicted.shape, device=predicted.device)
         log_probabilities = zeros.masked_scatter(predicted, torch.cat(values))
         return SimpleNamespace(
             log_probs=log_probabilities, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), label_mask=predicted

@@ -84,9 +84,9 @@ def fine_tune(policy: Policy, completions: Completions, config: SftConfig, *, co
 
 
 def _trainer_class(policy: Policy) -> Any:
-    """The trainer; on a CPU it takes the texts of a batch in shards of similar length."""
+    """The trainer with our log-probabilities: a batch in shards of similar length, no logits of all its tokens."""
 
-    class OnThreads(transformers.Trainer):  # type: ignore[misc]
+    class WithOurNumbers(transformers.Trainer):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *rest: Any, **options: Any) -> torch.Tensor:
             pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
             texts = [ids[: int(mask.sum())].tolist() for ids, mask in pairs]
@@ -95,7 +95,7 @@ def _trainer_class(policy: Policy) -> Any:
             values, _ = token_statistics(Policy(model, policy.tokenizer, policy.device), tokens)
             return -torch.cat(values).mean()
 
-    return OnThreads if policy.device.is_cpu else transformers.Trainer
+    return WithOurNumbers
 
 
 def _collate(sequences: list[Ids], policy: Policy) -> dict[str, torch.Tensor]:

@@ -22,9 +22,10 @@ from safetensors.numpy import load_file, save_file
 
 from irl_exp.config import ClassifierConfig, GoalConfig, LengthConfig, SequenceClassifierConfig, source_of
 from irl_exp.machinery.runtime import Device, in_fp32
+from irl_exp.machinery.shards import in_order
 from irl_exp.machinery.store import fingerprint, verify
 from irl_exp.measures.reward_comparison import auroc
-from irl_exp.policies.language_models import UNOPENED, Completions, Progress, first_line
+from irl_exp.policies.language_models import UNOPENED, Completions, Progress, by_length, first_line
 from irl_exp.rewards.goals import GOALS
 from irl_exp.rewards.reward import Reward, RewardError, Scores, check_probes, read_back, save_probes
 from irl_exp.texts.sentiment import polarity
@@ -149,6 +150,8 @@ class ClassifierReward:
         return cls(vectorizer, layers, settings["reads"])
 
 
+ROWS = 64
+"""Texts that a sequence classifier reads at once at most, on a CPU."""
 UPDATES, PASSES, BATCH = 1200, 40, 64
 """Of the network: 1,200 updates however many texts there are (15 passes over 5,000), but no text more than 40 times."""
 CHARACTER_NGRAMS, CHARACTER_UNITS = 5000, 32
@@ -264,27 +267,29 @@ class SequenceClassifierReward:
 
     def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
         texts = read_text(completions, self.config.reads)
-        scores: list[float] = []
-        for start in range(0, len(texts), self.config.batch_size):
-            batch = self.tokenizer(
-                texts[start : start + self.config.batch_size],
-                padding=True,
-                truncation=True,
-                max_length=self.config.max_tokens,
-                return_tensors="pt",
-            ).to(self.device.name)
-            self._check_tokens(batch["attention_mask"].sum(1).tolist(), start)
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.config.max_tokens)
+        lengths = list(map(len, encoded["input_ids"]))
+        self._check_tokens(lengths)
+        batches = by_length(lengths, self.device, rows=ROWS)
+
+        def of(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            own = {name: [values[row] for row in rows] for name, values in encoded.items()}
+            batch = self.tokenizer.pad(own, return_tensors="pt").to(self.device.name)
             with self.device.inference():
                 logits = self.model(**batch).logits.float()
-            scores += (logits[:, self.civil] - logits[:, self.toxic]).tolist()
-            progress(len(scores), len(texts))
-        return np.array(scores)
+            return np.asarray((logits[:, self.civil] - logits[:, self.toxic]).double().cpu())
 
-    def _check_tokens(self, lengths: list[int], start: int) -> None:
+        scores, done = np.zeros(len(texts)), 0
+        for rows, found in zip(batches, in_order(of, batches, self.device.threads), strict=True):
+            scores[rows] = found
+            progress(done := done + len(rows), len(texts))
+        return scores
+
+    def _check_tokens(self, lengths: list[int]) -> None:
         """A text without a single token has no score; padding beside other texts would make one up."""
         if 0 in lengths:
             raise RewardError(
-                f"text {start + lengths.index(0)} has no tokens for the classifier, whose tokenizer adds none of its "
+                f"text {lengths.index(0)} has no tokens for the classifier, whose tokenizer adds none of its "
                 "own to an empty text. Set reads=text (prompt and completion are judged together), or choose a "
                 "classifier whose tokenizer marks the start or the end of a text."
             )

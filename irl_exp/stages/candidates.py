@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from irl_exp.config import ExplainConfig
 from irl_exp.explain import candidates
+from irl_exp.irl.contrast import mapped
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Policy
 
@@ -35,7 +36,7 @@ def run(
 ) -> dict[str, Any]:
     frame = pd.read_parquet(demonstrations / "demonstrations.parquet")
     policies = _policies(expert, reference, context) if config.log_ratio.on and expert and reference else None
-    inputs = load_file(features / "features.safetensors")["features"] if features else None
+    inputs = mapped(features / "features.safetensors")["features"] if features else None
     table, left_out = candidates.table(frame, config, features=inputs, policies=policies)
     kept = {"candidates": [asdict(one) for one in table.candidates], "left_out": left_out}
     (context.folder / "candidates.json").write_text(json.dumps(kept), encoding="utf-8")

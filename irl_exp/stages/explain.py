@@ -18,6 +18,7 @@ from irl_exp.config import ExplainConfig
 from irl_exp.explain import credit, examples, ranges, statements
 from irl_exp.explain.candidates import Candidate, Table
 from irl_exp.irl import learned_rewards
+from irl_exp.irl.contrast import mapped
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.machinery.runtime import Context
 
@@ -45,7 +46,7 @@ def run(
     linear, why = None, "this reward reads no features"
     if features is not None:
         try:
-            linear = ranges.stored(irl, frame, load_file(features / "features.safetensors")["features"])
+            linear = ranges.stored(irl, frame, mapped(features / "features.safetensors")["features"])
         except ranges.NoRangesError as error:
             why = str(error)
     found = statements.explain(frame, table, reward, config, score=score, linear=linear)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
 
 from irl_exp.config import FeaturesConfig
+from irl_exp.irl.contrast import write
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy
@@ -36,5 +36,5 @@ def run(
     written = policy.complete(human["prompt"].tolist(), human["completion"].tolist())
     others = featurizer.extract(written) if len(written) else np.empty((0, features.shape[1]), dtype=np.float32)
     featurizer.save(context.folder / "featurizer")
-    save_file({"features": features, "human": others}, context.folder / "features.safetensors")
+    write(context.folder / "features.safetensors", {"features": features, "human": others})
     return {"note": f"{'+'.join(config.parts)}, {features.shape[0]:,} x {features.shape[1]}"}

@@ -15,7 +15,7 @@ from irl_exp.policies.sampling import generate
 from irl_exp.policies.supervised import fine_tune
 from irl_exp.texts.data import prompts_of
 
-VERSION = 1
+VERSION = 2
 OWN = 8
 """Texts of its own that the reference writes on each prompt of fit."""
 

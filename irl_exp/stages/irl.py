@@ -10,6 +10,7 @@ and one head: (epochs, rows of test) float32, their scores after each epoch. The
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 
 from irl_exp.config import (
     AuthorConfig,
@@ -138,7 +138,7 @@ class _Seen:
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
         if not isinstance(config, ImplicitConfig | MajorityConfig | AuthorConfig):
             self.frame = contrast.part_of_fit(self.frame, config.prompt_fraction, config.completions)
-        self.arrays = load_file(features / "features.safetensors") if features else {}
+        self.arrays = contrast.mapped(features / "features.safetensors") if features else {}
         self.human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
 
     def check(self, role: str, policy: Path) -> None:
@@ -149,9 +149,17 @@ class _Seen:
                 f"{self.folder}: they are of the {role} policy {authors[role]}, not of {policy.name}."
             )
 
-    @property
+    @functools.cached_property
+    def basis(self) -> contrast.Basis | None:
+        """Of the components that the method sees in place of the features."""
+        count = getattr(self.config, "components", None)
+        rows = np.flatnonzero(self.frame["part"] == "fit")
+        return contrast.Basis.of(self.arrays["features"], rows, count) if count else None
+
+    @functools.cached_property
     def demonstrations(self) -> contrast.Demonstrations:
-        return contrast.Demonstrations(self.frame, self.arrays["features"])
+        features = self.arrays["features"]
+        return contrast.Demonstrations(self.frame, self.basis(features) if self.basis else features)
 
     def of_human(self, scorer: Scorer) -> Scores:
         """What a reward says of the texts of people."""
@@ -203,8 +211,9 @@ def _write_fit(fit: methods.Fit, seen: _Seen, context: Context, *, note: str) ->
     if (epochs := fit.epochs(seen.demonstrations, "test")) is not None:
         np.save(context.folder / "epochs.npy", epochs)
     scores = {"score": fit.scores(seen.demonstrations), **fit.uncertainty(seen.demonstrations)}
+    scorer = fit.scorer.before(seen.basis) if seen.basis else fit.scorer
     chosen = f", ridge {fit.info['ridge']:g}" if getattr(seen.config, "scaling", "") == "whiten" else ""
-    return {**_write(fit.scorer, scores, seen, context, note=f"{note}{chosen}"), **fit.info}
+    return {**_write(scorer, scores, seen, context, note=f"{note}{chosen}"), **fit.info}
 
 
 def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: Context, *, note: str) -> dict[str, Any]:

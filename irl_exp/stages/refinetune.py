@@ -13,7 +13,7 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.policies.policy_optimization import optimize
 from irl_exp.texts.data import prompts_of
 
-VERSION = 4
+VERSION = 5
 
 
 def run(config: RefinetuneConfig, *, reference: Path, irl: Path, data: Path, context: Context) -> dict[str, Any]:

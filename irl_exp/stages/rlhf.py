@@ -19,7 +19,7 @@ from irl_exp.rewards.reward import Reward
 from irl_exp.rewards.shortcuts import shortcut_reward
 from irl_exp.texts.data import prompts_of
 
-VERSION = 4
+VERSION = 5
 SAMPLES = 256
 """Completions of the reference that give the sd of R*, the unit of a shortcut's strength."""
 

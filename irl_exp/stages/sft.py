@@ -14,7 +14,7 @@ from irl_exp.policies.language_models import Completions, Policy, PolicyError, n
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.supervised import fine_tune
 
-VERSION = 4
+VERSION = 5
 HELD_OUT = 256
 
 

@@ -146,7 +146,7 @@ def test_parts_of_features_are_joined_by_a_list() -> None:
 def test_every_part_may_be_joined_with_every_other() -> None:
     names = [path.stem for path in (CONF / "irl" / "features").glob("*.yaml")]
     assert set(features(f"irl/features=[{','.join(names)}]").parts) == set(names)
-    assert set(names) == set(FeaturesConfig.model_fields) - {"batch_size"}
+    assert set(names) == set(FeaturesConfig.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ MARGINS = "ensemble, failure_aware, length, margin, placebo, random_features, re
         ("irl=glob(m*) irl/loss=hinge", "irl/loss: irl=majority has no irl/loss;"),
         ("irl=implicit irl.loss.target_margin=1", "irl.loss.target_margin: irl=implicit has no such option;"),
         ("irl=majority irl/features=length", "irl/features: irl=majority has no irl/features;"),
-        ("irl=majority irl.features.batch_size=2", "irl.features.batch_size: irl=majority has no such option;"),
+        ("irl=majority irl.features.length=2", "irl.features.length: irl=majority has no such option;"),
         ("irl=placebo irl/backbone=full", "irl/backbone: irl=placebo has no irl/backbone;"),
         ("irl=probe irl.epochs=3", f"irl.epochs: irl=probe has no such option; it belongs to irl={MARGINS}."),
         (
@@ -413,7 +413,7 @@ def test_an_option_of_another_choice_is_refused_with_its_owners(line: str, told:
         "irl=implicit,majority",
         "irl=implicit irl.kl_coefficient=1",
         "irl/backbone=lora irl.backbone.rank=2 irl/loss=glob(*)",
-        "irl/features=length irl.features.batch_size=3",
+        "irl/features=length batch_tokens=3",
         "model=pythia_70m model.layers=2",
     ],
 )
@@ -481,7 +481,7 @@ def test_the_nearest_name_is_near() -> None:
         ("irl.features.hidden_state.layers=[]", "irl.features.hidden_state.layers=[]: "),
         ("irl.features.hidden_state.layers=-1", "irl.features.hidden_state.layers=-1: "),
         ("irl.features.hidden_state.pooling=max", "irl.features.hidden_state.pooling=max: input should be 'mean' or"),
-        ("irl.features.batch_size=0", "irl.features.batch_size=0: input should be greater than or equal to 1"),
+        ("batch_tokens=0", "batch_tokens=0: input should be greater than or equal to 1"),
         ("irl.features.hidden_state=null", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl/features=[]", "irl.features: no features are chosen: set e.g. irl/features=hidden_state"),
         ("irl.scaling=unit", "irl.scaling=unit: input should be 'auto', 'whiten', 'standardise' or 'none'"),

@@ -56,8 +56,8 @@ def fitted(config: FeaturesConfig, model: Policy, completions: Completions) -> N
     return Featurizer.fit(config, model, completions).extract(completions)
 
 
-def extract(config: HiddenStateConfig, model: Policy, completions: Completions, size: int = 32) -> NDArray[np.float32]:
-    return fitted(FeaturesConfig(hidden_state=config, batch_size=size), model, completions)
+def extract(config: HiddenStateConfig, model: Policy, completions: Completions) -> NDArray[np.float32]:
+    return fitted(FeaturesConfig(hidden_state=config), model, completions)
 
 
 def with_texts(*texts: str) -> Completions:
@@ -79,14 +79,14 @@ def slow(config: HiddenStateConfig, model: Policy, completions: Completions) -> 
 @every_model
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("layers", [(-1,), (-1, -2), (0, 1, 2), (2, 0, -1), (-3,)])
-@pytest.mark.parametrize("batch_size", [1, 5, 100])
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
 def test_features_are_those_of_the_slow_oracle(
-    name: str, pooling: Any, layers: tuple[int, ...], batch_size: int
+    name: str, pooling: Any, layers: tuple[int, ...], batch_tokens: int
 ) -> None:
-    model = small.policy(name)
+    model = small.reading(small.policy(name), batch_tokens)
     completions = small.written(model)  # some ended by EOS, some cut before it
     config = HiddenStateConfig(layers=layers, pooling=pooling)
-    found = extract(config, model, completions, batch_size)
+    found = extract(config, model, completions)
     assert found.shape == (len(completions), 16 * len(layers))
     assert found.dtype == np.float32
     expected = slow(config, model, completions)
@@ -213,13 +213,14 @@ def test_a_feature_that_is_no_number_is_refused_with_its_name_and_row(tmp_path: 
 
 
 def test_progress_is_told_up_to_the_end() -> None:
-    model = small.policy("neox")
+    model = small.reading(small.policy("neox"), 4)
     told: list[tuple[int, int]] = []
-    config = parts(hidden_state={}, random={}, length={}, batch_size=4)
-    Featurizer.fit(config, model, small.written(model)).extract(
-        small.written(model)[:9], progress=lambda done, total: told.append((done, total))
+    config = parts(hidden_state={}, random={}, length={})
+    completions = Completions(["x"] * 5, ["y"] * 5, [[30]] * 5, [[80]] * 5)
+    Featurizer.fit(config, model, completions).extract(
+        completions, progress=lambda done, total: told.append((done, total))
     )
-    assert told == [(done, 18) for done in (4, 8, 9, 13, 17, 18)]
+    assert told == [(done, 10) for done in (2, 4, 5, 7, 9, 10)]
 
 
 @every_model
@@ -346,7 +347,7 @@ def test_length_counts_the_tokens_without_eos(name: str) -> None:
 def test_the_log_probability_is_that_of_the_whole_completion(name: str) -> None:
     model = small.policy(name)
     completions = small.written(model)
-    found = fitted(parts(reference_log_probability={}, batch_size=4), model, completions)
+    found = fitted(parts(reference_log_probability={}), model, completions)
     np.testing.assert_allclose(found[:, 0], small.slow_log_probabilities(model, completions), rtol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from scipy import stats
 from irl_exp.config import ModelConfig, SftConfig
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import ArtifactError, Identity, Store
-from irl_exp.policies.language_models import Completions, Policy, PolicyError, new_policy, pad, until_eos
+from irl_exp.policies.language_models import Completions, Policy, PolicyError, by_length, new_policy, pad, until_eos
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.sampling import generate
 from irl_exp.policies.supervised import _collate, fine_tune
@@ -213,17 +214,39 @@ def test_padding_is_on_the_side_that_was_asked_for_and_masked(side: str) -> None
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1] if side == "left" else [1, 0, 0]]
 
 
+# ---------------------------------------------------------------- batches by tokens
+
+LENGTHS = st.lists(st.integers(0, 40), max_size=60)
+
+
+@patient
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 20), st.sampled_from(["cpu", "cuda:0"]))
+def test_batches_have_each_text_once_and_no_more_tokens_than_are_read_at_once(
+    lengths: list[int], tokens: int, rows: int, name: str
+) -> None:
+    batches = by_length(lengths, Device(name, "fp32", 1, tokens), rows=rows)
+    assert sorted(int(row) for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        own = [lengths[row] for row in batch]
+        assert own == sorted(own)
+        assert len(own) == 1 or len(own) * max(own) <= tokens
+        assert name != "cpu" or len(own) <= rows
+    for batch, following in pairwise(batches):  # none is cut too early
+        more = len(batch) + 1
+        assert more * lengths[following[0]] > tokens or (name == "cpu" and more > rows)
+
+
 # ---------------------------------------------------------------- log-probabilities
 
 
 @every_model
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_log_probabilities_are_those_of_the_slow_oracle_whatever_the_batch(name: str, batch_size: int) -> None:
-    model = small.policy(name)
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+def test_log_probabilities_are_those_of_the_slow_oracle_whatever_the_batch(name: str, batch_tokens: int) -> None:
+    model = small.reading(small.policy(name), batch_tokens)
     completions = small.written(model)
     expected = small.slow_log_probabilities(model, completions)
     assert np.ptp(expected) > 10, "a world in which rows differ"
-    np.testing.assert_allclose(log_probabilities(model, completions, batch_size=batch_size), expected, atol=2e-4)
+    np.testing.assert_allclose(log_probabilities(model, completions), expected, atol=2e-4)
 
 
 def test_log_probabilities_in_bf16_are_near_those_in_fp32() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,11 @@ import pytest
 import small
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
 from irl_exp.machinery.runtime import Device, in_fp32
-from irl_exp.policies import likelihood, policy_optimization
-from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies import likelihood, logits
+from irl_exp.policies.language_models import Completions, Policy, PolicyError
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.logits import predictions
 from irl_exp.policies.sampling import sample
@@ -63,34 +63,90 @@ def test_states_in_bf16_and_logits_in_fp32(name: str) -> None:
     assert torch.allclose(logits, whole, atol=0.1 * float(whole.std()))
 
 
-@pytest.mark.parametrize("name", MORE_THAN_A_MATRIX)
-def test_a_model_that_caps_or_scales_its_logits_is_read_in_fp32(name: str) -> None:
+def of_kind(name: str) -> Policy:
+    """A policy with random weights, of an architecture whose head is a matrix, or more."""
+    if name in small.MODELS:
+        return small.policy(name)
     model, settings = MORE_THAN_A_MATRIX[name]
     tokenizer = small.policy("llama").tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        policy = Policy(model(settings(vocab_size=len(tokenizer), **SHAPE)).eval(), tokenizer, small.DEVICE)
+        return Policy(model(settings(vocab_size=len(tokenizer), **SHAPE)).eval(), tokenizer, small.DEVICE)
+
+
+@pytest.mark.parametrize("name", MORE_THAN_A_MATRIX)
+def test_a_model_that_caps_or_scales_its_logits_is_read_in_fp32(name: str) -> None:
+    policy = of_kind(name)
     completions = small.written(policy)
     found = log_probabilities(half(policy), completions)
     assert (found == log_probabilities(policy, completions)).all()
     np.testing.assert_allclose(found, small.slow_log_probabilities(policy, completions), atol=2e-4)
 
 
-@every_model
-def test_of_a_batch_only_a_part_has_logits_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = half(small.policy(name))
+def in_parts(monkeypatch: pytest.MonkeyPatch, at_once: int = 1) -> None:
+    """Logits of one state at a time, or of so many as fill this."""
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", {"cpu": at_once})
+
+
+@pytest.mark.parametrize("name", [*small.MODELS, *MORE_THAN_A_MATRIX])
+def test_in_parts_values_entropies_and_gradients_are_those_of_the_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = of_kind(name)
     completions = small.written(policy)
-    whole = log_probabilities(policy, completions)
+    weights = list(policy.model.parameters())
+
+    def found() -> list[torch.Tensor]:
+        values, entropies = likelihood.token_statistics(policy, completions, entropy=True)
+        flat = torch.cat(values)
+        outer = torch.linspace(-1, 1, len(flat))  # no two tokens weigh the same
+        return [flat.detach(), torch.cat(entropies), *torch.autograd.grad((flat * outer).sum(), weights)]
+
+    whole = found()
+    in_parts(monkeypatch)
+    for part, all_at_once in zip(found(), whole, strict=True):
+        torch.testing.assert_close(part, all_at_once, rtol=1e-4, atol=2e-5 * float(all_at_once.abs().max()))
+
+
+@every_model
+def test_of_a_batch_only_a_part_has_logits_at_once_forward_and_backward(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none for positions that predict no token of a completion."""
+    policy = small.policy(name)
+    completions = small.written(policy)
+    vocabulary = policy.model.config.vocab_size
     sizes: list[int] = []
 
-    def watched(owner: Policy, keep: int, **inputs: Any) -> Any:
-        states, head = predictions(owner, keep, **inputs)
-        return states, lambda some: (sizes.append(len(some)), head(some))[1]
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (vocabulary,) and result.ndim > 1:
+                sizes.append(result.numel() // vocabulary)
+            return result
 
-    monkeypatch.setattr(likelihood, "predictions", watched)
-    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
-    np.testing.assert_allclose(log_probabilities(policy, completions), whole, atol=1e-4)
-    assert sizes == [1] * len(completions)
+    in_parts(monkeypatch, 3 * vocabulary)
+    with Watched():
+        values, _ = likelihood.token_statistics(policy, completions)
+        torch.cat(values).sum().backward()
+    policy.model.zero_grad()
+    assert max(sizes) == 3
+    assert len(sizes) >= sum(map(len, completions.completion_ids)) / 3
+
+
+def test_logits_of_more_than_the_last_states_are_refused() -> None:
+    policy = small.policy("neox")
+
+    class Other(type(policy.model)):  # type: ignore[misc]
+        def forward(self, input_ids: Any = None, **options: Any) -> Any:
+            found = super().forward(input_ids, **options)
+            if input_ids is not None:
+                found.logits = found.logits + input_ids[..., None]
+            return found
+
+    model = Other(policy.model.config).eval()
+    with pytest.raises(PolicyError, match="Other makes its logits of more"):
+        predictions(replace(policy, model=model), 1, input_ids=torch.tensor([[3, 4]]))
 
 
 @every_model
@@ -112,32 +168,3 @@ def test_what_must_be_the_same_elsewhere_is_computed_in_fp32() -> None:
     with in_fp32():
         assert (log_probabilities(half(policy), completions) == fine).all()
     assert (log_probabilities(half(policy), completions) != fine).any()
-
-
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_the_kernel_of_the_trainer_on_a_gpu_has_logits_in_fp32(
-    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TRL's own sampling and kernel, as they run on a GPU, on the CPU."""
-    small.policy("neox").save(tmp_path / "reference")
-    monkeypatch.setattr(
-        policy_optimization, "_on_threads", lambda trainer, *rest: policy_optimization._with_fp32_head(trainer)
-    )
-    config = small.compose(f"rlhf={algorithm}", "rlhf.steps=2", "rlhf.batch_size=8", "rlhf.generations=2").rlhf
-    rows: list[Any] = []
-    policy = policy_optimization.optimize(
-        tmp_path / "reference",
-        lambda completions: np.array([float(len(ids)) for ids in completions.completion_ids]),
-        small.PROMPTS,
-        config,
-        context=replace(small.context(tmp_path / "artifact", rows), device=HALF),
-    )
-    assert abs(rows[0]["kl"]) < 1e-6
-    ids = torch.tensor([policy.encode_prompts(["The bus is late"])[0]])
-    with HALF.inference():
-        found = policy.model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
-        states = policy.model.base_model(input_ids=ids).last_hidden_state[:, :-1]
-    with torch.no_grad():
-        logits = torch.nn.functional.linear(states.float(), policy.model.get_output_embeddings().weight)
-    expected = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    assert torch.allclose(found, expected, atol=1e-4)

@@ -83,7 +83,7 @@ def test_any_number_of_threads_writes_reads_and_differentiates_the_same_bytes(na
     prompts = [prompt for prompt in small.PROMPTS for _ in range(7)]
     written = [generate(one, prompts, max_new_tokens=9, batch_size=5, seed=0) for one in (alone, several)]
     assert written[0] == written[1]
-    read = [log_probabilities(one, written[0], batch_size=4) for one in (alone, several)]
+    read = [log_probabilities(one, written[0]) for one in (alone, several)]
     assert (read[0] == read[1]).all()
     found = []
     for one in (alone, several):
@@ -119,17 +119,18 @@ def test_fine_tuning_gives_the_same_weights_on_any_number_of_threads(tmp_path: P
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+@pytest.mark.parametrize(("algorithm", "samples"), [("rloo", True), ("rloo", False), ("grpo", True)])
 @pytest.mark.parametrize("name", ["neox", "llama"])  # of relative positions: TRL counts a prompt's padding as places
 def test_what_the_trainer_is_told_of_a_policy_is_what_it_would_compute(
-    name: str, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, algorithm: str, samples: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our log-probabilities and entropies in place of TRL's: the same numbers, for policy and reference."""
     small.policy(name).save(tmp_path / "reference")
     compared = 0
 
     def watching(config: Any, policy: Policy) -> Any:
-        ours = policy_optimization._on_threads(base(config, policy).__mro__[1], policy, config)
+        theirs = base(config, policy).__mro__[1]
+        ours = policy_optimization._with_our_numbers(theirs, policy, config, samples=samples)
 
         class Watching(ours):  # type: ignore[misc, valid-type]
             def _get_per_token_logps_and_entropies(
