@@ -33,7 +33,7 @@ from irl_exp.config import (
     TextsExpert,
     WeightedConfig,
 )
-from irl_exp.irl.contrast import AT_ONCE
+from irl_exp.irl.contrast import AT_ONCE, OVERSAMPLED
 from irl_exp.launch.models import PreflightError
 from irl_exp.machinery.runtime import READ_AT_ONCE
 from irl_exp.policies.footprint import Footprint, FootprintError, footprint
@@ -80,7 +80,8 @@ class Work:
         batch_tokens: tokens that a model reads at once.
         read_layers: whether that keeps the states of all layers.
         features: rows and columns of the features.
-        fitted: whether a head is fitted to them.
+        ridges: of these many a head is fitted to the features; 0 if none is.
+        components: of the features that are fitted; None: all columns.
         beside: bytes of other models.
         micro: the option of `rows`; "" if there is none.
         batch: the option of `together`.
@@ -104,7 +105,8 @@ class Work:
     batch_tokens: int = READ_AT_ONCE["cpu"]
     read_layers: bool = False
     features: tuple[int, int] = (0, 0)
-    fitted: bool = False
+    ridges: int = 0
+    components: int | None = None
     beside: int = 0
     micro: str = ""
     batch: str = ""
@@ -217,12 +219,15 @@ def _copies(logits: int, place: Place, count: int) -> int:
 
 
 def _features(work: Work) -> int:
-    """Features in fp32 and the join of their parts; of a fit at most three copies, of few rows in fp64."""
+    """Features in fp32 and the join of their parts; of a fit the file, and differences of pairs or components."""
     rows, columns = work.features
-    if not work.fitted:
+    if not work.ridges:
         return 2 * NUMBER * rows * columns
-    number = EXACT if rows * columns <= AT_ONCE else NUMBER
-    return 3 * number * rows * columns + 5 * EXACT * columns**2
+    file = NUMBER * rows * columns
+    if work.components is not None:
+        return file + NUMBER * 5 * rows * work.components // 2 + 3 * EXACT * columns * (work.components + OVERSAMPLED)
+    pairs = (EXACT if rows * columns <= AT_ONCE else NUMBER) * rows * columns // 2
+    return file + 2 * pairs + EXACT * columns**2 * (work.ridges + 3)
 
 
 def _joined(*parts: Mapping[str, int]) -> dict[str, int]:
@@ -596,8 +601,10 @@ def _fit(step: Step, work: Work) -> Work | None:
     frozen = step.inputs.get("features")
     if not isinstance(frozen, Step):
         return None
-    features = cast(FeaturesConfig, frozen.config)
-    return replace(work, copies=0, features=(_rows(step), _columns(features, work.model)), fitted=True)
+    columns = _columns(cast(FeaturesConfig, frozen.config), work.model)
+    linear = cast(MarginConfig, config)
+    ridges, components = len(linear.ridges), linear.components
+    return replace(work, copies=0, features=(_rows(step), columns), ridges=ridges, components=components)
 
 
 _WORKS: Mapping[str, Callable[[Step, Work], Work | None]] = {
