@@ -33,6 +33,7 @@ from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
+    from irl_exp.launch.memory import Planned
     from irl_exp.machinery.runtime import Device
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
@@ -92,12 +93,15 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         setup_globals()
         configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
         jobs, device = _plan(context, job_overrides, first)
-        warnings = _preflight(jobs)
+        warnings, planned = _preflight(jobs, device)
         from irl_exp.launch.console import Console
         from irl_exp.report.cells import shared_overrides
 
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         missing, batches = _announce(jobs, device, console)
+        digests = [[step.identity.digest for step in job.steps.values()] for job in jobs]
+        for told in planned.told(digests, min(_workers(jobs[0].config, device), len(missing))):
+            console.say(told) if isinstance(told, str) else console.tables([told])
         for warning in warnings:
             console.say(f"warning: {warning}")
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")), first)
@@ -268,20 +272,24 @@ def _check_folders(jobs: Sequence[PlannedJob], folder: Path) -> None:
         raise LaunchError(f"hydra.sweep.subdir={jobs[0].folder.name}: {len(jobs)} jobs would write into one folder.")
 
 
-def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
+def _preflight(jobs: Sequence[PlannedJob], device: Device) -> tuple[list[str], Planned]:
     """Look at what the missing stages will need; every distinct complaint is in the one error.
 
     Returns:
-        What a reader of the results should know before.
+        What a reader of the results should know before, and the memory that the stages will need.
     """
     from irl_exp.irl.features import FeatureError
     from irl_exp.launch import preflight
+    from irl_exp.launch.memory import Place, Planned
     from irl_exp.launch.models import PreflightError
+    from irl_exp.machinery.runtime import memory
     from irl_exp.machinery.store import Store
     from irl_exp.texts.files import DataError
 
     complaints: dict[str, None] = {}
     warnings: dict[str, None] = {}
+    kind = "cpu" if device.is_cpu else "cuda"
+    planned = Planned(Place(kind, device.threads, memory(device), device.batch_tokens))
     stores = {job.config.store.dir: Store(job.config.store.dir) for job in jobs}
     steps = {step.identity.digest: (step, stores[job.config.store.dir]) for job in jobs for step in job.steps.values()}
     for step, store in steps.values():
@@ -289,13 +297,14 @@ def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
             if step.identity not in store:
                 preflight.check(step)
                 warnings[preflight.warning(step)] = None
+                planned.add(step, device.precision)
         except (PreflightError, DataError, FeatureError) as error:
             complaints[str(error)] = None
     if complaints:
         raise PreflightError("\n".join(complaints))
     for store in stores.values():
         store.prepare()
-    return [warning for warning in warnings if warning]
+    return [warning for warning in warnings if warning], planned
 
 
 def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> tuple[set[int], list[Batch]]:

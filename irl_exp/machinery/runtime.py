@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -133,6 +134,34 @@ def in_fp32() -> Iterator[None]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory(device: Device) -> int | None:
+    """Bytes that all work on this device has together: of the GPU, or of the machine as far as its control group lets.
+
+    None where the machine does not say.
+    """
+    if not device.is_cpu:
+        return int(torch.cuda.get_device_properties(device.name).total_memory)
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        return None
+    return min([*found, *_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _limits(own: Path, groups: Path) -> Iterator[int]:
+    """Bytes that the control groups of this process allow, of either version; a container may see the top alone."""
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        if controllers not in ("", "memory"):
+            continue
+        top = groups / controllers
+        inside = top / place.strip("/")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        for group in {top, *(one for one in (inside, *inside.parents) if one.is_relative_to(top))}:
+            with contextlib.suppress(OSError, ValueError):  # "max", or none of our business
+                yield int((group / name).read_text(encoding="utf-8"))
 
 
 def find_device(device: str, precision: str, threads: int, batch_tokens: int | None = None) -> Device:

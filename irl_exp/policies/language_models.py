@@ -393,22 +393,24 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
     prepare_tokenizer(tokenizer, "the new model")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.GPTNeoXForCausalLM(
-            transformers.GPTNeoXConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=POSITIONS,
-                rotary_pct=0.25,
-                bos_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                tie_word_embeddings=False,
-            )
-        )
+        ends = {f"{name}_token_id": tokenizer.eos_token_id for name in ("bos", "eos")}
+        ends["pad_token_id"] = tokenizer.pad_token_id
+        model = transformers.GPTNeoXForCausalLM(new_architecture(config, vocab_size=len(tokenizer), **ends))
     return Policy(model.to(device.name), tokenizer, device)
+
+
+def new_architecture(config: ModelConfig, **tokens: int) -> transformers.PretrainedConfig:
+    """Of a new model; `tokens`: the size of its vocabulary and its special tokens."""
+    return transformers.GPTNeoXConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=POSITIONS,
+        rotary_pct=0.25,
+        tie_word_embeddings=False,
+        **tokens,
+    )
 
 
 def _byte_level_bpe(size: int, texts: Sequence[str]) -> Any:
