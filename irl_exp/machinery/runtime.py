@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,11 +44,16 @@ Report = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device with the precision of its forward passes; weights are kept in float32."""
+    """A torch device with the precision of its forward passes; weights are kept in float32.
+
+    Attributes:
+        declared: it is that of workers elsewhere; what this machine has says nothing of it.
+    """
 
     name: str
     precision: Literal["fp32", "bf16"]
     threads: int
+    declared: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -59,6 +64,8 @@ class Device:
         return self.name == "cpu"
 
     def __str__(self) -> str:
+        if self.declared:
+            return f"{self.name.split(':')[0]} (of workers elsewhere), {self.precision}"
         hardware = f"{self.threads} thread(s)" if self.is_cpu else torch.cuda.get_device_name(self.name)
         return f"{self.name} ({hardware}), {self.precision}"
 
@@ -104,6 +111,37 @@ def find_device(device: str, precision: str, threads: int) -> Device:
         precision = "bf16" if name != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
     # On a GPU several threads would only take each other's memory.
     return Device(name, "bf16" if precision == "bf16" else "fp32", (threads or cores()) if name == "cpu" else 1)
+
+
+def declared_device(device: str, precision: str) -> Device:
+    """The device of workers elsewhere, as the config says it; a CPU computes in fp32 unless told otherwise."""
+    name = "cuda:0" if device == "cuda" else "cpu"
+    return Device(name, "bf16" if precision == "bf16" else "fp32", 1, declared=True)
+
+
+def check_declared(planned: Device, threads: int) -> Device:
+    """The device of this worker, which has to be what the launch has planned with.
+
+    Raises:
+        DeviceError: it is not; says what this machine has.
+    """
+    found = find_device("cpu" if planned.is_cpu else "cuda", planned.precision, threads)
+    if found.bf16 and not found.is_cpu and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"{found.name} of this machine has no bf16, and the launch was planned with precision=bf16.")
+    return found
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+
+
+def pinned(visible: Sequence[str], rank: int) -> str:
+    """CUDA_VISIBLE_DEVICES of one of several workers of a machine: each has a GPU of its own while there are enough."""
+    return visible[rank % len(visible)] if visible else ""
 
 
 def prepare_process() -> None:
