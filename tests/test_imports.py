@@ -46,6 +46,7 @@ ONLY_IN = {
     "pydantic": {"config"},
     "textblob": {"texts/sentiment.py"},
     "matplotlib": {"analysis"},
+    "parsl": {"launch/cluster.py"},
 }
 LEARNING = {"torch", "transformers", "trl", "datasets", "sklearn", "scipy", "numpy", "pandas", "safetensors"}
 HEAVY = {"torch", "transformers", "trl", "wandb", "matplotlib", "pandas", "datasets", "sklearn", "scipy", "numpy"}

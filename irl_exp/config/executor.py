@@ -28,6 +28,7 @@ class ClusterExecutor(Node):
     With `gpus` there are two pools of them: stages that need a GPU go to one, all others to one without.
     """
 
+    name: str
     nodes: Count = Field(1, description="pilot jobs at once, a node each")
     workers: Count = Field(1, description="workers of a node; on nodes with GPUs there is one a GPU")
     gpus: Annotated[int, Field(ge=0, le=64)] = Field(0, description="GPUs of a node; 0: every stage runs on the CPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
@@ -13,6 +14,8 @@ from typing import Literal
 
 import torch
 
+Where = Literal["cpu", "gpu"]
+"""What a stage needs."""
 State = Literal["computing", "waiting", "computed", "reused"]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Where libraries look, when they are loaded, for the number of threads."""
@@ -102,6 +105,7 @@ def find_device(device: str, precision: str, threads: int) -> Device:
         DeviceError: there is no GPU here.
     """
     if device != "cpu":
+        gpus()  # remembers all of them
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     there = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -131,8 +135,9 @@ def check_declared(planned: Device, threads: int) -> Device:
     return found
 
 
+@functools.cache
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process might use, as CUDA_VISIBLE_DEVICES names them; the one that it takes is the first."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(number) for number in range(torch.cuda.device_count())]
