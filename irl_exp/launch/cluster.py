@@ -12,6 +12,8 @@ import shlex
 import shutil
 import signal
 import site
+import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from irl_exp.config import ClusterExecutor, KubernetesExecutor, LsfExecutor, PbsExecutor, SlurmExecutor
-from irl_exp.launch.following import Followed, Seen
+from irl_exp.launch import interchange
+from irl_exp.launch.following import FOLDER, Followed, Seen
 from irl_exp.launch.jobs import LaunchContext, PlannedJob
 from irl_exp.launch.messages import ClusterError, LaunchError, short
 
@@ -38,6 +41,8 @@ DRAIN = 0.9
 COMMANDS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}
 CLOSING = 8.0
 """Seconds that the engine gets to close."""
+LATE = 30.0
+"""Seconds after which the launch says that it has no worker yet."""
 POLL = 10
 """Seconds between two questions to the scheduler."""
 
@@ -67,23 +72,24 @@ class Pilots:
     def __init__(
         self, executor: ClusterExecutor, context: LaunchContext, jobs: Sequence[PlannedJob], console: Console
     ) -> None:
-        from irl_exp.launch import remote
-
         self._executor, self._context, self._jobs, self._console = executor, context, jobs, console
-        self._folder = jobs[0].folder.parent / remote.FOLDER
+        self._folder = jobs[0].folder.parent / FOLDER
         self._keys = itertools.count()
         self._open: dict[int, Future[bytes]] = {}
         self._followed = Followed(self._folder, console.show, self._silent, executor.patience)
+        self._late = threading.Timer(LATE, self._say_late)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._brief()
         self._kernel = _load(self._executor, self._folder)
         self._followed.__enter__()
+        self._late.start()
         self._console.say(f"workers   {short(self._folder)}/  (the log of each, and what {self._executor.name} says)")
         return self
 
     def __exit__(self, *others: object) -> None:
+        self._late.cancel()
         with _deaf():
             closing = threading.Thread(target=self._close, daemon=True)
             closing.start()
@@ -155,6 +161,19 @@ class Pilots:
 
     def _pools(self) -> list[Any]:
         return [pool for label, pool in self._kernel.executors.items() if label in ("cpu", "gpu")]
+
+    def _say_late(self) -> None:
+        """After a while without any worker: why, as far as the scheduler says it."""
+        if self._followed.workers:
+            return
+        told = "its pilot jobs wait in the queue"
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            ids = ",".join(str(job) for pool in self._pools() for job in pool.provider.resources)
+            if self._executor.name == "slurm" and ids:
+                ask = ["squeue", "--noheader", f"--jobs={ids}", "--format=job %i: %T, %r"]
+                said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
+                told = "; ".join(said.strip().splitlines()) or "its pilot jobs have ended"
+        self._console.say(f"no worker of {self._executor.name} yet ({told})")
 
     def _brief(self) -> None:
         """What workers read when they begin."""
@@ -245,9 +264,6 @@ def _pool(executor: ClusterExecutor, where: str, folder: Path) -> Any:
 
     workers = executor.slots(where) // _nodes(executor, where)
     walltime = getattr(executor, "seconds", None)
-    found = Path(sysconfig.get_path("scripts"), "interchange.py")
-    # In a session of its own: a stop of the launch's process group is not to end it before the nodes are given back.
-    apart = ["setsid"] if shutil.which("setsid") else []
     return HighThroughputExecutor(
         label=where,
         provider=_provider(executor, where, workers),
@@ -257,7 +273,7 @@ def _pool(executor: ClusterExecutor, where: str, folder: Path) -> Any:
         heartbeat_period=PERIOD,
         heartbeat_threshold=THRESHOLD,
         drain_period=walltime and int(DRAIN * walltime),
-        interchange_launch_cmd=[*apart, str(found) if found.exists() else found.name],
+        interchange_launch_cmd=[sys.executable, "-P", interchange.__file__],
         block_error_handler=windowed_error_handler,
         encrypted=True,
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # runtime imports torch
     from irl_exp.machinery.runtime import Event
 
+FOLDER = "workers"
+"""Below the launch: the lines and the log of each worker, and what the engine writes."""
 GLANCE = 0.5
 """Seconds between two looks at the files."""
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.machinery.runtime import Device, Event, Where
     from irl_exp.machinery.tracking import Mode
 
-FOLDER = "workers"
-"""Below the launch: the lines and the log of each worker, and what the engine writes."""
 LAUNCH = "launch.pickle"
 LOG_FILE = "hydra.job_logging.handlers.file.filename"
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "HOSTNAME")
