@@ -76,12 +76,9 @@ class Engine:
 def done(task: Task) -> Answer:
     if isinstance(task.work, PlannedJob):
         job = task.work
-        if failed := next(
-            (job.failed[d] for d in (s.identity.digest for s in job.steps.values()) if d in job.failed), None
-        ):
-            return Answer(
-                Outcome(job.number, job.name, job.folder, "failed", error=str(failed), failed_step=failed.digest)
-            )
+        if failed := next((error for digest, error in job.failed.items() if digest in missing([job])), None):
+            digest = failed.digest
+            return Answer(Outcome(job.number, job.name, job.folder, "failed", error=str(failed), failed_step=digest))
         return Answer(Outcome(job.number, job.name, job.folder, "completed", metrics={}))
     return Answer()
 
