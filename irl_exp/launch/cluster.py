@@ -98,6 +98,7 @@ class Pilots:
                 if pool.interchange_proc is not None and pool.interchange_proc.poll() is None:
                     pool.interchange_proc.kill()
             self._followed.__exit__()
+        self._console.say(self._followed.told())
 
     def slots(self, where: Where) -> int:
         return self._executor.slots(where) or self._executor.slots("cpu")
@@ -188,6 +189,7 @@ class Pilots:
             tracking=executors.tracking_of(self._jobs),
             device=declared_device(config.device, config.precision),
             cores=self._executor.cores,
+            threads=config.threads or self._executor.cores,
             beat=min(10.0, self._executor.patience / 6),
             place=Path.cwd(),
         )
@@ -297,14 +299,14 @@ def _provider(executor: ClusterExecutor, where: str, workers: int) -> Any:
     if isinstance(executor, SlurmExecutor):
         from parsl.providers import SlurmProvider
 
+        asked = [f"--gpus-per-node={gpus}"] if gpus else []
         slurm: type = type("Slurm", (SlurmProvider,), {"status_polling_interval": POLL})
         return slurm(
             partition=partition,
             account=executor.account,
             cores_per_node=cores,
             mem_per_node=executor.memory,
-            gpus_per_node=gpus or None,
-            scheduler_options="\n".join(f"#SBATCH {option}" for option in options),
+            scheduler_options="\n".join(f"#SBATCH {option}" for option in (*asked, *options)),
             exclusive=False,
             **common,
         )

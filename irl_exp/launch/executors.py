@@ -60,7 +60,7 @@ def run_all(
     if isinstance(executor, ClusterExecutor) and missing:
         from irl_exp.launch.cluster import Pilots
 
-        graph = by_stages(jobs, batches, missing, batches[0].device if batches else _declared(jobs[0].config))
+        graph = by_stages(jobs, batches, missing, _declared(jobs[0].config))
         alone = [task.work for task in graph if isinstance(task.work, Lone)]
         console.follow(
             {lone.number: lone.owner for lone in alone}, {lone.number: lone.step.identity.digest for lone in alone}

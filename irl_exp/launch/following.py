@@ -26,13 +26,14 @@ class Seen:
 
     Attributes:
         about: its first line: host, pid, block, job, log, ...
-        heard: when it last said something, by the clock of this process.
+        born, heard: when it first and last said something, by the clock of this process.
         tasks: tries that it has begun; `busy` is the one that it is at.
         worked: seconds that it was busy.
     """
 
     offset: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+    born: float = 0.0
     heard: float = 0.0
     busy: int | None = None
     since: float = 0.0
@@ -74,6 +75,13 @@ class Followed:
         """The worker that is at a try of a task."""
         return next((worker for worker in list(self.workers.values()) if worker.busy == key), None)
 
+    def told(self) -> str:
+        """What the workers did, on one line."""
+        found = [worker for worker in self.workers.values() if worker.tasks]
+        there, worked = (sum(times) for times in ([w.heard - w.born for w in found], [w.worked for w in found]))
+        share = f", busy {worked / there:.0%} of their time" if there else ""
+        return f"{len(found)} worker(s) did {sum(worker.tasks for worker in found)} tasks{share}"
+
     def _follow(self) -> None:
         while not self._stopped.wait(GLANCE):
             with contextlib.suppress(OSError):  # the file system answers again, or the patience of the user ends
@@ -85,7 +93,7 @@ class Followed:
         """Read what is new. A file is opened anew each time: only then NFS asks its server."""
         now = time.monotonic()
         for path in sorted(self._folder.glob("*.jsonl")):
-            worker = self.workers.setdefault(path, Seen(heard=now))
+            worker = self.workers.setdefault(path, Seen(born=now, heard=now))
             with path.open("rb") as file:
                 file.seek(worker.offset)
                 told = file.read()

@@ -51,6 +51,7 @@ class Mission:
     tracking: Mode | None
     device: Device
     cores: int
+    threads: int
     beat: float
     place: Path
 
@@ -135,7 +136,7 @@ def _begin(folder: Path, where: Where) -> _Me:
     _keep_to(mission.cores, rank)
     os.environ["CUDA_VISIBLE_DEVICES"] = pinned(_gpus(count), rank) if where == "gpu" else ""
     planned = mission.device if where == "gpu" else replace(mission.device, name="cpu")
-    device = check_declared(planned, mission.cores)
+    device = check_declared(planned, mission.threads)
     lines = Lines(folder / f"{name}.jsonl")
     job = next((os.environ[name] for name in SCHEDULERS if name in os.environ), "")
     about = {"host": os.environ.get("SLURMD_NODENAME", host), "job": job, "where": where, "block": block}

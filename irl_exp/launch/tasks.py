@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +79,8 @@ class Task:
 def by_jobs(jobs: Sequence[PlannedJob], batches: Sequence[Batch]) -> list[Task]:
     """Batches, and then whole jobs, which compute the rest: each stage the first that needs it, others wait for it."""
     made = frozenset(step.identity.digest for batch in batches for step in batch.steps)
-    together = [_batch(batch, frozenset()) for batch in batches]
-    return together + [_job(job, made, "cpu") for job in jobs]
+    together = [replace(_batch(batch, frozenset()), where="cpu") for batch in batches]  # there is one kind of worker
+    return together + [_job(job, made) for job in jobs]
 
 
 def by_stages(
@@ -108,7 +108,7 @@ def by_stages(
                 tasks[number] = _lone(Lone(number, step, job.config.store.dir, device, job.number), digests)
                 planned.add(digest)
                 number -= 1
-        tasks[job.number] = _job(job, digests, "cpu")
+        tasks[job.number] = _job(job, digests)
     return list(tasks.values())
 
 
@@ -130,8 +130,9 @@ def _lone(lone: Lone, missing: frozenset[str]) -> Task:
     return Task(step.stage, lone, where(step), _digests([step]), _inputs(step) & missing)
 
 
-def _job(job: PlannedJob, missing: frozenset[str], place: Where) -> Task:
-    return Task(f"job {job.number}", job, place, needs=_digests(job.steps.values()) & missing)
+def _job(job: PlannedJob, missing: frozenset[str]) -> Task:
+    """It needs no GPU: what is missing of it others compute, or there is one kind of worker."""
+    return Task(f"job {job.number}", job, "cpu", needs=_digests(job.steps.values()) & missing)
 
 
 def _digests(steps: Iterable[Step]) -> frozenset[str]:

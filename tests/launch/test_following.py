@@ -48,6 +48,7 @@ def test_the_worker_at_a_task_is_known(tmp_path: Path, heard: list[Event]) -> No
     assert isinstance(found, Seen)
     assert found.name == "n1 (job 7)"
     assert follow.at(4) is None
+    assert follow.told().startswith("2 worker(s) did 2 tasks")
 
 
 def test_who_is_silent_at_work_is_told_once_and_who_is_idle_never(tmp_path: Path, heard: list[Event]) -> None:
