@@ -39,9 +39,9 @@ def missing(jobs: list[PlannedJob]) -> dict[str, Step]:
     return {step.identity.digest: step for job in jobs for step in job.steps.values()}
 
 
-@pytest.fixture
-def seeds(tmp_path: Path) -> list[PlannedJob]:
-    return planned(tmp_path, *((f"irl.seed={seed}",) for seed in range(3)))
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[PlannedJob]:
+    return planned(tmp_path_factory.mktemp("seeds"), *((f"irl.seed={seed}",) for seed in range(3)))
 
 
 def batches(jobs: list[PlannedJob]) -> list[Batch]:
