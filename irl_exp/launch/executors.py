@@ -226,9 +226,11 @@ class _Graph:
         self.running: dict[Future[bytes], Task] = {}
         self.lost: Counter[int] = Counter()
         self.broken: dict[str, str] = {}
-        """Why a step cannot be had, by digest; `errors` has those whose error the job `owners` is to show."""
+        """What is said of a step that has failed, by digest; the job `owners` shows its error, of `errors`."""
         self.errors: dict[str, StageError] = {}
         self.owners: dict[str, int] = {}
+        self.without: set[str] = set()
+        """Steps that nobody has tried, as something that they read has failed."""
 
     def run(self) -> Iterator[Outcome]:
         while self.waiting or self.running:
@@ -255,14 +257,15 @@ class _Graph:
                 self.running[self.engine.submit(self._informed(task))] = task
 
     def _blocked(self, task: Task) -> str:
-        """Why a task cannot succeed, or nothing; what it makes is broken then, too."""
+        """Why a task cannot succeed, or nothing. Jobs have all steps, so those that have failed say it."""
         if isinstance(task.work, PlannedJob):
             number = task.work.number
             others = {digest: why for digest, why in self.broken.items() if self.owners.get(digest) != number}
             return task.work.blocked_by(others)
-        reason = next((self.broken[digest] for digest in task.needs if digest in self.broken), "")
-        self.broken |= dict.fromkeys(task.makes, reason) if reason else {}
-        return reason
+        if task.needs.isdisjoint(self.broken.keys() | self.without):
+            return ""
+        self.without |= task.makes
+        return "something that it reads has failed"
 
     def _informed(self, task: Task) -> Task:
         """A job knows which of its steps have failed."""
