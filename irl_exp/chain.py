@@ -8,8 +8,15 @@ through `given`.
 from __future__ import annotations
 
 from irl_exp.config import Config, Node
-from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.runtime import Device, Where
 from irl_exp.stages.step import Step, Steps, first, given
+
+NEEDS: dict[str, Where] = {
+    **dict.fromkeys(("data", "reward", "second_judge", "judge"), "cpu"),  # gpu where R* is a language model
+    **dict.fromkeys(("sft", "rlhf", "checkpoint", "further", "demonstrations", "features", "irl"), "gpu"),
+    **dict.fromkeys(("candidates", "explain", "refinetune", "benchmark", "benchmark_refinetuned", "evaluate"), "gpu"),
+}
+"""What a worker needs for a stage, on a cluster where GPUs are asked for."""
 
 
 def build(config: Config, device: Device) -> dict[str, Step]:

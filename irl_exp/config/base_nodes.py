@@ -16,6 +16,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsBenchmark,
     RealToxicityPromptsConfig,
 )
+from irl_exp.config.executor import KubernetesExecutor, LocalExecutor, LsfExecutor, PbsExecutor, SlurmExecutor
 from irl_exp.config.experiment import Config, TrackingConfig
 from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
 from irl_exp.config.explain import ExplainConfig, NoExplain
@@ -142,6 +143,11 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "squared": SquaredLoss,
     "confidence_margin": ConfidenceMarginLoss,
     "tracking": TrackingConfig,
+    "local_executor": LocalExecutor,
+    "slurm_executor": SlurmExecutor,
+    "pbs_executor": PbsExecutor,
+    "lsf_executor": LsfExecutor,
+    "kubernetes_executor": KubernetesExecutor,
 }
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
@@ -161,6 +167,7 @@ CHOSEN_BY_GROUP = frozenset(
         "benchmark",
         "tracking",
         "explain",
+        "executor",
     }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""

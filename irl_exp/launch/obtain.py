@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,23 @@ class StageError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled from its parts: the default would call the constructor with the message."""
         return StageError, (self.stage, self.digest, self.error)
+
+    def told(self) -> StageError:
+        """The same for another process: with the traceback as text, and no object that may not travel."""
+        message = str(self).removeprefix(f"{self.stage}: ")
+        trace = "".join(traceback.format_exception(self))
+        return StageError(self.stage, self.digest, ElsewhereError(message, trace))
+
+
+class ElsewhereError(Exception):
+    """What has failed in another process; its traceback is the note."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)
+        self.add_note(trace)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def _peak_mib() -> float | None:

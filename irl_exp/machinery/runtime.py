@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
+Where = Literal["cpu", "gpu"]
+"""What a stage needs."""
 State = Literal["computing", "waiting", "computed", "reused"]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Where libraries look, when they are loaded, for the number of threads."""
@@ -56,12 +59,14 @@ class Device:
 
     Attributes:
         batch_tokens: that a model reads at once, padding included.
+        declared: it is that of workers elsewhere; what this machine has says nothing of it.
     """
 
     name: str
     precision: Literal["fp32", "bf16"]
     threads: int
     batch_tokens: int = READ_AT_ONCE["cpu"]
+    declared: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -72,6 +77,8 @@ class Device:
         return self.name == "cpu"
 
     def __str__(self) -> str:
+        if self.declared:
+            return f"{self.name.split(':')[0]} (of workers elsewhere), {self.precision}"
         hardware = f"{self.threads} thread(s)" if self.is_cpu else torch.cuda.get_device_name(self.name)
         return f"{self.name} ({hardware}), {self.precision}"
 
@@ -176,6 +183,7 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
         DeviceError: there is no GPU here.
     """
     if device != "cpu":
+        gpus()  # remembers all of them
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     there = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -187,6 +195,39 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
     workers = (threads or cores()) if name == "cpu" else 1
     at_once = batch_tokens or READ_AT_ONCE["cpu" if name == "cpu" else "cuda"]
     return Device(name, "bf16" if precision == "bf16" else "fp32", workers, at_once)
+
+
+def declared_device(device: str, precision: str, batch_tokens: int | None = None) -> Device:
+    """The device of workers elsewhere, as the config says it; a CPU computes in fp32 unless told otherwise."""
+    name = "cuda:0" if device == "cuda" else "cpu"
+    at_once = batch_tokens or READ_AT_ONCE[device]
+    return Device(name, "bf16" if precision == "bf16" else "fp32", 1, at_once, declared=True)
+
+
+def check_declared(planned: Device, threads: int) -> Device:
+    """The device of this worker, which has to be what the launch has planned with.
+
+    Raises:
+        DeviceError: it is not; says what this machine has.
+    """
+    found = find_device("cpu" if planned.is_cpu else "cuda", planned.precision, threads, planned.batch_tokens)
+    if found.bf16 and not found.is_cpu and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"{found.name} of this machine has no bf16, and the launch was planned with precision=bf16.")
+    return found
+
+
+@functools.cache
+def gpus() -> list[str]:
+    """The GPUs that this process might use, as CUDA_VISIBLE_DEVICES names them; the one that it takes is the first."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+
+
+def pinned(visible: Sequence[str], rank: int) -> str:
+    """CUDA_VISIBLE_DEVICES of one of several workers of a machine: each has a GPU of its own while there are enough."""
+    return visible[rank % len(visible)] if visible else ""
 
 
 def prepare_process() -> None:
