@@ -24,8 +24,7 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     steps = Steps(config.reaches, device.precision)
     stage = steps.add
     # What there is before: texts, the ground truth R*, a judge of its own, the reference policy.
-    texts = given(expert=config.of_expert("texts"))
-    data = stage("data", config.data, **texts)
+    data = stage("data", config.data, **given(expert=config.of_expert("texts")))
     truth = stage("reward", config.truth, data=data)
     second_judge = stage("second_judge", config.second_judge, data=data)
     adapter = given(adapter=config.adapter_node)
