@@ -34,7 +34,7 @@ def log_probabilities(
         with policy.device.inference():
             values, _ = _of_tokens(policy, completions[rows])
         lengths = [len(completions.completion_ids[row]) for row in rows]
-        return [float(one.double().sum()) for one in values.cpu().split(lengths)]
+        return [float(one.double().sum()) for one in torch.split(values.cpu(), lengths)]
 
     for rows, values in zip(batches, in_order(of, batches, policy.device.threads), strict=True):
         result[rows] = values
@@ -136,7 +136,7 @@ def _in_parts(
         return token, spread
     parts = [
         checkpoint(partial(_of_states, head, entropy=entropy), *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(states.split(size), ids.split(size), strict=True)
+        for part in zip(torch.split(states, size), torch.split(ids, size), strict=True)
     ]
     token, spread = (torch.cat(values) for values in zip(*parts, strict=True))
     return token, spread
