@@ -165,13 +165,14 @@ def test_a_reward_of_components_is_a_reward_of_the_features() -> None:
 
 
 def test_few_components_find_a_reward_that_leading_directions_have() -> None:
-    """Where rows are few for the width: 96 pairs of fit, 400 features."""
-    seen, _ = world(400, 160, seed=2)
+    """Where rows are few for the width: 144 pairs of fit, 400 features."""
+    seen, _ = world(400, 240, seed=2)
     basis = Basis.of(seen.features, seen.rows_of_fit, 50)
     config = MarginConfig(**{**HEADS, "epochs": 20, "learning_rate": 0.01}, backbone=FrozenBackbone())
     (fit,) = methods.fit_margin([config], Demonstrations(seen.frame, basis(seen.features)))
-    margins = seen.pairs(fit.scorer.before(basis).score_features(seen.features)[0], "test")
-    assert (margins > 0).mean() > 0.75
+    scores = fit.scorer.before(basis).score_features(seen.features)[0]
+    others = np.concatenate([seen.pairs(scores, part) for part in ("select", "test")])
+    assert (others > 0).mean() > 0.7  # of 96
 
 
 MEASURED = """
