@@ -501,7 +501,7 @@ def _new_tokens(step: Step) -> int:
     if isinstance(config, SftConfig):
         return config.max_tokens
     if isinstance(config, WRITERS):
-        return config.max_new_tokens
+        return int(config.max_new_tokens)
     demonstrations = _input(step, "demonstrations")
     return demonstrations.max_new_tokens if isinstance(demonstrations, DemonstrationsConfig) else 0
 
