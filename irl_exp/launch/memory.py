@@ -170,11 +170,12 @@ def _training(work: Work, place: Place, trained: int) -> dict[str, int]:
     kept = model.checkpointed if work.checkpointing else model.kept
     of_adapters = 0 if work.rank is None else 2 * model.inputs
     logits = rows * work.predicted * model.vocabulary
-    whole = logits <= LOGITS_AT_ONCE[place.kind]
+    kept_logits = shards * logits if logits <= LOGITS_AT_ONCE[place.kind] else 0
+    copies = 3 + 2 * work.entropy
     return {
         "gradients": NUMBER * trained * min(shards, 1 + at_once),
         "activations": round((kept + of_adapters) * tokens + model.passing * shard * at_once) + model.cast * shards,
-        "logits": NUMBER * (at_once * _copies(logits, place, 3 + 2 * work.entropy) + (logits * shards if whole else 0)),
+        "logits": NUMBER * (at_once * _copies(logits, place, copies, copies + 2) + kept_logits),
     }
 
 
@@ -202,7 +203,7 @@ def _reading(work: Work, place: Place) -> dict[str, int]:
     logits = rows * work.predicted * model.vocabulary
     return {
         "activations": at_once * (round(states * rows * work.tokens) + model.cast),
-        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2),
+        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2, 6),
     }
 
 
@@ -212,10 +213,14 @@ def _shard(work: Work, place: Place, rows: int, most: int) -> int:
     return min(rows, fitting, most if place.kind == "cpu" else rows)
 
 
-def _copies(logits: int, place: Place, count: int) -> int:
-    """Numbers that live while `count` copies of a shard's logits are needed; in parts, the part before is there too."""
+def _copies(logits: int, place: Place, whole: int, parts: int) -> int:
+    """Numbers that live while a shard's logits are worked on: `whole` copies at once, or copies of a part of them.
+
+    Of parts there are more: the part before is there too, and the allocator of a CPU keeps some of what was freed
+    (so many that prediction and measurement of benchmarks/memory.py agree).
+    """
     part = LOGITS_AT_ONCE[place.kind]
-    return count * logits if logits <= part else (count + 1) * part
+    return whole * logits if logits <= part else (parts if place.kind == "cpu" else whole + 1) * part
 
 
 def _features(work: Work) -> int:
@@ -496,7 +501,7 @@ def _new_tokens(step: Step) -> int:
     if isinstance(config, SftConfig):
         return config.max_tokens
     if isinstance(config, WRITERS):
-        return config.max_new_tokens
+        return int(config.max_new_tokens)
     demonstrations = _input(step, "demonstrations")
     return demonstrations.max_new_tokens if isinstance(demonstrations, DemonstrationsConfig) else 0
 

@@ -97,7 +97,7 @@ def footprint(
         FootprintError: the model cannot be built or run without numbers.
     """
     settings = json.dumps({**config.to_dict(), "torch_dtype": None, "dtype": None}, sort_keys=True, default=str)
-    return _found(type(config), settings, _Key(config), precision, weights)
+    return _found(settings, _Key(config), precision, weights)
 
 
 class _Key:
@@ -114,7 +114,7 @@ class _Key:
 
 
 @functools.lru_cache(maxsize=64)
-def _found(kind: type, settings: str, key: _Key, precision: str, weights: str) -> Footprint:
+def _found(settings: str, key: _Key, precision: str, weights: str) -> Footprint:
     transformers.AttentionInterface.register(ATTENTION, _attend)
     transformers.AttentionMaskInterface.register(ATTENTION, lambda *arguments, **options: None)
     try:
@@ -144,7 +144,7 @@ def _measured(config: Any, precision: str, weights: str) -> Footprint:
     short, long = (_passes(model, length, bf16=precision == "bf16" and weights == "fp32") for length in LENGTHS)
     kept, passing, cache = ((more - less) / (LENGTHS[1] - LENGTHS[0]) for less, more in zip(short, long, strict=True))
     head = model.get_output_embeddings()
-    linear = [one for one in model.modules() if isinstance(one, _linear()) and one is not head]
+    linear: list[Any] = [one for one in model.modules() if isinstance(one, _linear()) and one is not head]
     sides = [tuple(one.weight.shape) for one in linear]
     width = model.get_input_embeddings().embedding_dim
     return Footprint(
@@ -190,11 +190,11 @@ def _without_cache(body: Any) -> dict[str, bool]:
     return {"use_cache": False} if hasattr(body.config, "use_cache") else {}
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that operations have made and that somebody still holds."""
 
     def __init__(self, given: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata: 0 for tensor in given}
         self.now = self.peak = 0
 
