@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import itertools
 import logging
+import re
 import shlex
 import shutil
 import signal
@@ -25,7 +26,7 @@ from irl_exp.config import ClusterExecutor, KubernetesExecutor, LsfExecutor, Pbs
 from irl_exp.launch import interchange
 from irl_exp.launch.following import FOLDER, Followed, Seen
 from irl_exp.launch.jobs import LaunchContext, PlannedJob
-from irl_exp.launch.messages import ClusterError, LaunchError, short
+from irl_exp.launch.messages import ClusterError, LaunchError, one_line, short
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
@@ -82,7 +83,10 @@ class Pilots:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._brief()
-        self._kernel = _load(self._executor, self._folder)
+        try:
+            self._kernel = _load(self._executor, self._folder)
+        except Exception as error:
+            raise ClusterError(f"executor={self._executor.name}: Parsl does not start ({one_line(error)})") from error
         self._followed.__enter__()
         self._late.start()
         self._console.say(f"workers   {short(self._folder)}/  (the log of each, and what {self._executor.name} says)")
@@ -135,7 +139,7 @@ class Pilots:
         if error is None:
             future.set_result(done.result())
         elif isinstance(error, BadStateException):
-            future.set_exception(ClusterError(self._no_workers()))
+            future.set_exception(ClusterError(self._no_workers(str(error))))
         elif isinstance(error, WorkerLost | ManagerLost):
             worker = self._followed.at(key)
             if worker is not None:
@@ -173,7 +177,7 @@ class Pilots:
             if self._executor.name == "slurm" and ids:
                 ask = ["squeue", "--noheader", f"--jobs={ids}", "--format=job %i: %T, %r"]
                 said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
-                told = "; ".join(said.strip().splitlines()) or "its pilot jobs have ended"
+                told = "; ".join(said.replace(", None", "").strip().splitlines()) or "its pilot jobs have ended"
         self._console.say(f"no worker of {self._executor.name} yet ({told})")
 
     def _brief(self) -> None:
@@ -195,12 +199,14 @@ class Pilots:
         )
         (self._folder / remote.LAUNCH).write_bytes(cloudpickle.dumps(mission))
 
-    def _no_workers(self) -> str:
-        """Pilot jobs that end before a worker has begun: what the last one said."""
+    def _no_workers(self, error: str) -> str:
+        """Pilot jobs that cannot be submitted, or end before a worker has begun: what was said last."""
         said = [path for path in self._folder.glob("parsl/*/submit_scripts/*.stderr") if path.stat().st_size]
         last = max(said, key=lambda path: path.stat().st_mtime, default=None)
         text = last.read_text(encoding="utf-8", errors="replace").strip().splitlines() if last else []
+        refused = re.findall(r"stderr=(.+)", error)
         told = f" The last one said: {text[-1][:300]} ({short(last)})" if last and text else ""
+        told = told or (f" {self._executor.name} said: {refused[-1].strip()[:300]}" if refused else "")
         return (
             f"executor={self._executor.name}: pilot jobs fail, or end before a worker begins. Look at "
             f"executor.setup, partition, account, options and address.{told}"
