@@ -246,7 +246,7 @@ class _Training:
             lr_scheduler_type="linear",
             logging_strategy="no",
             remove_unused_columns=False,
-            **trainer_arguments(self.model.policy.device, seed=self.config.seed),
+            **trainer_arguments(self.model.policy, seed=self.config.seed),
         )
         trainer = transformers.Trainer(
             model=self.model,

@@ -97,7 +97,7 @@ def optimize(
     trainer = _trainer_class(config, policy, adapter)(
         model=policy.model,
         reward_funcs=rewards,
-        args=_arguments(config, policy.device),
+        args=_arguments(config, policy),
         train_dataset=datasets.Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=policy.tokenizer,
         peft_config=adapters.settings(adapter, policy.model) if adapter else None,
@@ -248,7 +248,7 @@ def _padded(values: Sequence[torch.Tensor], length: int, device: torch.device) -
     return torch.nn.functional.pad(rows, (0, length - rows.shape[1])).to(device)
 
 
-def _arguments(config: PolicyOptimizationConfig, device: Device) -> Any:
+def _arguments(config: PolicyOptimizationConfig, policy: Policy) -> Any:
     import trl
 
     micro_batch = config.micro_batch_size or config.batch_size
@@ -264,7 +264,7 @@ def _arguments(config: PolicyOptimizationConfig, device: Device) -> Any:
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "disable_dropout": True,
-        **trainer_arguments(device, seed=config.seed, checkpointing=config.gradient_checkpointing),
+        **trainer_arguments(policy, seed=config.seed, checkpointing=config.gradient_checkpointing),
     }
     if config.algorithm == "rloo":
         return trl.RLOOConfig(**common, beta=config.kl_coefficient)

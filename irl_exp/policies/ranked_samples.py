@@ -181,7 +181,7 @@ def _trainer(
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "max_length": None,
-        **trainer_arguments(policy.device, seed=config.seed, checkpointing=config.gradient_checkpointing),
+        **trainer_arguments(policy, seed=config.seed, checkpointing=config.gradient_checkpointing),
     }
     rows = _pairs(ranked, groups) if preferences else _texts(ranked, groups)
     if preferences:

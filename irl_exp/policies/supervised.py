@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from irl_exp.config import LoraConfig, SftConfig
-from irl_exp.machinery.runtime import Context, Device
+from irl_exp.machinery.runtime import Context
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Ids, Policy, pad
 from irl_exp.policies.likelihood import token_statistics
@@ -41,13 +41,17 @@ def history_callback(context: Context, names: Mapping[str, str]) -> Any:
     return History()
 
 
-def trainer_arguments(device: Device, *, seed: int, checkpointing: bool = False) -> dict[str, Any]:
+def trainer_arguments(policy: Policy, *, seed: int, checkpointing: bool = False) -> dict[str, Any]:
     """Arguments that every trainer of the chain shares: no checkpoints on disk, no reports of its own, repeatable.
 
     Args:
-        device: of the policy that is trained.
+        policy: that is trained.
         checkpointing: activations inside of layers are computed again.
     """
+    device = policy.device
+    # The state of the one generator of the process would be put back by several threads in any order.
+    draws = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.model.modules())
+    again = {"use_reentrant": False, "preserve_rng_state": draws}
     return {
         "output_dir": tempfile.gettempdir(),  # nothing is written: no checkpoints
         "save_strategy": "no",
@@ -59,6 +63,7 @@ def trainer_arguments(device: Device, *, seed: int, checkpointing: bool = False)
         "bf16": device.bf16,
         "dataloader_pin_memory": not device.is_cpu,
         "activation_checkpointing": checkpointing,
+        "activation_checkpointing_kwargs": again if checkpointing else None,
     }
 
 
@@ -83,7 +88,7 @@ def fine_tune(
         adam_beta2=0.95,
         warmup_steps=max(1, round(config.warmup_fraction * config.steps)),
         logging_steps=max(1, config.steps // 60),
-        **trainer_arguments(policy.device, seed=config.seed, checkpointing=config.gradient_checkpointing),
+        **trainer_arguments(policy, seed=config.seed, checkpointing=config.gradient_checkpointing),
     )
     joined = zip(completions.prompt_ids, completions.completion_ids, strict=True)
     rows = [{"input_ids": (prompt + completion)[: config.max_tokens]} for prompt, completion in joined]
