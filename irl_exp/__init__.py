@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they import pandas and torch: --help and TAB do not wait for it
-    from irl_exp.library import Fitted, Pair
+    from irl_exp.library import FittedReward, Pair
     from irl_exp.runs import Run
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def load(folder: str | PathLike[str]) -> Run:
     return load(folder)
 
 
-def fit(pairs: Iterable[Pair], encoder: str | PathLike[str], *, seed: int = 0) -> Fitted:
+def fit(pairs: Iterable[Pair], encoder: str | PathLike[str], *, seed: int = 0) -> FittedReward:
     """A reward from pairs of texts, which scores any text: see irl_exp/library.py.
 
     Args:

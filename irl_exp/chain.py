@@ -8,8 +8,15 @@ through `given`.
 from __future__ import annotations
 
 from irl_exp.config import Config, Node
-from irl_exp.machinery.runtime import Device
+from irl_exp.machinery.runtime import Device, Where
 from irl_exp.stages.step import Step, Steps, first, given
+
+NEEDS: dict[str, Where] = {
+    **dict.fromkeys(("data", "reward", "second_judge", "judge"), "cpu"),  # gpu where R* is a language model
+    **dict.fromkeys(("sft", "rlhf", "checkpoint", "further", "demonstrations", "features", "irl"), "gpu"),
+    **dict.fromkeys(("candidates", "explain", "refinetune", "benchmark", "benchmark_refinetuned", "evaluate"), "gpu"),
+}
+"""What a worker needs for a stage, on a cluster where GPUs are asked for."""
 
 
 def build(config: Config, device: Device) -> dict[str, Step]:
@@ -17,17 +24,17 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     steps = Steps(config.reaches, device.precision)
     stage = steps.add
     # What there is before: texts, the ground truth R*, a judge of its own, the reference policy.
-    texts = given(expert=config.of_expert("texts"))
-    data = stage("data", config.data, **texts)
+    data = stage("data", config.data, **given(expert=config.of_expert("texts")))
     truth = stage("reward", config.truth, data=data)
     second_judge = stage("second_judge", config.second_judge, data=data)
-    reference = stage("sft", config.sft, model=config.reference_model, data=data)
+    adapter = given(adapter=config.adapter_node)
+    reference = stage("sft", config.sft, model=config.reference_model, data=data, **adapter)
     # The expert, by RL on R* or given, and what expert and reference write on the same prompts.
     planted = given(shortcut=config.planted("ground_truth"))
     expert = first(
-        stage("rlhf", config.rl_on_truth, reference=reference, reward=truth, data=data, **planted),
+        stage("rlhf", config.rl_on_truth, reference=reference, reward=truth, data=data, **planted, **adapter),
         stage("checkpoint", config.of_expert("checkpoint"), reference=reference, model=config.model),
-        stage("further", config.of_expert("further"), reference=reference, data=data),
+        stage("further", config.of_expert("further"), reference=reference, data=data, **adapter),
         reference if config.of_expert("itself") else None,
     )
     planted = given(shortcut=config.planted("demonstrations"))
@@ -45,7 +52,7 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     candidates = stage("candidates", config.explain_node, demonstrations=demos, **written, **given(expert=expert))
     stage("explain", config.explain_node, demonstrations=demos, **written, candidates=candidates, irl=learned)
     # RL on the recovered reward.
-    refinetuned = stage("refinetune", config.rl_on_learned, reference=reference, irl=learned, data=data)
+    refinetuned = stage("refinetune", config.rl_on_learned, reference=reference, irl=learned, data=data, **adapter)
     # All policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own.
     judges = {"reference": reference, **given(reward=truth, second_judge=second_judge)}
     benchmark = stage("benchmark", config.second_prompts, data=data, **judges, **given(expert=expert))

@@ -56,18 +56,20 @@ class PairsError(Exception):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedReward:
     """A reward that was fitted to pairs of texts.
 
     Attributes:
         learned: scores any completion.
         demonstrations: the pairs as the methods see them: a row a completion, with its part and features.
         fit: the head, with what the fit says of itself.
+        config: of the method.
     """
 
     learned: LearnedReward
     demonstrations: Demonstrations
     fit: Fit
+    config: MarginConfig
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> Floats:
         """(n,) rewards of any texts, with mean 0 and sd 1 on the fitted ones: no loss of margins fixes either."""
@@ -91,19 +93,25 @@ class Fitted:
         Returns:
             Its `statements` are those of statements.json, best first; the wording of each is a sentence.
         """
-        from irl_exp.explain import candidates, statements
+        from irl_exp.explain import candidates, ranges, statements
 
         config, found = config or default_explain(), self.demonstrations
         table, left_out = candidates.table(found.frame, config, features=found.features)
         score = statements.rescoring(self.learned) if config.edits else None
-        told = statements.explain(found.frame, table, self.fit.scores(found), config, score=score)
+        linear = None
+        try:
+            method, weights = self.config.model_dump(), self.fit.scorer.weights
+            linear = ranges.linear(method, self.fit.info, weights, found.frame, found.features)
+        except ranges.NoRangesError as error:
+            left_out["ranges"] = str(error)
+        told = statements.explain(found.frame, table, self.fit.scores(found), config, score=score, linear=linear)
         told.left_out.update(left_out)
         return told
 
 
 def fit(
     pairs: Iterable[Pair], encoder: str | PathLike[str], *, config: MarginConfig | None = None, seed: int = 0
-) -> Fitted:
+) -> FittedReward:
     """A linear reward on the hidden states of a language model that has read both texts of each pair.
 
     Args:
@@ -134,7 +142,7 @@ def fit(
     (found,) = methods.fit_margin([config], demonstrations)
     scores = found.scores(demonstrations)[rows]
     scorer = replace(found.scorer, featurizer=featurizer)
-    return Fitted(LearnedReward(scorer, *scale_of(scores), policy), demonstrations, found)
+    return FittedReward(LearnedReward(scorer, *scale_of(scores), policy), demonstrations, found, config)
 
 
 def _frame(pairs: Iterable[Pair], seed: int) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import textwrap
@@ -13,7 +14,7 @@ import pytest
 
 import irl_exp
 from irl_exp import library
-from irl_exp.config import FeaturesConfig, MarginConfig, NgramConfig, UnitStatements
+from irl_exp.config import FeaturesConfig, MarginConfig, NgramConfig, SquaredLoss, UnitStatements
 from irl_exp.irl import methods
 from irl_exp.library import PairsError
 from irl_exp.report.statements import Statement
@@ -26,17 +27,17 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def reward(small_policy: Path) -> library.Fitted:
+def reward(small_policy: Path) -> library.FittedReward:
     return irl_exp.fit(PAIRS, small_policy)
 
 
-def test_it_tells_chosen_from_rejected_on_held_out_prompts(reward: library.Fitted) -> None:
+def test_it_tells_chosen_from_rejected_on_held_out_prompts(reward: library.FittedReward) -> None:
     assert reward.held_out["discrimination_auroc"] > 0.65  # the encoder has random weights
     good, bad = reward.score(["Hm,", "Hm,"], [" it is fine and good", " you fool, bad!"])
     assert good > bad
 
 
-def test_no_prompt_is_in_two_parts_and_rows_are_pairs(reward: library.Fitted) -> None:
+def test_no_prompt_is_in_two_parts_and_rows_are_pairs(reward: library.FittedReward) -> None:
     frame = reward.demonstrations.frame
     assert (frame.groupby("prompt")["part"].nunique() == 1).all()
     assert frame.groupby("part")["prompt_id"].nunique().to_dict() == {"fit": 48, "select": 12, "test": 20}
@@ -44,12 +45,12 @@ def test_no_prompt_is_in_two_parts_and_rows_are_pairs(reward: library.Fitted) ->
     assert (frame["prompt_id"][:half].to_numpy() == frame["prompt_id"][half:].to_numpy()).all()
 
 
-def test_it_is_the_fit_of_the_stage(reward: library.Fitted) -> None:
+def test_it_is_the_fit_of_the_stage(reward: library.FittedReward) -> None:
     (again,) = methods.fit_margin([library.default(0)], reward.demonstrations)
     np.testing.assert_array_equal(again.scorer.weights, reward.fit.scorer.weights)
 
 
-def test_scores_have_mean_0_and_sd_1_where_they_were_fitted(reward: library.Fitted) -> None:
+def test_scores_have_mean_0_and_sd_1_where_they_were_fitted(reward: library.FittedReward) -> None:
     frame = reward.demonstrations.frame
     fitted = frame[frame["part"] == "fit"]
     scores = reward.score(fitted["prompt"].tolist(), fitted["completion"].tolist())
@@ -97,7 +98,7 @@ TEN_LINES = [
 
 @pytest.mark.parametrize("lines", TEN_LINES, ids=["docstring", "README"][: len(TEN_LINES)])
 def test_the_ten_lines_run_as_they_stand(small_policy: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(*given: Any, encoder: str, **options: Any) -> library.Fitted:
+    def fit(*given: Any, encoder: str, **options: Any) -> library.FittedReward:
         assert encoder
         return library.fit(*given, encoder=small_policy, **options)  # the reader's model is not here
 
@@ -123,3 +124,10 @@ def test_it_is_explained_as_a_launch_does(small_policy: Path) -> None:
     assert statements[0].difference == pytest.approx(0.6, abs=0.15)
     assert found.metrics["explain/discrimination_auroc"] == pytest.approx(reward.held_out["discrimination_auroc"])
     assert set(found.left_out) == {"log_ratio"}
+    assert statements[0].certified
+    assert statements[0].range_low is not None
+    assert statements[0].range_low > 0
+    squared = dataclasses.replace(reward, config=method.model_copy(update={"loss": SquaredLoss()}))
+    without = squared.explain(config)
+    assert "irl/loss=squared is not convex" in without.left_out["ranges"]
+    assert without.statements[0]["certified"] is None

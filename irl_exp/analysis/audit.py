@@ -16,8 +16,6 @@ one (`irl=placebo`), and from `differencing`, the baseline without a reward and 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from irl_exp.analysis.study import NotComputed, Run, Study
+from irl_exp.explain import ngrams
 from irl_exp.report.tables import Table
 
 Floats = NDArray[np.float64]
@@ -211,40 +210,23 @@ def differencing(completions: pd.DataFrame) -> list[str]:
     ratio = both["implicit"].to_numpy(dtype=np.float64)
     if not np.isfinite(ratio).all():
         return []
-    sums: dict[str, float] = defaultdict(float)
-    counts: Counter[str] = Counter()
-    for text, value in zip(both["completion"], ratio, strict=True):
-        for gram in ngrams(text):
-            sums[gram] += float(value)
-            counts[gram] += 1
-    n, total = len(ratio), float(ratio.sum())
-    least = max(2, RAREST * n)
+    least, everywhere = max(2, RAREST * len(ratio)), np.ones(len(ratio), dtype=bool)
+    grams, inside = ngrams.frequent(both["completion"].tolist(), everywhere, longest=LONGEST, least=least)
+    counts, sums = np.asarray(inside.sum(axis=0))[0], inside.T @ ratio
     differences = {
-        gram: sums[gram] / count - (total - sums[gram]) / (n - count)
-        for gram, count in counts.items()
-        if least <= count < n
+        gram: with_it / count - (ratio.sum() - with_it) / (len(ratio) - count)
+        for gram, count, with_it in zip(grams, counts, sums, strict=True)
+        if count < len(ratio)
     }
     return sorted(differences, key=lambda gram: (-abs(differences[gram]), gram))[:MOST]
 
 
-def ngrams(text: str) -> set[str]:
-    """Every run of at most LONGEST words, in lower case; a punctuation mark is a word.
-
-    >>> sorted(ngrams("You are."))
-    ['.', 'are', 'are .', 'you', 'you are', 'you are .']
-    """
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
-    return {
-        " ".join(words[start : start + size])
-        for size in range(1, LONGEST + 1)
-        for start in range(len(words) - size + 1)
-    }
-
-
 def _having(grams: Sequence[str], texts: pd.Series[str]) -> dict[str, Floats]:
     """Of each n-gram (n,) whether a text has it."""
-    inside = [ngrams(text) for text in texts]
-    return {gram: np.array([gram in found for found in inside], dtype=np.float64) for gram in grams}
+    if not grams:
+        return {}
+    inside = ngrams.vectorizer(ngram_range=(1, LONGEST), vocabulary=list(grams)).transform(texts).toarray()
+    return dict(zip(grams, inside.T.astype(np.float64), strict=True))
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

@@ -16,6 +16,7 @@ from irl_exp.config.data import (
     RealToxicityPromptsBenchmark,
     RealToxicityPromptsConfig,
 )
+from irl_exp.config.executor import KubernetesExecutor, LocalExecutor, LsfExecutor, PbsExecutor, SlurmExecutor
 from irl_exp.config.experiment import Config, TrackingConfig
 from irl_exp.config.experts import CheckpointExpert, FurtherExpert, ItselfExpert, RlhfExpert, TextsExpert
 from irl_exp.config.explain import ExplainConfig, NoExplain
@@ -50,7 +51,14 @@ from irl_exp.config.irl import (
 )
 from irl_exp.config.models import ModelConfig
 from irl_exp.config.nodes import Interpolated, Node, is_map, node_of
-from irl_exp.config.policies import BestOfNConfig, DpoConfig, PolicyOptimizationConfig, RefinetuneConfig
+from irl_exp.config.policies import (
+    BestOfNConfig,
+    DpoConfig,
+    LoraConfig,
+    NoAdapter,
+    PolicyOptimizationConfig,
+    RefinetuneConfig,
+)
 from irl_exp.config.rewards import (
     ClassifierConfig,
     ClassifierPart,
@@ -71,6 +79,8 @@ from irl_exp.config.shortcuts import LengthShortcut, MarkerShortcut, NoShortcut
 BASE_NODES: Mapping[str, type[Node]] = {
     "config": Config,
     "model": ModelConfig,
+    "no_adapter": NoAdapter,
+    "lora_adapter": LoraConfig,
     "comments": CommentsConfig,
     "jigsaw": JigsawConfig,
     "real_toxicity_prompts": RealToxicityPromptsConfig,
@@ -133,12 +143,18 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "squared": SquaredLoss,
     "confidence_margin": ConfidenceMarginLoss,
     "tracking": TrackingConfig,
+    "local_executor": LocalExecutor,
+    "slurm_executor": SlurmExecutor,
+    "pbs_executor": PbsExecutor,
+    "lsf_executor": LsfExecutor,
+    "kubernetes_executor": KubernetesExecutor,
 }
 """Names under which the YAML files of `conf/` take their defaults: `- /schema@_here_: hinge`."""
 
 CHOSEN_BY_GROUP = frozenset(
     {
         "model",
+        "adapter",
         "data",
         "expert",
         "reward",
@@ -151,6 +167,7 @@ CHOSEN_BY_GROUP = frozenset(
         "benchmark",
         "tracking",
         "explain",
+        "executor",
     }
 )
 """Nodes that a config group fills: the base node of their parent leaves them out, and all nodes that may be missing."""

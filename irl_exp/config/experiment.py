@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from irl_exp.config.data import BenchmarkConfig, DataConfig, ExpertTextsConfig, NoBenchmark
+from irl_exp.config.executor import ClusterExecutor, ExecutorConfig, LocalExecutor
 from irl_exp.config.experts import CheckpointExpert, ExpertConfig, RlhfExpert, TextsExpert
 from irl_exp.config.explain import ExplainConfig, NoExplain
 from irl_exp.config.irl import ImplicitConfig, IrlConfig
@@ -15,8 +16,11 @@ from irl_exp.config.models import POSITIONS, ModelConfig
 from irl_exp.config.nodes import Count, Interpolated, Node, Place, Seed
 from irl_exp.config.objectives import of_select
 from irl_exp.config.policies import (
+    AdapterConfig,
     DemonstrationsConfig,
     EvaluateConfig,
+    LoraConfig,
+    NoAdapter,
     RefinetuneConfig,
     RlhfConfig,
     SftConfig,
@@ -90,6 +94,7 @@ class Config(Node):
         "CPU, 32,768 on a GPU; the results are the same up to rounding",
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
+    executor: ExecutorConfig = LocalExecutor()
     fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")
     objective: Annotated[str | None, AfterValidator(of_select)] = Field(
         None, description="metric of select for a sweeper such as optuna; irl/select_loss"
@@ -100,6 +105,7 @@ class Config(Node):
     )
     store: StoreConfig
     model: ModelConfig
+    adapter: AdapterConfig = NoAdapter()
     data: DataConfig
     reward: RewardConfig
     expert: ExpertConfig = RlhfExpert()
@@ -113,6 +119,21 @@ class Config(Node):
     benchmark: Annotated[NoBenchmark | BenchmarkConfig, Field(discriminator="name")]
     evaluate: EvaluateConfig
     tracking: TrackingConfig
+
+    @model_validator(mode="after")
+    def _declares_its_device(self) -> Self:
+        """Precision is a part of what identifies a result, and the machine of the launch is none of the workers."""
+        if not isinstance(self.executor, ClusterExecutor):
+            return self
+        what = f"executor={self.executor.name}"
+        if self.device == "auto":
+            raise ValueError(f"{what}: the launch cannot see the device of its workers: set device=cpu or device=cuda")
+        if self.device == "cuda" and self.precision == "auto":
+            raise ValueError(f"{what}: set precision=bf16 or fp32, as the GPUs of the workers have it")
+        if (self.device == "cuda") != bool(self.executor.gpus):
+            remedy = "set executor.gpus to the GPUs of a node" if self.device == "cuda" else "leave out executor.gpus"
+            raise ValueError(f"{what}: device={self.device} and executor.gpus={self.executor.gpus}: {remedy}")
+        return self
 
     @model_validator(mode="after")
     def _has_objective(self) -> Self:
@@ -232,6 +253,11 @@ class Config(Node):
     def reference_model(self) -> ModelConfig:
         """What becomes the reference policy; nothing is trained on texts that are to be explained."""
         return self.model.as_it_is if isinstance(self.expert, TextsExpert) else self.model
+
+    @property
+    def adapter_node(self) -> LoraConfig | None:
+        """What is trained in place of the weights, if that is chosen."""
+        return None if isinstance(self.adapter, NoAdapter) else self.adapter
 
     @property
     def is_refinetuned(self) -> bool:

@@ -19,15 +19,61 @@ from irl_exp.config.nodes import (
 )
 
 
+class NoAdapter(Node):
+    """All weights are trained."""
+
+    name: Literal["none"] = "none"
+
+
+class LoraConfig(Node):
+    """Low-rank adapters of sft, rlhf and refinetune on weights that stay, and are in memory once.
+
+    B A * alpha / rank is added to the weights of a linear layer (arXiv 2106.09685). A new model has nothing to adapt:
+    sft trains all of its weights.
+    """
+
+    name: Literal["lora"] = "lora"
+    rank: Count = Field(16, description="of the adapters")
+    alpha: Positive = Field(32.0, description="an adapter is multiplied by alpha / rank")
+    targets: Annotated[str, Field(min_length=1)] = Field(
+        "all-linear", description="layers: all-linear, or the ending of their names, several with a comma"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="of the weights below; the head stays in fp32, adapters and optimiser too"
+    )
+
+
+AdapterConfig = Annotated[NoAdapter | LoraConfig, Field(discriminator="name")]
+
+CHECKPOINTING = "keep no activations inside of layers, compute them again: less memory, about a third more time"
+
+
 class SftConfig(Node):
     """Base model to reference policy: next-token training on the texts of the sft part."""
 
     seed: StageSeed
     steps: Count = Field(350, description="optimiser steps")
     batch_size: Count = Field(32, description="texts a step")
+    micro_batch_size: Count | None = Field(None, description="texts a forward pass; null: the batch")
+    gradient_checkpointing: bool = Field(False, description=CHECKPOINTING)
     learning_rate: LearningRate = Field(6e-3, description="peak of the cosine schedule; for a model of this size")
     warmup_fraction: Fraction = Field(0.1, description="of the steps, linear")
     max_tokens: Count = Field(128, description="longer texts are cut")
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        return _at_defaults(self, "micro_batch_size", "gradient_checkpointing")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+def _at_defaults(node: Node, *names: str) -> frozenset[str]:
+    """Those of the options that nobody has set."""
+    return frozenset(name for name in names if getattr(node, name) == type(node).model_fields[name].default)
 
 
 class Recipe(Node):
@@ -38,8 +84,13 @@ class Recipe(Node):
     batch_size: Count = Field(128, description="completions a step: a multiple of generations")
     micro_batch_size: Count | None = Field(None, description="completions a forward pass; null: the batch")
     generations: Annotated[int, Field(ge=2)] = Field(4, description="completions of one prompt")
+    gradient_checkpointing: bool = Field(False, description=CHECKPOINTING)
     learning_rate: LearningRate = Field(5e-4, description="constant")
     max_new_tokens: NewTokens
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        return _at_defaults(self, "gradient_checkpointing")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

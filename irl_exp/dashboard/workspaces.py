@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 REPORT = "report"
 """The folder of a launch that is no job: its study page."""
 
-_NOT_VARIED = ("artifacts.", "versions.", "device_used", "job.", "tracking.", "store.", "name", "workers", "threads")
+_NOT_VARIED = (
+    *("artifacts.", "versions.", "device_used", "job.", "tracking.", "store."),
+    *("executor.", "name", "workers", "threads"),
+)
 _TRACES = ("config.json", "error.txt", "wandb", ".hydra")
 _MOST_RUNS = 1000  # in one panel; the default of W&B is 10
 

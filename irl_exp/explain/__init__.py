@@ -3,4 +3,4 @@
 Texts, features and the learned reward go in; R* never does.
 """
 
-__all__ = ["candidates", "credit", "examples", "ranges", "statements", "wording"]
+__all__ = ["candidates", "credit", "examples", "ngrams", "ranges", "statements", "wording"]

@@ -2,8 +2,9 @@
 
 Every step takes the candidate that adds most to the variance explained, times a preference for what reads well. A
 candidate may pay only for what the tuned policy does more, and charge only for what it does less: what a reward that
-tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward.
-Phrases are joined while that helps: 'says one of ...'.
+tells the two apart must do by its loss, and a statement can be checked twice, on the policies and on the reward. Nor
+may the difference be small: any two policies differ a little, and enough completions show it. Phrases are joined while
+that helps: 'says one of ...'.
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ def words(texts: Sequence[str]) -> Floats:
     return np.array([len(text.split()) for text in texts], dtype=np.float64)
 
 
-def choose(table: Table, sample: Sample, count: int, together: int) -> Table:
+def choose(table: Table, sample: Sample, count: int, together: int, smallest: float) -> Table:
     """Up to `count` statements, in the order in which they were chosen, with their values on the sample.
 
     Args:
         table: candidates on the rows of fit.
+        smallest: of the standardised differences between the policies; what differs by less is not chosen.
     """
-    state = _State(table, sample)
+    state = _State(table, sample, smallest)
     while len(state.chosen) < count and state.step(together):
         pass
     return Table(state.chosen, np.stack(state.columns, axis=1) if state.columns else table.values[:, :0])
@@ -82,14 +84,15 @@ def choose(table: Table, sample: Sample, count: int, together: int) -> Table:
 class _State:
     """The greedy choice on its way: candidates with what is chosen taken out of them."""
 
-    def __init__(self, table: Table, sample: Sample) -> None:
-        self.table, self.sample = table, sample
+    def __init__(self, table: Table, sample: Sample, smallest: float) -> None:
+        self.table, self.sample, self.smallest = table, sample, smallest
         self.columns: list[Values] = []
         self.chosen: list[Candidate] = []
         self.basis: list[Floats] = []
         self.residual = np.asarray(sample.within(sample.reward), dtype=np.float64)
         self.total = float(self.residual @ self.residual)
         self.direction = signs(table.values, sample.tuned)
+        self.large = np.abs(standardised(table.values, sample.tuned)) >= smallest
         self.centred = np.asarray(sample.within(table.values), dtype=np.float32)
         self.norms = np.square(self.centred).sum(axis=0, dtype=np.float64)
         self.full = self.norms.copy()
@@ -151,7 +154,8 @@ class _State:
     def _gains(self) -> tuple[Floats, Floats]:
         """(k,) sum of squares that each candidate would add, 0 where its sign is wrong; (k,) its cross product."""
         along = np.asarray(self.residual.astype(np.float32) @ self.centred, dtype=np.float64)
-        usable = (self.norms > 0.05 * self.full) & (self.norms > 1e-6) & (np.sign(along) == self.direction)
+        usable = self.large & (self.norms > 0.05 * self.full) & (self.norms > 1e-6)
+        usable &= np.sign(along) == self.direction
         return np.where(usable, along**2 / np.maximum(self.norms, 1e-9), 0.0), along
 
     def _group(self, together: int) -> tuple[list[int], float]:
@@ -186,6 +190,8 @@ class _State:
             gain = float(gains[best])
             members.append(best)
             have = np.maximum(have, values[:, best])
+        if abs(standardised(have[:, None], tuned)[0]) < self.smallest:
+            return [], 0.0
         return numbers[members].tolist(), gain
 
 
@@ -195,6 +201,13 @@ def signs(values: Values, tuned: Bools) -> Ints:
     error = sum(values[rows].var(axis=0, dtype=np.float64) / max(int(rows.sum()), 1) for rows in (tuned, ~tuned))
     z = (means[0] - means[1]) / np.sqrt(np.maximum(error, 1e-12))
     return np.asarray(np.sign(z) * (np.abs(z) > LEAST_Z), dtype=np.int64)
+
+
+def standardised(values: NDArray[Real], tuned: Bools) -> Floats:
+    """(k,) mean of the tuned policy less that of the base, in sd within the policies: Cohen's d (1988)."""
+    means = [values[rows].mean(axis=0, dtype=np.float64) for rows in (tuned, ~tuned)]
+    spread = sum(values[rows].var(axis=0, dtype=np.float64) for rows in (tuned, ~tuned)) / 2
+    return np.asarray((means[0] - means[1]) / np.sqrt(np.maximum(spread, 1e-12)))
 
 
 def apply(chosen: Sequence[Candidate], table: Table) -> Values:
@@ -210,7 +223,9 @@ def apply(chosen: Sequence[Candidate], table: Table) -> Values:
     return np.stack(columns, axis=1) if columns else table.values[:, :0]
 
 
-def stability(chosen: Table, table: Table, sample: Sample, *, resamples: int, generator: np.random.Generator) -> Floats:
+def stability(
+    chosen: Table, table: Table, sample: Sample, *, smallest: float, resamples: int, generator: np.random.Generator
+) -> Floats:
     """(k,) share of resamples of the prompts in which a statement, or one that goes along with it, is chosen again.
 
     The choice is among the statements and the candidates that explain most on their own; lists of phrases are not
@@ -225,7 +240,7 @@ def stability(chosen: Table, table: Table, sample: Sample, *, resamples: int, ge
     values = np.hstack([chosen.values, table.values[:, near]])
     families = [one.family for one in chosen.candidates] + [table.candidates[i].family for i in near]
     weight = np.array([PREFERENCE[family] for family in families])
-    direction = signs(values, sample.tuned)
+    direction = signs(values, sample.tuned) * (np.abs(standardised(values, sample.tuned)) >= smallest)
     inputs = np.column_stack([sample.within(sample.length), sample.within(values), reward]).astype(np.float32)
     alike = _alike(inputs[:, 1:-1], len(chosen.candidates))
     _, prompt = np.unique(sample.prompts, return_inverse=True)

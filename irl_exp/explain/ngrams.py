@@ -24,7 +24,7 @@ def vectorizer(**options: Any) -> Any:
     return CountVectorizer(token_pattern=WORD, binary=True, dtype=np.float32, **options)
 
 
-def frequent(texts: Sequence[str], fit: NDArray[np.bool_], *, longest: int, least: int) -> tuple[list[str], Any]:
+def frequent(texts: Sequence[str], fit: NDArray[np.bool_], *, longest: int, least: float) -> tuple[list[str], Any]:
     """Phrases that at least `least` of the texts of `fit` have, and (n, k) whether each text has them (CSR)."""
     counts = vectorizer(ngram_range=(1, longest))
     try:

@@ -13,6 +13,7 @@ own effect may lie outside. A range speaks of rewards that fit better than that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from irl_exp.determined import Fitted, Floats, Optimum, loss_of, possible_margins
+from irl_exp.determined import Fitted, Floats, Loss, Optimum, loss_of, possible_margins
 from irl_exp.explain.choice import centred
 from irl_exp.irl.contrast import Basis, Demonstrations, part_of_fit
 from irl_exp.machinery.store import read_manifest
@@ -94,15 +95,31 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
         NoRangesError: it is no linear reward of one convex problem.
     """
     manifest = read_manifest(irl)
-    config, info = manifest["identity"]["config"], manifest["info"]
-    if reason := _unbounded(config, config.get("components") or features.shape[1]):
-        raise NoRangesError(reason)
-    try:
-        loss = loss_of(config["loss"])
-    except ValueError as error:
-        raise NoRangesError(str(error)) from None
+    config = manifest["identity"]["config"]
+    _check(config, features)  # other methods have no such file
+    weights = load_file(irl / "head.safetensors")["weights"]
+    return linear(config, manifest["info"], weights, frame, features)
+
+
+def linear(
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    weights: NDArray[Any],
+    frame: pd.DataFrame,
+    features: NDArray[np.float32],
+) -> Linear:
+    """A fitted reward with its problem.
+
+    Args:
+        config: of its method. info: what the fit says: ridge and max_norm. weights: (m, d), a row a member.
+        frame: all n rows of demonstrations.parquet; features: (n, d) theirs.
+
+    Raises:
+        NoRangesError: it is no linear reward of one convex problem.
+    """
+    loss = _check(config, features)
     frame = part_of_fit(frame, config["prompt_fraction"], config["completions"])
-    weights = load_file(irl / "head.safetensors")["weights"][0]
+    weights = weights[0]
     if count := config.get("components"):
         basis = Basis.of(features, np.flatnonzero(frame["part"] == "fit"), count)
         features, weights = basis(features), basis.directions.T @ weights
@@ -111,7 +128,21 @@ def stored(irl: Path, frame: pd.DataFrame, features: NDArray[np.float32]) -> Lin
     return Linear(problem, weights)
 
 
-def _unbounded(config: dict[str, Any], width: int) -> str | None:
+def _check(config: Mapping[str, Any], features: NDArray[np.float32]) -> Loss:
+    """The loss of a method whose reward has bounds.
+
+    Raises:
+        NoRangesError: it has none.
+    """
+    if reason := _unbounded(config, config.get("components") or features.shape[1]):
+        raise NoRangesError(reason)
+    try:
+        return loss_of(config["loss"])
+    except ValueError as error:
+        raise NoRangesError(str(error)) from None
+
+
+def _unbounded(config: Mapping[str, Any], width: int) -> str | None:
     """Why a method's reward has no bounds, if so."""
     if (name := config["name"]) != "margin":
         return f"irl={name}: exact ranges are known for irl=margin, one linear reward of a convex loss"

@@ -83,10 +83,12 @@ def explain(
     """
     parts = {name: _part(frame, table, reward, name) for name in ("fit", "test")}
     (of_fit, fit), (of_test, test) = parts["fit"], parts["test"]
-    chosen = choice.choose(of_fit, fit, config.statements, config.ngrams.together)
-    kept, q = _that_hold(chosen.candidates, of_test, test, len(table.candidates) + _lists(chosen), config.level)
+    chosen = choice.choose(of_fit, fit, config.statements, config.ngrams.together, config.smallest)
+    kept, q = _that_hold(chosen.candidates, of_test, test, len(table.candidates) + _lists(chosen), config)
     generator = np.random.default_rng([config.seed, 2])
-    again = choice.stability(chosen, of_fit, fit, resamples=config.resamples, generator=generator)
+    again = choice.stability(
+        chosen, of_fit, fit, smallest=config.smallest, resamples=config.resamples, generator=generator
+    )
     names = [chosen.candidates[i] for i in kept]
     values = {name: choice.apply(names, one).astype(np.float64) for name, (one, _) in parts.items()}
     r2 = measured.explained((values["fit"], fit), (values["test"], test))
@@ -123,24 +125,27 @@ def _lists(chosen: Table) -> int:
 
 
 def _that_hold(
-    chosen: list[Candidate], table: Table, sample: Sample, tried: int, level: float
+    chosen: list[Candidate], table: Table, sample: Sample, tried: int, config: ExplainConfig
 ) -> tuple[list[int], Floats]:
     """Numbers of the chosen statements that hold on test, and their q.
 
-    Both must: the frequencies of the two policies differ, and the reward pays or charges within a policy for what the
-    tuned policy does more or less. p is the larger of the two; q is over all candidates, the lists included, those that
-    fit has not chosen with p = 1. Where one falls the others are tested again without it.
+    Both must: the frequencies of the two policies differ, by the smallest difference or more, and the reward pays or
+    charges within a policy for what the tuned policy does more or less. p is the larger of the two; q is over all
+    candidates, the lists included, those that fit has not chosen with p = 1. Where one falls the others are tested
+    again without it.
     """
-    left = list(range(len(chosen)))
+    large = np.abs(choice.standardised(choice.apply(chosen, table), sample.tuned)) >= config.smallest
+    left = np.flatnonzero(large).tolist()
     while left:
         values = choice.apply([chosen[i] for i in left], table).astype(np.float64)
         difference = measured.differences(values, sample.tuned, sample.prompts)
         effect = _effects(values, [chosen[i] for i in left], sample)
         agree = np.sign(difference.value) == np.sign(effect.value)
         q = measured.benjamini_hochberg(np.where(agree, np.maximum(difference.p, effect.p), 1.0), tried)
-        if (q <= level).all():
+        holds = q <= config.level
+        if holds.all():
             return left, q
-        left = [one for one, holds in zip(left, q <= level, strict=True) if holds]
+        left = np.array(left)[holds].tolist()
     return [], np.empty(0)
 
 

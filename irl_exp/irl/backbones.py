@@ -120,7 +120,7 @@ def train(
         IrlError: layers that the model does not have, or a loss that is not a finite number.
     """
     completions = Completions.from_frame(frame)
-    loaded = Policy.load(reference, context.device)
+    loaded = Policy.load(reference, context.device, kept="float32")
     policy = Policy(loaded.model.base_model, loaded.tokenizer, loaded.device)
     fit = completions[np.asarray(frame["part"] == "fit")]
     featurizer = Featurizer.fit(config.features, policy, fit)
@@ -246,7 +246,7 @@ class _Training:
             lr_scheduler_type="linear",
             logging_strategy="no",
             remove_unused_columns=False,
-            **trainer_arguments(self.context, seed=self.config.seed),
+            **trainer_arguments(self.model.policy, seed=self.config.seed),
         )
         trainer = transformers.Trainer(
             model=self.model,

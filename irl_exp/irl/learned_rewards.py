@@ -227,8 +227,8 @@ class LearnedReward:
         return (scores - self.offset) / self.scale
 
     @classmethod
-    def load(cls, folder: Path, device: Device, *, reference: Path | None = None) -> Self:
-        """Read a learned reward; its reference policy lies in the same store unless `reference` says where.
+    def load(cls, folder: Path, device: Device, *, reference: Path | Policy | None = None) -> Self:
+        """Read a learned reward; its reference policy lies in the same store unless `reference` says where, or is it.
 
         Raises:
             ArtifactError: a file of it, or of a policy that it needs, is damaged.
@@ -237,7 +237,11 @@ class LearnedReward:
         verify(folder)
         settings = read_settings(folder)
         scorer = next(kind for kind in SCORERS if kind.kind == settings["kind"])
-        policy = Policy.load(reference or _sibling(folder, ["sft"], settings["reference"]), device)
+        policy = (
+            reference
+            if isinstance(reference, Policy)
+            else Policy.load(reference or _sibling(folder, ["sft"], settings["reference"]), device)
+        )
         with read_back(folder):
             reward = cls(scorer.load(folder, settings, policy), settings["offset"], settings["scale"], policy)
         check_probes(folder, reward)

@@ -193,8 +193,8 @@ def _reward(config: HeadsConfig, members: Sequence[_Head], demonstrations: Demon
     scaling, heads = first.candidate.scaling, first.heads
     scorer = LinearScorer(weights, scaling.center, None)
     if isinstance(config, EnsembleConfig):
-        fit = demonstrations.rows_of_fit
-        parts = (demonstrations.features[fit[block]] for block in blocks(len(fit), len(scaling.center)))
+        fitted, width = demonstrations.rows_of_fit, len(scaling.center)
+        parts = (demonstrations.features[fitted[block]] for block in blocks(len(fitted), width))
         spread = np.concatenate([(some - scaling.center) @ weights.T for some in parts]).std(axis=0)
         if not (spread > 0).all():
             raise IrlError("a member of the ensemble gives all demonstrations the same reward.")

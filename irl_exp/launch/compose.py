@@ -91,6 +91,7 @@ def _check_shared(configs: Sequence[Config]) -> None:
         "name": lambda config: config.name,
         "store.dir": lambda config: config.store.dir,
         "workers": lambda config: config.workers,
+        "executor": lambda config: config.executor,
         "report": lambda config: config.report,
     }
     for key, of in shared.items():

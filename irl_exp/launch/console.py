@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -57,6 +57,8 @@ class Console:
         self.running: dict[int, Running] = {}
         self.tasks: dict[int, TaskID] = {}
         self.seconds: dict[int, list[str]] = {}
+        self.owners: dict[int, int] = {}
+        self.told: set[str] = set()
         self.done: set[int] = set()
         self.waited: set[int] = set()
         self.lock = threading.RLock()
@@ -101,6 +103,13 @@ class Console:
         if left:
             self.say(f"{about(left)} to the end, by what the like of it took before".capitalize())
 
+    def follow(self, owners: Mapping[int, int], stages: Mapping[int, str]) -> None:
+        """Stages that are computed for themselves, by the numbers that stand for them: job that needs them, digest."""
+        self.owners |= owners
+        works = {work.digest: work for job in self.forecast.needed.values() for work in job}
+        alone = {number: [works[digest]] for number, digest in stages.items() if digest in works}
+        self.forecast.needed = {**self.forecast.needed, **alone}
+
     def say(self, text: str) -> None:
         """A line; where a terminal ends, it goes on below."""
         self.log.write(text)
@@ -131,8 +140,10 @@ class Console:
         self._ended(event.job)
         self.forecast.end(event.job, event.stage, event.seconds)
         if event.state == "computed":
-            self.seconds.setdefault(event.job, []).append(f"{event.stage} {event.seconds:.1f} s")
-        if self.jobs == 1:
+            job = self.owners.get(event.job, event.job)
+            self.seconds.setdefault(job, []).append(f"{event.stage} {event.seconds:.1f} s")
+        if self.jobs == 1 and event.stage not in self.told:
+            self.told.add(event.stage)
             if self.total is not None:
                 self.bars.update(self.total, completed=len(self.forecast.ended))
             self.say(f"{event.stage:<22} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
@@ -153,7 +164,8 @@ class Console:
             self.bars.update(self.tasks[event.job], completed=event.done, total=event.total)
 
     def _name(self, job: int) -> str:
-        number = f"job {job}: " if self.jobs > 1 and job >= 0 else ""
+        owner = self.owners.get(job, job)
+        number = f"job {owner}: " if self.jobs > 1 and owner >= 0 else ""
         return f"{number}{self.running[job].stage}"
 
     def _ended(self, job: int) -> None:

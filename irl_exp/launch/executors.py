@@ -1,30 +1,36 @@
-"""Where jobs run: in this process, or in a pool of processes."""
+"""Where jobs run: in this process, in a pool of processes, or on a cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, setup_globals
 from hydra.core.utils import run_job as hydra_run_job
 
+from irl_exp.config import ClusterExecutor, Config
 from irl_exp.launch import jobs as room
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob
-from irl_exp.launch.messages import one_line, short
+from irl_exp.launch.messages import ClusterError, one_line, short
 from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop, unless_stopped
-from irl_exp.launch.workers import WorkerDiedError, Workers
+from irl_exp.launch.tasks import Lone, Task, Work, alone, by_jobs, by_stages
+from irl_exp.launch.workers import Workers
 from irl_exp.launch.writing import writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
-    from irl_exp.machinery.runtime import Report
+    from irl_exp.launch.obtain import StageError
+    from irl_exp.machinery.runtime import Device, Report, Where
     from irl_exp.machinery.tracking import Mode
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
@@ -34,17 +40,47 @@ _context: LaunchContext | None = None
 
 
 def run_all(
-    context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
+    context: LaunchContext,
+    jobs: Sequence[PlannedJob],
+    batches: Sequence[Batch],
+    missing: Mapping[str, Step],
+    workers: int,
+    console: Console,
 ) -> Generator[Outcome, None, None]:
     """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
 
     A job fails alone. A stage that failed in one job would fail in every other that needs it: jobs that wait for
     their turn and need it are not run.
+
+    Args:
+        missing: what has to be computed, by digest.
+        workers: how many at once, on this machine.
     """
-    if workers > 1:
-        yield from _in_pool(context, jobs, batches, workers, console)
-        return
+    executor = jobs[0].config.executor
+    if isinstance(executor, ClusterExecutor) and missing:
+        from irl_exp.launch.cluster import Pilots
+
+        graph = by_stages(jobs, batches, missing, _declared(jobs[0].config))
+        alone = [task.work for task in graph if isinstance(task.work, Lone)]
+        console.follow(
+            {lone.number: lone.owner for lone in alone}, {lone.number: lone.step.identity.digest for lone in alone}
+        )
+        with Pilots(executor, context, jobs, console) as pilots:
+            yield from _Graph(pilots, graph, jobs, console).run()
+    elif workers > 1:
+        with Pool(context, jobs, workers, console) as pool:
+            yield from _Graph(pool, by_jobs(jobs, batches), jobs, console).run()
+    else:
+        yield from _here(context, jobs, batches, console)
+
+
+def _here(
+    context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], console: Console
+) -> Iterator[Outcome]:
+    """All in this process, one after the other."""
     room.reporting = unless_stopped(console.show)
+    if isinstance(jobs[0].config.executor, ClusterExecutor):
+        room.planned = _declared(jobs[0].config)
     broken: dict[str, str] = {}
     waiting = list(batches)
     try:
@@ -57,7 +93,13 @@ def run_all(
             _remember(outcome, broken)
             yield outcome
     finally:
-        room.reporting = None
+        room.reporting = room.planned = None
+
+
+def _declared(config: Config) -> Device:
+    from irl_exp.machinery.runtime import declared_device
+
+    return declared_device(config.device, config.precision)
 
 
 def _not_run(job: PlannedJob, reason: str) -> Outcome:
@@ -105,91 +147,199 @@ def _in_hydra(context: LaunchContext, job: PlannedJob) -> dict[str, float]:
     return metrics
 
 
-def _in_pool(
-    context: LaunchContext, jobs: Sequence[PlannedJob], batches: Sequence[Batch], workers: int, console: Console
-) -> Iterator[Outcome]:
-    """Run all in processes of their own. A worker that dies takes its job with it and nothing else."""
+class Engine(Protocol):
+    """Does tasks somewhere. Its context ends what still runs.
+
+    Attributes:
+        tries: how often a task begins at most, if its workers get lost.
+    """
+
+    tries: int
+
+    def slots(self, where: Where) -> int:
+        """How many tasks of a kind it takes at once."""
+
+    def submit(self, task: Task) -> Future[bytes]:
+        """The pickled `Answer`. An exception means that the worker was lost, save for one that is ours and ends all."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of a task: the outcome of a job, or why something failed."""
+
+    outcome: Outcome | None = None
+    failure: str = ""
+    error: StageError | None = None
+
+
+class Pool:
+    """Processes of this machine. A worker that dies takes its task with it and nothing else."""
+
+    tries = 1
+
+    def __init__(self, context: LaunchContext, jobs: Sequence[PlannedJob], workers: int, console: Console) -> None:
+        self._count, self._launch, self._hear = workers, pack(context), console.show
+        self._tracking = tracking_of(jobs)
+
+    def __enter__(self) -> Self:
+        from irl_exp.machinery.runtime import cores, gpus
+
+        shared = multiprocessing.get_context("spawn").Semaphore(max(cores(), self._count))
+        arguments = (self._tracking, self._launch, shared, gpus())
+        self._workers = Workers(self._count, start=_start_worker, arguments=arguments, hear=self._hear)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
+        if kind is not None:
+            self._workers.stop()
+        self._workers.shutdown()
+
+    def slots(self, where: Where) -> int:
+        return self._count
+
+    def submit(self, task: Task) -> Future[bytes]:
+        import cloudpickle
+
+        return self._workers.submit(_work, cloudpickle.dumps(task.work))
+
+
+def pack(context: LaunchContext) -> bytes:
+    """What all workers need, once: it takes as long as a job takes to plan."""
     import cloudpickle
 
-    from irl_exp.machinery.runtime import cores
+    return bytes(cloudpickle.dumps((context, Singleton.get_state())))
+
+
+def tracking_of(jobs: Sequence[PlannedJob]) -> Mode | None:
+    """Whether there is a W&B account, found out once: each worker would ask, and warn, again."""
     from irl_exp.machinery.tracking import resolve_mode
 
-    # Found out once whether there is a W&B account: each worker would ask, and warn, again.
-    tracked = any(job.config.tracking.mode == "wandb" for job in jobs)
-    launch = cloudpickle.dumps((context, Singleton.get_state()))  # once: it takes as long as a job takes to plan
-    shared = multiprocessing.get_context("spawn").Semaphore(max(cores(), workers))
-    arguments = (resolve_mode("wandb") if tracked else None, launch, shared)
-    with Workers(workers, start=_start_worker, arguments=arguments, hear=console.show) as pool:
+    return resolve_mode("wandb") if any(job.config.tracking.mode == "wandb" for job in jobs) else None
 
-        def begin(job: PlannedJob) -> Future[bytes]:
-            return pool.submit(_work, cloudpickle.dumps(job))
 
-        together = {pool.submit(_work_batch, cloudpickle.dumps(batch)): batch for batch in batches}
+class _Graph:
+    """The tasks of a launch on an engine, each when what it needs is there."""
+
+    def __init__(self, engine: Engine, tasks: Sequence[Task], jobs: Sequence[PlannedJob], console: Console) -> None:
+        self.engine, self.jobs, self.console = engine, jobs, console
+        self.waiting = list(tasks)
+        self.running: dict[Future[bytes], Task] = {}
+        self.lost: Counter[int] = Counter()
+        self.broken: dict[str, str] = {}
+        """What is said of a step that has failed, by digest; the job `owners` shows its error, of `errors`."""
+        self.errors: dict[str, StageError] = {}
+        self.owners: dict[str, int] = {}
+        self.without: set[str] = set()
+        """Steps that nobody has tried, as something that they read has failed."""
+
+    def run(self) -> Iterator[Outcome]:
+        while self.waiting or self.running:
+            yield from self._begin()
+            done, _ = wait(self.running, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from self._end(future, self.running.pop(future))
+
+    def _begin(self) -> Iterator[Outcome]:
+        """Give the engine what can begin, in the order of the tasks, as long as it has workers."""
+        pending = {digest for task in (*self.waiting, *self.running.values()) for digest in task.makes}
+        busy = Counter(task.where for task in self.running.values())
+        for task in list(self.waiting):
+            if not pending.isdisjoint(task.needs):
+                continue
+            if reason := self._blocked(task):
+                self.waiting.remove(task)
+                pending -= task.makes
+                if isinstance(task.work, PlannedJob):
+                    yield _not_run(task.work, reason)
+            elif busy[task.where] < self.engine.slots(task.where):
+                self.waiting.remove(task)
+                busy[task.where] += 1
+                self.running[self.engine.submit(self._informed(task))] = task
+
+    def _blocked(self, task: Task) -> str:
+        """Why a task cannot succeed, or nothing. Jobs have all steps, so those that have failed say it."""
+        if isinstance(task.work, PlannedJob):
+            number = task.work.number
+            others = {digest: why for digest, why in self.broken.items() if self.owners.get(digest) != number}
+            return task.work.blocked_by(others)
+        if task.needs.isdisjoint(self.broken.keys() | self.without):
+            return ""
+        self.without |= task.makes
+        return "something that it reads has failed"
+
+    def _informed(self, task: Task) -> Task:
+        """A job knows which of its steps have failed."""
+        if not self.errors or not isinstance(task.work, PlannedJob):
+            return task
+        return replace(task, work=replace(task.work, failed=self.errors))
+
+    def _end(self, future: Future[bytes], task: Task) -> Iterator[Outcome]:
+        import cloudpickle
+
         try:
-            yield from _as_they_end(jobs, together, begin, console)
-        except BaseException:
-            pool.stop()
+            answer: Answer = cloudpickle.loads(future.result())
+        except ClusterError:
             raise
+        except Exception as error:
+            _clean_up(task.store, task.steps)
+            self.lost[task.work.number] += 1
+            if self._again(task, error):
+                return
+            answer = self._given_up(task, error)
+        if isinstance(task.work, Batch):
+            self._batch_done(task, answer.failure)
+        elif isinstance(task.work, Lone) and answer.error:
+            self._remember(answer.error, task.work.owner)
+        elif answer.outcome:
+            _remember(answer.outcome, self.broken)
+            yield answer.outcome
+
+    def _again(self, task: Task, error: Exception) -> bool:
+        """Whether a task whose worker was lost begins again; it does before all others."""
+        if (times := self.lost[task.work.number]) >= self.engine.tries:
+            return False
+        if isinstance(task.work, PlannedJob):
+            _abandon(task.work)
+        self.console.say(f"{task.name}: {one_line(error)}; it begins again ({times} of {self.engine.tries - 1} times)")
+        self.waiting.insert(0, task)
+        return True
+
+    def _given_up(self, task: Task, error: Exception) -> Answer:
+        """What is said of a task that had no worker until its end."""
+        from irl_exp.launch.obtain import ElsewhereError, StageError
+        from irl_exp.report.cells import Outcome
+
+        job = task.work
+        if isinstance(job, PlannedJob):
+            _abandon(job)
+            return Answer(Outcome(job.number, job.name, job.folder, "failed", error=_leave_error(job.folder, error)))
+        times = "" if self.engine.tries == 1 else f", {self.engine.tries} times"
+        if isinstance(job, Batch):
+            return Answer(failure=f"{error}{times}")
+        told = ElsewhereError(f"{one_line(error)}{times}", "".join(traceback.format_exception(error)))
+        return Answer(error=StageError(job.step.stage, job.step.identity.digest, told))
+
+    def _batch_done(self, task: Task, failure: str) -> None:
+        """Where jobs do not compute, the steps of a batch that has failed are tried one by one."""
+        self.console.batch_done(task.work.number, len(task.steps), failure)
+        if failure and not isinstance(self.engine, Pool):
+            first = min(other.work.number for other in (task, *self.waiting, *self.running.values())) - 1
+            self.waiting = [*alone(task, self.jobs, first), *self.waiting]
+
+    def _remember(self, error: StageError, owner: int) -> None:
+        """The first job that needs a step shows its error, the others are not run."""
+        self.errors[error.digest], self.owners[error.digest] = error, owner
+        self.broken[error.digest] = f"needs a stage that failed in job {owner}"
 
 
-def _as_they_end(
-    jobs: Sequence[PlannedJob],
-    together: Mapping[Future[str], Batch],
-    begin: Callable[[PlannedJob], Future[bytes]],
-    console: Console,
-) -> Iterator[Outcome]:
-    """Begin each job when its batches have ended, and yield its outcome when it has."""
-    broken: dict[str, str] = {}
-    lacking = {job.number: [future for future, batch in together.items() if batch.needed_by(job)] for job in jobs}
-    later = [job for job in jobs if lacking[job.number]]
-    running = {begin(job): job for job in jobs if not lacking[job.number]}
-    batches = dict(together)
-    while running or later:
-        futures: list[Future[Any]] = [*running, *batches]
-        done, _ = wait(futures, return_when=FIRST_COMPLETED)
-        for future in done & batches.keys():
-            batch = batches.pop(future)
-            console.batch_done(batch.number, len(batch.steps), _failure(future, batch))
-        for job in [job for job in later if batches.keys().isdisjoint(lacking[job.number])]:
-            later.remove(job)
-            if reason := job.blocked_by(broken):
-                yield _not_run(job, reason)
-            else:
-                running[begin(job)] = job
-        for future in done & running.keys():
-            outcome = _collect(future, running.pop(future), broken)
-            _remember(outcome, broken)
-            for other, job in running.items() if outcome.failed_step else ():
-                if job.blocked_by(broken) and not other.running():
-                    other.cancel()
-            yield outcome
+PATIENCE = 1.0
+"""Seconds between two looks at what has ended."""
 
 
-def _failure(future: Future[str], batch: Batch) -> str:
-    """Why a batch failed; empty if it did not."""
-    try:
-        return future.result()
-    except WorkerDiedError as error:
-        _clean_up(batch.store, batch.steps)
-        return str(error)
-
-
-def _collect(future: Future[bytes], job: PlannedJob, broken: dict[str, str]) -> Outcome:
-    """What became of one job of the pool."""
-    import cloudpickle
-
+def _abandon(job: PlannedJob) -> None:
     from irl_exp.machinery.tracking import abandon
-    from irl_exp.report.cells import Outcome
 
-    try:
-        outcome: Outcome = cloudpickle.loads(future.result())
-    except CancelledError:
-        return _not_run(job, job.blocked_by(broken))
-    except WorkerDiedError as error:
-        _clean_up(job.config.store.dir, job.steps.values())
-        abandon(job.folder)
-        return Outcome(job.number, job.name, job.folder, "failed", error=_leave_error(job.folder, error))
-    return outcome
+    abandon(job.folder)
 
 
 def _clean_up(store: Path, steps: Iterable[Step]) -> None:
@@ -210,16 +360,27 @@ def _leave_error(folder: Path, error: BaseException) -> str:
     return f"{one_line(error)} (traceback: {short(path)})"
 
 
-def _start_worker(tracking_mode: Mode | None, launch: bytes, shared: Any, tell: Report) -> None:
-    """In a new worker: report to the launch, and record runs as it has decided."""
+def _start_worker(
+    tracking_mode: Mode | None, launch: bytes, shared: Any, visible: Sequence[str], rank: int, tell: Report
+) -> None:
+    """In a new process: a GPU of its own if there is one, cores with the others, and reports to the launch."""
+    from irl_exp.machinery.runtime import pinned
+    from irl_exp.machinery.shards import share_cores
+
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = pinned(visible, rank)
+    share_cores(shared)
+    room.reporting = unless_stopped(tell)
+    enter(launch, tracking_mode)
+
+
+def enter(launch: bytes, tracking_mode: Mode | None) -> None:
+    """In a new worker: record runs as the launch has decided, and compose as it does."""
     import cloudpickle
 
-    from irl_exp.machinery.shards import share_cores
     from irl_exp.machinery.tracking import settle
 
     global _context
-    share_cores(shared)
-    room.reporting = unless_stopped(tell)
     if tracking_mode is not None:
         settle(tracking_mode)
     _context, state = cloudpickle.loads(launch)
@@ -227,23 +388,23 @@ def _start_worker(tracking_mode: Mode | None, launch: bytes, shared: Any, tell: 
     Singleton.set_state(state)
 
 
+def perform(work: Work) -> Answer:
+    """In a worker: one task. A stop closes files and runs as Ctrl-C would; an idle worker just ends."""
+    assert _context is not None
+    assert room.reporting is not None
+    with terminate_like_interrupt():
+        if isinstance(work, Lone):
+            return Answer(error=work.run(room.reporting))
+        if isinstance(work, Batch):
+            return Answer(failure=work.run(room.reporting))
+        room.failed = work.failed
+        return Answer(_run_one(_context, work))
+
+
 def _work(payload: bytes) -> bytes:
     import cloudpickle
 
     from irl_exp.machinery.shards import holding_a_core
 
-    assert _context is not None
-    # A stop closes files and runs as Ctrl-C would; an idle worker just ends.
-    with terminate_like_interrupt(), holding_a_core():
-        return bytes(cloudpickle.dumps(_run_one(_context, cloudpickle.loads(payload))))
-
-
-def _work_batch(payload: bytes) -> str:
-    import cloudpickle
-
-    from irl_exp.machinery.shards import holding_a_core
-
-    assert room.reporting is not None
-    with terminate_like_interrupt(), holding_a_core():
-        batch: Batch = cloudpickle.loads(payload)
-        return batch.run(room.reporting)
+    with holding_a_core():
+        return bytes(cloudpickle.dumps(perform(cloudpickle.loads(payload))))

@@ -14,7 +14,7 @@ import transformers
 
 from irl_exp.config import CheckpointExpert, ModelConfig
 from irl_exp.launch.models import WRITER, PreflightError, architecture, check_hub, check_model, opening
-from irl_exp.policies import adapters, chat
+from irl_exp.policies import adapters, bases, chat
 from irl_exp.policies.language_models import PolicyError, prepare_tokenizer
 
 ITSELF = "the expert is the base itself, so there is nothing to find. For this null take expert=itself."
@@ -124,6 +124,9 @@ def _check_adapter(folder: Path, model: ModelConfig) -> None:
         made_for = str(adapters.settings_of(folder).get("base_model_name_or_path"))
     except adapters.AdapterError as error:
         raise PreflightError(f"expert.path: {error}") from None
+    below = bases.read(folder)
+    if below and model.path and below.fingerprint != bases.fingerprint(model.path):
+        raise PreflightError(_another(folder, made_for, f"{model.path} has other weights"))
     files = sorted(folder.glob("adapter_model.*"))
     if not files:
         raise PreflightError(f"expert.path={folder}: there are no weights of the adapter (adapter_model.safetensors).")

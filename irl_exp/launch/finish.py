@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from irl_exp.config import Config, ConfigError, parse
 from irl_exp.launch import log
+from irl_exp.launch.following import FOLDER
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
 from irl_exp.launch.resume import group_of, launches_of
@@ -103,6 +104,10 @@ def _tell(config: Config, outcomes: Sequence[Outcome], folder: Path, console: Co
     )
     console.say(f"summary   {short(folder / 'summary.md')}, {short(folder / 'runs.csv')}")
     console.say(f"log       {console.log.trouble or short(folder / log.NAME)}")
+    if (folder / FOLDER).is_dir():
+        console.say(f"workers   {short(folder / FOLDER)}/  (a log of each worker)")
+        with (folder / "summary.md").open("a", encoding="utf-8") as summary:
+            summary.write(f"\nThe log of each worker: {FOLDER}/*.log\n")
     console.say(f"store     {short(config.store.dir)}")
     if config.report:
         later = f"python -m irl_exp.analysis {shlex.quote(short(folder))}"

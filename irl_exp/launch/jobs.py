@@ -11,8 +11,8 @@ import functools
 import json
 import re
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,18 @@ from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop
 from irl_exp.report.cells import Facts, flat
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
+    from irl_exp.launch.obtain import StageError
     from irl_exp.machinery.runtime import Device, Report
     from irl_exp.stages.step import Step
 
 reporting: Report | None = None
 """Where the jobs of this process report: set by a launch and by its workers, a console of their own otherwise."""
+
+planned: Device | None = None
+"""The device that a launch has planned with, where it is not that of this machine."""
+
+failed: Mapping[str, StageError] = {}
+"""Of the steps of the job that runs in this process, by digest: those that have failed elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class PlannedJob:
     composed: DictConfig
     config: Config
     steps: dict[str, Step]
+    failed: Mapping[str, StageError] = field(default_factory=dict)
+    """Of its steps, by digest: those that have failed elsewhere."""
 
     @property
     def facts(self) -> Facts:
@@ -82,7 +91,7 @@ def run_job(composed: DictConfig) -> dict[str, float] | float:
     folder = Path(hydra_config.runtime.output_dir)
     job = run.Job(number, job_name(hydra_config.overrides.task), folder)
     if reporting is not None:
-        return run.run(config, job, reporting)
+        return run.run(config, job, reporting, planned, failed)
     from irl_exp.launch.console import Console
     from irl_exp.report import runs, verdict
 
@@ -121,7 +130,9 @@ def typed(composed: DictConfig) -> Config:
 
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
-    elsewhere = re.compile(r"(tracking|workers|threads|device|store|name|seeds|study|report|fail_fast|objective)\b")
+    elsewhere = re.compile(
+        r"(tracking|executor|workers|threads|device|store|name|seeds|study|report|fail_fast|objective)\b"
+    )
     own = [item.lstrip("+") for item in filter_overrides(overrides)]
     return ",".join(item for item in own if not elsewhere.match(item)) or "default"
 

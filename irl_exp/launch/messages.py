@@ -13,6 +13,10 @@ class LaunchError(CompactHydraException):
     """A launch that did not start, or jobs that failed; Hydra prints the message alone and exits with 1."""
 
 
+class ClusterError(Exception):
+    """A cluster that cannot be used: no worker begins there."""
+
+
 def program() -> str:
     """How this program was called: `irl-exp`, `python -m irl_exp` or `python launch.py`."""
     called = Path(sys.argv[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import transformers
 
+from irl_exp.policies import bases
 from irl_exp.policies.language_models import writes
 
 WRITER, READER = "causal language model", "language model or encoder"
@@ -43,7 +44,7 @@ def check_model(field: str, path: Path | None, hub: str | None, revision: str | 
     if path is None:
         if hub is not None:
             check_hub(field, hub, revision, kind="model")
-    elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+    elif not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")) and not bases.read(path):
         raise PreflightError(f"{field}.path={path}: there are no weights (*.safetensors or pytorch_model*.bin).")
     else:
         _check_shards(field, path)

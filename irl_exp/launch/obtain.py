@@ -10,8 +10,9 @@ import importlib.metadata
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ class StageError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled from its parts: the default would call the constructor with the message."""
         return StageError, (self.stage, self.digest, self.error)
+
+    def told(self) -> StageError:
+        """The same for another process: with the traceback as text, and no object that may not travel."""
+        message = str(self).removeprefix(f"{self.stage}: ")
+        trace = "".join(traceback.format_exception(self))
+        return StageError(self.stage, self.digest, ElsewhereError(message, trace))
+
+
+class ElsewhereError(Exception):
+    """What has failed in another process; its traceback is the note."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)
+        self.add_note(trace)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def _peak_mib() -> float | None:
@@ -147,18 +165,39 @@ class Reporter:
     job: int
 
 
+@dataclass
+class _Once:
+    """The curve of a stage that is computed, computed again or replayed: each row reaches the tracker once."""
+
+    log: Callable[[str, Mapping[str, float]], None]
+    row: int = 0
+    logged: int = 0
+
+    def begin(self) -> None:
+        """From the first row: who was stopped and given up computes again, or has the result of another process."""
+        self.row = 0
+
+    def __call__(self, stage: str, row: Mapping[str, float]) -> None:
+        self.row += 1
+        if self.row > self.logged:
+            self.logged = self.row
+            self.log(stage, row)
+
+
 def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
+    lent, curve = contextlib.ExitStack(), _Once(reporter.log)
+    reporter = replace(reporter, log=curve)
 
     def compute(folder: Path) -> dict[str, Any]:
+        lent.close()  # who has waited in vain works
+        curve.begin()
         prepare_process()
         reporter.report(Event(reporter.job, step.stage, "computing"))
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
         return {**info, **_made_by(reporter.device)}
-
-    lent = contextlib.ExitStack()
 
     def waiting(identity: Identity) -> None:
         reporter.report(Event(reporter.job, step.stage, "waiting"))
@@ -167,6 +206,7 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
     with _failing_as(step), lent:
         artifact = store.get(step.identity, compute, on_wait=waiting)
     if artifact.reused:
+        curve.begin()
         _replay(artifact, step.stage, reporter)
     state: State = "reused" if artifact.reused else "computed"
     note = str(artifact.manifest["info"].get("note", ""))

@@ -20,19 +20,20 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from irl_exp.config import Config, check_name, check_place, question_of
-from irl_exp.launch import objective, resume
+from irl_exp.config import ClusterExecutor, Config, check_name, check_place, question_of
+from irl_exp.launch import cluster, objective, resume
 from irl_exp.launch.compose import Composer, check_all
 from irl_exp.launch.ending import ends_with_its_batch
 from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
-from irl_exp.launch.messages import LaunchError, program, short
+from irl_exp.launch.messages import ClusterError, LaunchError, program, short
 from irl_exp.launch.stops import on_stop, terminate_like_interrupt, told_to_stop
 from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
+    from irl_exp.launch.memory import Planned
     from irl_exp.machinery.runtime import Device
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
@@ -92,12 +93,15 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         setup_globals()
         configure_log(context.config.hydra.hydra_logging, context.config.hydra.verbose)
         jobs, device = _plan(context, job_overrides, first)
-        warnings = _preflight(jobs)
+        warnings, planned = _preflight(jobs, device)
         from irl_exp.launch.console import Console
         from irl_exp.report.cells import shared_overrides
 
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
-        missing, batches = _announce(jobs, device, console)
+        working, missing, batches = _announce(jobs, device, console)
+        digests = [[step.identity.digest for step in job.steps.values()] for job in jobs]
+        for told in planned.told(digests, min(_workers(jobs[0].config, device), len(working))):
+            console.say(told) if isinstance(told, str) else console.tables([told])
         for warning in warnings:
             console.say(f"warning: {warning}")
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")), first)
@@ -106,17 +110,19 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     outcomes: dict[int, Outcome] = {}
     whole = ends_with_its_batch(context.config)
     with console:
-        workers = min(_workers(jobs[0].config, device), len(missing))
+        workers = min(_workers(jobs[0].config, device), len(working))
         try:
             with (
                 terminate_like_interrupt(),
-                contextlib.closing(run_all(context, jobs, batches, workers, console)) as ended,
+                contextlib.closing(run_all(context, jobs, batches, missing, workers, console)) as ended,
             ):
                 for outcome in ended:
                     outcomes[outcome.number] = outcome
                     console.job_done(outcome)
                     if outcome.status == "failed" and jobs[0].config.fail_fast:
                         break
+        except ClusterError as error:
+            raise LaunchError(str(error)) from error
         except KeyboardInterrupt:
             console.say("interrupted: run the same command again to go on; finished stages are in the store")
             raise SystemExit(130) from None
@@ -227,13 +233,19 @@ def _plan(
     """Compose and check every job before the first one starts."""
     composed = _composed(Composer(context), job_overrides, first)
     configs = check_all(composed)
+    executor = configs[0].executor
+    if isinstance(executor, ClusterExecutor):
+        cluster.check(executor)
     # Everything below imports torch: only now that the configs are known to be right.
     from irl_exp import chain
-    from irl_exp.machinery.runtime import find_device
+    from irl_exp.machinery.runtime import declared_device, find_device
 
     jobs = []
     for index, (composition, config) in enumerate(zip(composed, configs, strict=True)):
-        device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
+        if isinstance(executor, ClusterExecutor):
+            device = declared_device(config.device, config.precision, config.batch_tokens)
+        else:
+            device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
         sweep = composition.hydra.sweep
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)
@@ -268,20 +280,24 @@ def _check_folders(jobs: Sequence[PlannedJob], folder: Path) -> None:
         raise LaunchError(f"hydra.sweep.subdir={jobs[0].folder.name}: {len(jobs)} jobs would write into one folder.")
 
 
-def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
+def _preflight(jobs: Sequence[PlannedJob], device: Device) -> tuple[list[str], Planned]:
     """Look at what the missing stages will need; every distinct complaint is in the one error.
 
     Returns:
-        What a reader of the results should know before.
+        What a reader of the results should know before, and the memory that the stages will need.
     """
     from irl_exp.irl.features import FeatureError
     from irl_exp.launch import preflight
+    from irl_exp.launch.memory import Place, Planned
     from irl_exp.launch.models import PreflightError
+    from irl_exp.machinery.runtime import memory
     from irl_exp.machinery.store import Store
     from irl_exp.texts.files import DataError
 
     complaints: dict[str, None] = {}
     warnings: dict[str, None] = {}
+    kind = "cpu" if device.is_cpu else "cuda"
+    planned = Planned(Place(kind, device.threads, memory(device), device.batch_tokens))
     stores = {job.config.store.dir: Store(job.config.store.dir) for job in jobs}
     steps = {step.identity.digest: (step, stores[job.config.store.dir]) for job in jobs for step in job.steps.values()}
     for step, store in steps.values():
@@ -289,17 +305,24 @@ def _preflight(jobs: Sequence[PlannedJob]) -> list[str]:
             if step.identity not in store:
                 preflight.check(step)
                 warnings[preflight.warning(step)] = None
+                planned.add(step, device.precision)
         except (PreflightError, DataError, FeatureError) as error:
             complaints[str(error)] = None
     if complaints:
         raise PreflightError("\n".join(complaints))
     for store in stores.values():
         store.prepare()
-    return [warning for warning in warnings if warning]
+    return [warning for warning in warnings if warning], planned
 
 
-def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> tuple[set[int], list[Batch]]:
-    """Say what will be computed. Returns the numbers of the jobs that miss a result, and what is computed together."""
+def _announce(
+    jobs: Sequence[PlannedJob], device: Device, console: Console
+) -> tuple[set[int], dict[str, Step], list[Batch]]:
+    """Say what will be computed.
+
+    Returns:
+        The numbers of the jobs that miss a result, the steps that miss, by digest, and what is computed together.
+    """
     from irl_exp.launch.forecast import forecast
     from irl_exp.launch.obtain import made_by_other_code
     from irl_exp.machinery.store import Store
@@ -331,7 +354,7 @@ def _announce(jobs: Sequence[PlannedJob], device: Device, console: Console) -> t
         console.say(f"{others} of them were made by an earlier state of the code; the stages' VERSIONs say they hold")
     console.expect(forecast(jobs, missing, min(_workers(jobs[0].config, device), len(working))))
     console.say("")
-    return working, batches
+    return working, missing, batches
 
 
 def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: Device) -> list[Batch]:
@@ -344,7 +367,9 @@ def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: De
 
 
 def _workers(config: Config, device: Device) -> int:
-    """How many jobs run at once: as asked, else one a core and one on a GPU."""
-    from irl_exp.machinery.runtime import cores
+    """How many jobs run at once: as asked, else one a core or one a GPU; on a cluster, how many workers there are."""
+    from irl_exp.machinery.runtime import cores, gpus
 
-    return config.workers or (max(1, cores() // (config.threads or 1)) if device.is_cpu else 1)
+    if isinstance(config.executor, ClusterExecutor):
+        return config.executor.slots("gpu" if config.executor.gpus else "cpu")
+    return config.workers or (max(1, cores() // (config.threads or 1)) if device.is_cpu else max(1, len(gpus())))

@@ -6,7 +6,6 @@ Only stages that will be computed are looked at: what the store already has need
 from __future__ import annotations
 
 import functools
-import os
 from typing import NamedTuple, cast
 
 import pandas as pd
@@ -24,7 +23,6 @@ from irl_exp.config import (
     MarginConfig,
     ModelConfig,
     Node,
-    Recipe,
     SequenceClassifierConfig,
     SftConfig,
     TextsExpert,
@@ -60,10 +58,6 @@ class _Origin(NamedTuple):
         return isinstance(self.config, CommentsConfig | ExpertTextsConfig) or self.config.path is not None
 
 
-BYTES = 256
-"""Tokens that every byte-level vocabulary has."""
-
-
 def check(step: Step) -> None:
     """Refuse a stage whose files, names or labels are not there.
 
@@ -72,8 +66,6 @@ def check(step: Step) -> None:
     """
     if "max_new_tokens" in type(step.config).model_fields:
         _check_length(step)
-    if isinstance(step.config, Recipe):
-        _check_batch(step.config)
     if step.stage == "data":
         _check_data(_Origin.of(step))
     elif step.stage == "benchmark":
@@ -160,36 +152,12 @@ def _positions(model: ModelConfig) -> int | None:
 
 
 def _check_sft(model: ModelConfig, config: Node) -> None:
-    """A new model has to fit into memory; a text, into what the model reads at once."""
+    """A text has to fit into what the model reads at once."""
     assert isinstance(config, SftConfig)
     positions = _positions(model)
     if not model.tuned and positions and config.max_tokens > positions:
         raise PreflightError(
             f"sft.max_tokens={config.max_tokens}: model={model.name} reads {positions} tokens at once. Lower it."
-        )
-    if not model.pretrained:
-        weights = 12 * model.layers * model.hidden_size**2
-        _check_memory(f"model.hidden_size={model.hidden_size} and model.layers={model.layers}", weights, "smaller ones")
-
-
-def _check_batch(config: Recipe) -> None:
-    """At least the logits of one forward pass have to fit into memory, of the smallest vocabulary that there is."""
-    size = config.micro_batch_size or config.batch_size
-    field = "micro_batch_size" if config.micro_batch_size else "batch_size"
-    remedy = "a smaller one, or a micro_batch_size"
-    _check_memory(f"{field}={size} of rlhf or refinetune", size * config.max_new_tokens * BYTES, remedy)
-
-
-def _check_memory(what: str, numbers: int, remedy: str) -> None:
-    """Refuse what needs more memory for its numbers of 4 bytes than the machine has; not every machine says that."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if 4 * numbers > memory:
-        raise PreflightError(
-            f"{what}: at least {4 * numbers / 1e9:,.0f} GB of memory, and this machine has {memory / 1e9:,.0f} GB. "
-            f"Choose {remedy}."
         )
 
 

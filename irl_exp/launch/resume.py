@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from irl_exp.config import Config
+from irl_exp.machinery.heartbeat import Beat, Lock, clock, lease_here, read, trying
 from irl_exp.machinery.tracking import read_record, write_record
 
 log = logging.getLogger(__name__)
@@ -106,15 +105,24 @@ def once(folder: Path, mode: str) -> Iterator[str]:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
-    """Whether no other process tracks this run: the lock of one that died is free."""
+    """Whether no living process tracks this run: the lock of one that died is free, one that hangs does not beat.
+
+    At worst a run is logged twice.
+    """
+    beat = path.with_suffix(".beat")
     with ExitStack() as held:
         free = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(path).acquire(timeout=0))
-        except Timeout:
-            log.info("another launch of the same command logs this run to W&B (%s)", path)
-            free = False
-        except OSError as error:  # a file system without locks: at worst a run is logged twice
+            lock = held.enter_context(trying(path))
+            if lock is not Lock.MINE and (sign := read(beat)):
+                free = sign.is_gone() or clock(path.parent) - sign.changed > sign.lease
+            else:
+                free = lock is not Lock.TAKEN
+            if free:
+                held.enter_context(Beat(beat, lease_here(), locked=lock is Lock.MINE))
+            else:
+                log.info("another launch of the same command logs this run to W&B (%s)", path)
+        except OSError as error:
             log.info("%s cannot be locked (%s)", path, error)
         yield free

@@ -10,14 +10,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from irl_exp.chain import build
 from irl_exp.config import Config
 from irl_exp.launch import lineage, resume
-from irl_exp.launch.obtain import Reporter, obtain, source_digest, versions
+from irl_exp.launch.obtain import Reporter, StageError, obtain, source_digest, versions
 from irl_exp.launch.writing import writing
-from irl_exp.machinery.runtime import Report, find_device
+from irl_exp.machinery.runtime import Device, Report, find_device
 from irl_exp.machinery.store import Artifact, Store
 from irl_exp.machinery.tracking import Tracker, track
 from irl_exp.report import statements
@@ -41,13 +42,23 @@ class Job:
     folder: Path
 
 
-def run(config: Config, job: Job, report: Report) -> dict[str, float]:
+def run(
+    config: Config,
+    job: Job,
+    report: Report,
+    planned: Device | None = None,
+    failed: Mapping[str, StageError] = MappingProxyType({}),
+) -> dict[str, float]:
     """Run the chain of one job: reuse what the store has, compute the rest, record everything in the job's folder.
+
+    Args:
+        planned: the device that the steps are for, where others have computed them.
+        failed: steps that others have tried in vain, by digest.
 
     Returns:
         The metrics, as in metrics.json.
     """
-    device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
+    device = planned or find_device(config.device, config.precision, config.threads, config.batch_tokens)
     store = Store(config.store.dir)
     steps = build(config, device)
     group = resume.group_of(job.folder.parent, config.name)
@@ -84,7 +95,11 @@ def run(config: Config, job: Job, report: Report) -> dict[str, float]:
                 tracker.log(stage, row)
 
         reporter = Reporter(log, device, report, job.number)
-        artifacts = {step.stage: obtain(step, store, reporter) for step in steps.values()}
+        artifacts = {}
+        for step in steps.values():
+            if error := failed.get(step.identity.digest):
+                raise error from error.error
+            artifacts[step.stage] = obtain(step, store, reporter)
         with writing(job.folder, *RESULTS):
             metrics = _record(artifacts, job, tracker)
         lineage.show(artifacts, config, job.name, tracker)

@@ -50,7 +50,8 @@ class Workers(Executor):
     """`count` processes that each do one task after the other; tasks begin in the order of their submission.
 
     Args:
-        start: called in each new process with `arguments` and a function that passes events on to `hear`.
+        start: called in each new process with `arguments`, its place from 0 on, and a function that passes events on
+            to `hear`.
         hear: takes these events, in threads of this process.
     """
 
@@ -61,7 +62,7 @@ class Workers(Executor):
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Work] | None] = queue.SimpleQueue()
         self._lock, self._stopped = threading.Lock(), False
         self._workers: list[_Worker] = []
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._serve, args=(rank,), daemon=True) for rank in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -92,7 +93,7 @@ class Workers(Executor):
             for worker in self._workers:
                 worker.process.kill()
 
-    def _serve(self) -> None:
+    def _serve(self, rank: int) -> None:
         """One thread: a process does its tasks, and another takes the place of one that died."""
         worker: _Worker | None = None
         while not self._stopped and (task := self._tasks.get()) is not None:
@@ -100,7 +101,7 @@ class Workers(Executor):
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                worker = worker or self._begin()
+                worker = worker or self._begin(rank)
                 found = worker.do(work, self._hear)
             except Exception as error:
                 exitcode = worker.bury() if worker else None
@@ -111,11 +112,11 @@ class Workers(Executor):
         if worker:
             worker.end()
 
-    def _begin(self) -> _Worker:
+    def _begin(self, rank: int) -> _Worker:
         with self._lock:
             if self._stopped:
                 raise EOFError
-            worker = _Worker.begin(self._start, self._arguments)
+            worker = _Worker.begin(self._start, (*self._arguments, rank))
             self._workers.append(worker)
             return worker
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+Where = Literal["cpu", "gpu"]
+"""What a stage needs."""
 State = Literal["computing", "waiting", "computed", "reused"]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Where libraries look, when they are loaded, for the number of threads."""
@@ -50,16 +55,18 @@ states included (33 layers of 4,096)."""
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device with the precision of its forward passes; weights are kept in float32.
+    """A torch device with the precision of its forward passes; weights are in float32, or in bf16 below adapters.
 
     Attributes:
         batch_tokens: that a model reads at once, padding included.
+        declared: it is that of workers elsewhere; what this machine has says nothing of it.
     """
 
     name: str
     precision: Literal["fp32", "bf16"]
     threads: int
     batch_tokens: int = READ_AT_ONCE["cpu"]
+    declared: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -70,14 +77,54 @@ class Device:
         return self.name == "cpu"
 
     def __str__(self) -> str:
+        if self.declared:
+            return f"{self.name.split(':')[0]} (of workers elsewhere), {self.precision}"
         hardware = f"{self.threads} thread(s)" if self.is_cpu else torch.cuda.get_device_name(self.name)
         return f"{self.name} ({hardware}), {self.precision}"
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients, and bf16 arithmetic where that is the precision."""
-        with torch.no_grad(), torch.autocast(self.name.split(":")[0], torch.bfloat16, enabled=self.bf16):
+        with torch.no_grad(), torch.autocast(self.type, torch.bfloat16) if self.bf16 else self.exactly():
             yield
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Arithmetic in fp32, whatever the precision is, and whatever the weights are kept in."""
+        with torch.autocast(self.type, enabled=False), _Widened() if self.precision == "bf16" else nullcontext():
+            yield
+
+    @property
+    def type(self) -> str:
+        return self.name.split(":")[0]
+
+
+class _Widened(TorchFunctionMode):
+    """Weights in bf16 are taken in fp32 where they are used, one layer at a time; activations are fp32 from the start.
+
+    What is not listed promotes by itself: a gain in bf16 times a state in fp32 is fp32.
+    """
+
+    taken_in_fp32 = frozenset(
+        {
+            torch.nn.functional.linear,
+            torch.nn.functional.layer_norm,
+            torch.nn.functional.rms_norm,
+            torch.nn.functional.conv1d,
+            torch.addmm,
+        }
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.taken_in_fp32:
+            args, kwargs = [_wide(value) for value in args], {name: _wide(value) for name, value in kwargs.items()}
+        found = func(*args, **kwargs)
+        return _wide(found) if func is torch.nn.functional.embedding else found
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
 @contextmanager
@@ -96,6 +143,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory(device: Device) -> int | None:
+    """Bytes that all work on this device has together: of the GPU, or of the machine as far as its control group lets.
+
+    None where the machine does not say.
+    """
+    if not device.is_cpu:
+        return int(torch.cuda.get_device_properties(device.name).total_memory)
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        return None
+    return min([*found, *_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _limits(own: Path, groups: Path) -> Iterator[int]:
+    """Bytes that the control groups of this process allow, of either version; a container may see the top alone."""
+    lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        if controllers not in ("", "memory"):
+            continue
+        top = groups / controllers
+        inside = top / place.strip("/")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        for group in {top, *(one for one in (inside, *inside.parents) if one.is_relative_to(top))}:
+            with contextlib.suppress(OSError, ValueError):  # "max", or none of our business
+                yield int((group / name).read_text(encoding="utf-8"))
+
+
 def find_device(device: str, precision: str, threads: int, batch_tokens: int | None = None) -> Device:
     """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it; threads=0: one a core.
 
@@ -108,6 +183,7 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
         DeviceError: there is no GPU here.
     """
     if device != "cpu":
+        gpus()  # remembers all of them
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     there = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -119,6 +195,39 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
     workers = (threads or cores()) if name == "cpu" else 1
     at_once = batch_tokens or READ_AT_ONCE["cpu" if name == "cpu" else "cuda"]
     return Device(name, "bf16" if precision == "bf16" else "fp32", workers, at_once)
+
+
+def declared_device(device: str, precision: str, batch_tokens: int | None = None) -> Device:
+    """The device of workers elsewhere, as the config says it; a CPU computes in fp32 unless told otherwise."""
+    name = "cuda:0" if device == "cuda" else "cpu"
+    at_once = batch_tokens or READ_AT_ONCE[device]
+    return Device(name, "bf16" if precision == "bf16" else "fp32", 1, at_once, declared=True)
+
+
+def check_declared(planned: Device, threads: int) -> Device:
+    """The device of this worker, which has to be what the launch has planned with.
+
+    Raises:
+        DeviceError: it is not; says what this machine has.
+    """
+    found = find_device("cpu" if planned.is_cpu else "cuda", planned.precision, threads, planned.batch_tokens)
+    if found.bf16 and not found.is_cpu and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"{found.name} of this machine has no bf16, and the launch was planned with precision=bf16.")
+    return found
+
+
+@functools.cache
+def gpus() -> list[str]:
+    """The GPUs that this process might use, as CUDA_VISIBLE_DEVICES names them; the one that it takes is the first."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+
+
+def pinned(visible: Sequence[str], rank: int) -> str:
+    """CUDA_VISIBLE_DEVICES of one of several workers of a machine: each has a GPU of its own while there are enough."""
+    return visible[rank % len(visible)] if visible else ""
 
 
 def prepare_process() -> None:
@@ -133,8 +242,8 @@ def prepare_process() -> None:
     import datasets
     import transformers
 
-    # TRL's own call of a deprecated name of transformers: nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # TRL's own calls of deprecated names of transformers: nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

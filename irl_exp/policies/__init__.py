@@ -2,10 +2,13 @@
 
 __all__ = [
     "adapters",
+    "bases",
     "chat",
+    "footprint",
     "gradients",
     "language_models",
     "likelihood",
+    "logits",
     "policy_optimization",
     "ranked_samples",
     "sampling",

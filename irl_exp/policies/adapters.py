@@ -1,4 +1,11 @@
-"""PEFT adapters on a model that stays as it is, and in memory once: adapted and base share every weight of the base."""
+"""PEFT adapters on a model that stays as it is, and in memory once: adapted and base share every weight of the base.
+
+How the adapters of a chain lie on each other. sft's is merged into its base when the reference is opened, so the
+reference is an ordinary model; those of rlhf and refinetune lie on the reference. Two adapters on one model would be
+slower in every stage, and TRL takes a model that has one already for the start of training: its "ref" adapter is a copy
+of what is to be trained, so that the KL would be to the model below sft. The price is one rounding of the merged
+weights to their dtype (docs/models.md).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-SETTINGS = "adapter_config.json"
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from irl_exp.config import LoraConfig
+from irl_exp.policies.bases import ADAPTER as SETTINGS
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 class AdapterError(Exception):
@@ -45,8 +59,7 @@ def adapted(model: Any, folder: Path) -> Any:
     """
     import peft
 
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    own = copy.deepcopy(model, shared)
+    own = beside(model)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -56,10 +69,85 @@ def adapted(model: Any, folder: Path) -> Any:
             found = peft.PeftModel.from_pretrained(own, str(folder), torch_device=str(model.device))
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise AdapterError(_another_base(folder, reason)) from error
+            raise AdapterError(another_base(folder, reason)) from error
     if missing := [str(one.message) for one in told if "missing adapter keys" in str(one.message)]:
-        raise AdapterError(_another_base(folder, missing[0][:200]))
+        raise AdapterError(another_base(folder, missing[0][:200]))
     return found.base_model.model.eval()
+
+
+def beside(model: Any) -> Any:
+    """A second model of the same weights, which are not copied: an adapter that it gets is not in the first one."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def settings(config: LoraConfig, model: Any) -> Any:
+    """The config in peft's words, as the trainers of TRL take it."""
+    import peft
+
+    targets = [name.strip() for name in config.targets.split(",")]
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets[0] if len(targets) == 1 and targets[0] == "all-linear" else targets,
+        fan_in_fan_out=any(isinstance(module, transformers.Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+
+
+def add(model: Any, config: LoraConfig, *, seed: int) -> Any:
+    """Put an adapter into a model, in place; returns what a trainer takes, peft's model around it.
+
+    Raises:
+        AdapterError: the model has no such layers.
+    """
+    import peft
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, settings(config, model))
+        except ValueError as error:
+            raise AdapterError(f"adapter.targets={config.targets}: {str(error).splitlines()[0][:200]}") from None
+
+
+def merge(model: Any, folder: Path) -> Any:
+    """Add an adapter to the weights of a model, in place.
+
+    The sum is made in fp32 and rounded once, on the CPU, so that it is the same on every device.
+    """
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def save(model: Any, folder: Path, base: str) -> None:
+    """Write the adapter that lies in a model, in the files and names of peft; the same bytes each time.
+
+    Args:
+        base: name of what it lies on.
+    """
+    (config,) = model.peft_config.values()
+    said = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in said.items()}
+    (folder / SETTINGS).write_text(json.dumps(plain, indent=1, sort_keys=True), encoding="utf-8")
+    weights = {
+        f"base_model.model.{name.replace('.default.', '.')}": weight.detach().cpu().contiguous()
+        for name, weight in sorted(model.named_parameters())
+        if ".lora_" in name
+    }
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model has an adapter in it."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def off(model: Any) -> bool:
+    """Whether the adapters of a model are switched off: it is its base for the moment."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def keep(model_folder: Path, folder: Path) -> None:
@@ -70,7 +158,8 @@ def keep(model_folder: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _another_base(folder: Path, reason: str) -> str:
+def another_base(folder: Path, reason: str) -> str:
+    """What is said of an adapter on a model that it was not made for."""
     base = settings_of(folder).get("base_model_name_or_path")
     return f"{folder}: the adapter does not fit this model ({reason}). It was made for {base}: set model.path to that."
 

@@ -7,10 +7,10 @@ log-probabilities and features see the same sequence. A completion's ids end wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from irl_exp.config import POSITIONS, ModelConfig
 from irl_exp.machinery.runtime import Device
 from irl_exp.machinery.store import verify
-from irl_exp.policies import adapters, chat
+from irl_exp.policies import adapters, bases, chat
 from irl_exp.texts.messages import as_text
 
 Ids = list[int]
 Progress = Callable[[int, int], None]
+Kept = Literal["bfloat16", "float32"]
+"""How weights are kept in memory."""
 
 
 UNOPENED = (OSError, ValueError, KeyError, UnpicklingError, SafetensorError)
@@ -91,55 +93,108 @@ class Completions:
 
 @dataclass
 class Policy:
-    """A causal language model with its tokenizer, on a device; or an encoder, which reads texts and writes none."""
+    """A causal language model with its tokenizer, on a device; or an encoder, which reads texts and writes none.
+
+    Attributes:
+        known: what the weights are called and kept in, where a chain with adapters has written it down.
+    """
 
     model: Any
     tokenizer: Any
     device: Device
+    known: bases.Base | None = None
 
     @classmethod
     def load(
-        cls, source: str | Path, device: Device, *, revision: str | None = None, base: Policy | None = None
+        cls,
+        source: str | Path,
+        device: Device,
+        *,
+        revision: str | None = None,
+        base: Policy | None = None,
+        kept: Kept | None = None,
     ) -> Policy:
-        """Open a folder or a name on the hub with AutoModelForCausalLM (an encoder with AutoModel), in float32.
+        """Open a folder or a name on the hub with AutoModelForCausalLM (an encoder with AutoModel).
+
+        Weights are in float32; those that a chain with adapters wrote, in the dtype of its adapters, and the arithmetic
+        too, on every device.
 
         Args:
             base: what an adapter was made for; policy and base then share the weights of the base.
+            kept: the dtype of the weights: "bfloat16" to put adapters on them, "float32" to train all of them.
 
         Raises:
             ArtifactError: a file of an artifact is damaged.
             PolicyError: it cannot be opened, or its tokenizer has no EOS token.
         """
-        verify(Path(source))
-        if adapters.is_adapter(Path(source)):
-            return cls._adapted(base, Path(source))
+        folder = Path(source)
+        verify(folder)
         try:
-            # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source), revision=revision, trust_remote_code=False
-            )
-            config = transformers.AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-            opened = transformers.AutoModelForCausalLM if writes(config) else transformers.AutoModel
-            model = opened.from_pretrained(str(source), revision=revision, dtype=torch.float32, trust_remote_code=False)
-        except UNOPENED as error:
-            raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
-        prepare_tokenizer(tokenizer, str(source))
-        ends = getattr(model.generation_config, "eos_token_id", None) if tokenizer.chat_template else None
-        # What a sampler does not set it takes from here: a checkpoint's repetition penalty or min_p would bend samples
-        # away from the log-probabilities.
-        model.generation_config = transformers.GenerationConfig(
-            eos_token_id=ends if isinstance(ends, list) else tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
-        return cls(model.to(device.name).eval(), tokenizer, device)
+            below = bases.read(folder)
+            if below and below.path:
+                return base if base and base.is_in(folder) else cls._on_checkpoint(folder, below, device, kept)
+            if adapters.is_adapter(folder):
+                return cls._on(base, folder, below)
+            policy = cls._opened(str(source), device, revision, kept or (below.dtype if below else "float32"))
+            return policy.known_as(below, folder) if below else policy
+        except (adapters.AdapterError, bases.BaseError) as error:
+            raise PolicyError(str(error)) from error
 
     @classmethod
-    def _adapted(cls, base: Policy | None, folder: Path) -> Policy:
+    def _opened(cls, source: str, device: Device, revision: str | None, kept: Kept) -> Policy:
+        options = {"revision": revision, "trust_remote_code": False}
+        try:
+            # A checkpoint runs no code of its own here; with the default, transformers would ask whoever is there.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            opened = transformers.AutoModelForCausalLM if writes(config) else transformers.AutoModel
+            dtype = torch.bfloat16 if kept == "bfloat16" else torch.float32
+            model = opened.from_pretrained(source, dtype=dtype, **options)
+        except UNOPENED as error:
+            raise PolicyError(f"{source}: no causal language model could be opened: {first_line(error)}") from error
+        prepare_tokenizer(tokenizer, source)
+        keep_ends(model, tokenizer)
+        if kept == "bfloat16":
+            _widen(model)
+        return cls(model.to(device.name).eval(), tokenizer, device).computing_in(kept)
+
+    @classmethod
+    def _on_checkpoint(cls, folder: Path, below: bases.Base, device: Device, kept: Kept | None) -> Policy:
+        """A reference policy that is a checkpoint elsewhere, with the adapter of sft in it if it has one."""
+        policy = cls.load(below.place, replace(device, name="cpu"), kept=below.dtype)
+        if adapters.is_adapter(folder):
+            policy.model = adapters.merge(policy.model, folder)
+        if kept == "float32":
+            policy.model.float()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        prepare_tokenizer(tokenizer, str(folder))
+        policy.model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        keep_ends(policy.model, tokenizer)
+        return cls(policy.model.to(device.name).eval(), tokenizer, device).known_as(below, folder)
+
+    @classmethod
+    def _on(cls, base: Policy | None, folder: Path, made_for: bases.Base | None) -> Policy:
         if base is None:
             raise PolicyError(f"{folder}: this is an adapter: it is opened on its base, as expert.path.")
-        try:
-            return cls(adapters.adapted(base.model, folder), base.tokenizer, base.device)
-        except adapters.AdapterError as error:
-            raise PolicyError(str(error)) from error
+        if made_for and base.known and made_for.fingerprint != base.known.fingerprint:
+            raise PolicyError(adapters.another_base(folder, "its weights are others"))
+        return cls(adapters.adapted(base.model, folder), base.tokenizer, base.device)
+
+    def computing_in(self, dtype: Kept) -> Policy:
+        """The same policy; weights in bf16 are computed with in bf16 on every device."""
+        return replace(self, device=replace(self.device, precision="bf16")) if dtype == "bfloat16" else self
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether these are the weights that a folder stands for."""
+        return self.known is not None and self.known.fingerprint == bases.fingerprint(folder)
+
+    def known_as(self, below: bases.Base, folder: Path) -> Policy:
+        """The policy that a folder with a base.json stands for."""
+        return replace(self.computing_in(below.dtype), known=below.of(folder))
+
+    def beside(self) -> Policy:
+        """A policy of the same weights, not copied, that can get an adapter of its own."""
+        return replace(self, model=adapters.beside(self.model))
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, tokenizer beside them."""
@@ -147,6 +202,21 @@ class Policy:
         self.model.__dict__.pop("forward", None)
         self.model.config.use_cache = True
         self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_trained(self, folder: Path) -> None:
+        """All weights; or the adapter alone that was trained, with what names the policy below it."""
+        if not adapters.is_adapted(self.model):
+            self.save(folder)
+            return
+        assert self.known is not None
+        adapters.save(self.model, folder, self.known.name)
+        self.known.write(folder)
+
+    def save_beside_weights(self, folder: Path) -> None:
+        """All but the weights: architecture, tokenizer, what ends a completion."""
+        self.model.config.save_pretrained(folder)
+        self.model.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
@@ -259,6 +329,29 @@ def prompts_as_read(folder: Path) -> Callable[[Sequence[Ids]], list[str]] | None
     return lambda ids: list(tokenizer.batch_decode([list(map(int, one)) for one in ids]))
 
 
+def _widen(model: Any) -> None:
+    """Keep the head of a model in bf16 in fp32, as logits are, and with it gains and biases, which are few.
+
+    Their values stay those of bf16. A norm in bf16 could not read the states of embeddings that are the head too.
+    """
+    head = model.get_output_embeddings()
+    for weight in model.parameters():
+        if weight.ndim < 2 or (head is not None and weight is head.weight):
+            weight.data = weight.data.float()
+
+
+def keep_ends(model: Any, tokenizer: Any) -> None:
+    """Leave of what a checkpoint says of generation the tokens that end a completion, of a chat model several.
+
+    What a sampler does not set it takes from there: a repetition penalty or min_p would bend samples away from the
+    log-probabilities.
+    """
+    ends = getattr(model.generation_config, "eos_token_id", None) if tokenizer.chat_template else None
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=ends if isinstance(ends, list) else tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without its further advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -300,22 +393,24 @@ def new_policy(config: ModelConfig, texts: Sequence[str], device: Device, *, see
     prepare_tokenizer(tokenizer, "the new model")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.GPTNeoXForCausalLM(
-            transformers.GPTNeoXConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=POSITIONS,
-                rotary_pct=0.25,
-                bos_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                tie_word_embeddings=False,
-            )
-        )
+        ends = {f"{name}_token_id": tokenizer.eos_token_id for name in ("bos", "eos")}
+        ends["pad_token_id"] = tokenizer.pad_token_id
+        model = transformers.GPTNeoXForCausalLM(new_architecture(config, vocab_size=len(tokenizer), **ends))
     return Policy(model.to(device.name), tokenizer, device)
+
+
+def new_architecture(config: ModelConfig, **tokens: int) -> transformers.PretrainedConfig:
+    """Of a new model; `tokens`: the size of its vocabulary and its special tokens."""
+    return transformers.GPTNeoXConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=POSITIONS,
+        rotary_pct=0.25,
+        tie_word_embeddings=False,
+        **tokens,
+    )
 
 
 def _byte_level_bpe(size: int, texts: Sequence[str]) -> Any:

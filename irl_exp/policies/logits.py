@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from irl_exp.machinery.runtime import Device
 from irl_exp.policies.language_models import Policy, PolicyError
 
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**28}
@@ -63,8 +64,9 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
             f"{type(policy.model).__name__} is an encoder: it reads texts, and gives no probabilities to them."
         )
     model = _itself(policy.model)
-    plain = _has_plain_head(model)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=policy.device.bf16 and plain):
+    plain = _has_plain_head(model, policy.device)
+    half = policy.device.bf16 and plain
+    with torch.autocast(policy.device.type, torch.bfloat16) if half else policy.device.exactly():
         states = model.base_model(**inputs).last_hidden_state[:, -keep:]
     vocabulary = model.config.get_text_config().vocab_size
     if not plain:
@@ -79,7 +81,7 @@ def _itself(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _has_plain_head(model: Any) -> bool:
+def _has_plain_head(model: Any, device: Device) -> bool:
     """Asked of the model itself, as configs have many names for what else may happen to logits.
 
     Raises:
@@ -87,7 +89,7 @@ def _has_plain_head(model: Any) -> bool:
     """
     if model not in _plain:
         ids = torch.arange(min(8, model.get_input_embeddings().num_embeddings), device=model.device)[None]
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad(), device.exactly():
             own = type(model).forward(model, input_ids=ids).logits
             states = model.base_model(input_ids=ids).last_hidden_state
             _plain[model] = torch.equal(own, model.get_output_embeddings()(states))

@@ -13,6 +13,7 @@ takes 1 / generations from the reward alone: it gets the KL as a second reward f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import PolicyOptimizationConfig
+from irl_exp.config import LoraConfig, PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context, Device
+from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Ids, Policy
 from irl_exp.policies.likelihood import as_read, log_probabilities, token_statistics
 from irl_exp.policies.sampling import sample
@@ -58,9 +60,11 @@ def optimize(
     prompts: Sequence[str],
     config: PolicyOptimizationConfig,
     *,
+    adapter: LoraConfig | None = None,
+    opened: Policy | None = None,
     context: Context,
 ) -> Policy:
-    """Train a fresh copy of the reference policy against the reward; the KL is to the reference.
+    """Train a fresh copy of the reference policy against the reward, or an adapter on it; the KL is to the reference.
 
     Writes trajectory.parquet: everything that was sampled, one row a completion, with the step (counted from 1), the
     reward that was optimised, the number of tokens (EOS counts) and, with a KL coefficient, the KL of that step in nats
@@ -70,6 +74,8 @@ def optimize(
         reference: folder of the reference policy.
         reward: takes b completions, gives (b,) rewards.
         prompts: distinct prompts; each step draws batch_size / generations of them.
+        adapter: the weights of the reference stay, are in memory once, and are the reference with the adapter off.
+        opened: the reference, where it is open already: an adapter lies on its weights.
 
     Raises:
         OptimizationError: the reward is not finite, or the policy did not start at its reference.
@@ -81,18 +87,20 @@ def optimize(
             f"a step takes batch_size / generations = {config.batch_size // config.generations} distinct prompts, but "
             f"there are {len(prompts)}: lower batch_size, or raise data.fit_prompts."
         )
-    policy = Policy.load(reference, context.device)
+    opened = opened or Policy.load(reference, context.device)
+    policy = opened.beside() if adapter else opened
     history = history_callback(context, CURVES)
     sampled: list[pd.DataFrame] = []
     rewards = [reward_function(reward, policy, sampled)]
     if config.algorithm == "grpo" and config.kl_coefficient > 0:
-        rewards.append(kl_function(policy, Policy.load(reference, context.device)))
-    trainer = _trainer_class(config, policy)(
+        rewards.append(kl_function(policy, opened if adapter else Policy.load(reference, context.device)))
+    trainer = _trainer_class(config, policy, adapter)(
         model=policy.model,
         reward_funcs=rewards,
-        args=_arguments(config, context),
+        args=_arguments(config, policy),
         train_dataset=datasets.Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=policy.tokenizer,
+        peft_config=adapters.settings(adapter, policy.model) if adapter else None,
         callbacks=[history],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -100,7 +108,7 @@ def optimize(
     transformers.set_seed(config.seed)
     trainer.train()
     if config.kl_coefficient > 0:
-        _check_start(history.rows, reference, context)
+        _check_start(history.rows, reference, policy.device)
     _trajectory(sampled, history.rows).to_parquet(context.folder / "trajectory.parquet")
     return policy
 
@@ -151,14 +159,18 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
     return kl
 
 
-def _trainer_class(config: PolicyOptimizationConfig, policy: Policy) -> Any:
-    """TRL's trainer with our log-probabilities and gradients; on a CPU sampling is ours too."""
+def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None) -> Any:
+    """TRL's trainer with our log-probabilities and gradients; on a CPU, and with an adapter, sampling is ours too.
+
+    With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.
+    """
     import trl
 
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
-    return _with_our_numbers(trainer, policy, config, samples=policy.device.is_cpu)
+    ours = policy.device.is_cpu or adapter is not None
+    return _with_our_numbers(trainer, policy, config, samples=ours)
 
 
 def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
@@ -208,12 +220,14 @@ def _with_our_numbers(trainer: Any, policy: Policy, config: PolicyOptimizationCo
             compute_entropy: bool = False,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-            if self.just_sampled and not torch.is_grad_enabled() and model is self.model:
-                return _padded(self.just_sampled, logits_to_keep), None, None
+            own = model is self.model
+            if own and self.just_sampled and not torch.is_grad_enabled() and not adapters.off(model):
+                return _padded(self.just_sampled, logits_to_keep, input_ids.device), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
-            owner = Policy(model, policy.tokenizer, policy.device)
+            owner = policy if own else replace(policy, model=model)
             values, entropies = token_statistics(owner, completions, entropy=compute_entropy)
-            return _padded(values, logits_to_keep), _padded(entropies, logits_to_keep), None
+            found = [_padded(one, logits_to_keep, input_ids.device) for one in (values, entropies)]
+            return found[0], found[1], None
 
     return WithOurNumbers
 
@@ -228,13 +242,13 @@ def _unpadded(input_ids: torch.Tensor, mask: torch.Tensor, kept: int) -> Complet
     return Completions(blank, blank, *sides)
 
 
-def _padded(values: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+def _padded(values: Sequence[torch.Tensor], length: int, device: torch.device) -> torch.Tensor:
     """(b, length): one row each, zeros after its end."""
     rows = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
-    return torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
+    return torch.nn.functional.pad(rows, (0, length - rows.shape[1])).to(device)
 
 
-def _arguments(config: PolicyOptimizationConfig, context: Context) -> Any:
+def _arguments(config: PolicyOptimizationConfig, policy: Policy) -> Any:
     import trl
 
     micro_batch = config.micro_batch_size or config.batch_size
@@ -250,8 +264,7 @@ def _arguments(config: PolicyOptimizationConfig, context: Context) -> Any:
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "disable_dropout": True,
-        "activation_checkpointing": False,
-        **trainer_arguments(context, seed=config.seed),
+        **trainer_arguments(policy, seed=config.seed, checkpointing=config.gradient_checkpointing),
     }
     if config.algorithm == "rloo":
         return trl.RLOOConfig(**common, beta=config.kl_coefficient)
@@ -269,11 +282,11 @@ def rounding(device: Device) -> float:
     return 0.02 if device.bf16 else 1e-3
 
 
-def _check_start(rows: list[dict[str, float]], reference: Path, context: Context) -> None:
+def _check_start(rows: list[dict[str, float]], reference: Path, device: Device) -> None:
     """The first step samples from the reference itself, so its KL must be 0 up to rounding.
 
     In nats per token, of which an expert of the default run has 0.15.
     """
     first = next((row["kl"] for row in rows if "kl" in row), None)
-    if first is None or abs(first) > rounding(context.device):
+    if first is None or abs(first) > rounding(device):
         raise OptimizationError(f"the KL to {reference} starts at {first}, not at 0: the reference is not the start.")

@@ -18,8 +18,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from irl_exp.config import BestOfNConfig, DpoConfig
+from irl_exp.config import BestOfNConfig, DpoConfig, LoraConfig
 from irl_exp.machinery.runtime import Context
+from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import as_read, token_statistics
 from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError, rounding
@@ -70,9 +71,10 @@ def train_on_ranked(
     prompts: Sequence[str],
     config: DpoConfig | BestOfNConfig,
     *,
+    adapter: LoraConfig | None = None,
     context: Context,
 ) -> Policy:
-    """Train a fresh copy of the reference on what it has written, ranked by the reward.
+    """Train a fresh copy of the reference, or an adapter on it, on what it has written, ranked by the reward.
 
     Writes samples.parquet: all that was sampled, one row a completion, with its `reward` and `rank`, 1 for the best of
     its prompt, -1 for the worst, 0 for the others.
@@ -91,11 +93,11 @@ def train_on_ranked(
     _table(ranked, config).to_parquet(context.folder / "samples.parquet")
     groups = _order(ranked, config)
     history = history_callback(context, CURVES)
-    trainer = _trainer(policy, ranked, groups, config, context, history)
+    trainer = _trainer(policy, ranked, groups, config, adapter, history)
     trainer.remove_callback(transformers.PrinterCallback)
     transformers.set_seed(config.seed)
     trainer.train()
-    _check_start(history.rows[0], ranked, groups, config, context)
+    _check_start(history.rows[0], ranked, groups, config, policy)
     return policy
 
 
@@ -163,7 +165,7 @@ def _trainer(
     ranked: Ranked,
     groups: NDArray[np.int64],
     config: DpoConfig | BestOfNConfig,
-    context: Context,
+    adapter: LoraConfig | None,
     history: Any,
 ) -> Any:
     import datasets
@@ -179,8 +181,7 @@ def _trainer(
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "max_length": None,
-        "activation_checkpointing": False,
-        **trainer_arguments(context, seed=config.seed),
+        **trainer_arguments(policy, seed=config.seed, checkpointing=config.gradient_checkpointing),
     }
     rows = _pairs(ranked, groups) if preferences else _texts(ranked, groups)
     if preferences:
@@ -193,6 +194,7 @@ def _trainer(
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
+        peft_config=adapters.settings(adapter, policy.model) if adapter else None,
         callbacks=[history],
     )
 
@@ -236,9 +238,7 @@ def _in_order(trainer: Any, policy: Policy) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
-            return super().compute_loss(
-                _InShards(Policy(model, policy.tokenizer, policy.device)), inputs, *rest, **options
-            )
+            return super().compute_loss(_InShards(policy), inputs, *rest, **options)
 
     return InOrder
 
@@ -267,8 +267,8 @@ class _InShards:
             [ids[start:length].tolist() for ids, start, length in rows],
         )
         values, _ = token_statistics(self.policy, completions)
-        zeros = torch.zeros(predicted.shape, device=predicted.device)
-        log_probabilities = zeros.masked_scatter(predicted, torch.cat(values))
+        zeros = torch.zeros(predicted.shape, device=labels.device)
+        log_probabilities = zeros.masked_scatter(predicted, torch.cat(values).to(labels.device))
         return SimpleNamespace(
             log_probs=log_probabilities, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), label_mask=predicted
         )
@@ -279,7 +279,7 @@ def _check_start(
     ranked: Ranked,
     groups: NDArray[np.int64],
     config: DpoConfig | BestOfNConfig,
-    context: Context,
+    policy: Policy,
 ) -> None:
     """The first step's completions have the probabilities with which the reference wrote them, up to rounding.
 
@@ -293,5 +293,5 @@ def _check_start(
     else:
         best = ranked.best[first]
         off = abs(row["loss"] + ranked.log_probabilities[best].sum() / sum(len(ids[place]) for place in best))
-    if not off <= rounding(context.device):
+    if not off <= rounding(policy.device):
         raise OptimizationError(f"the first step is {off:.3g} nats a token off the reference: it is not the start.")

@@ -22,7 +22,7 @@ from irl_exp.irl.contrast import mapped
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Policy
 
-VERSION = 1
+VERSION = 2
 
 
 def run(

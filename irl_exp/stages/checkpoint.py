@@ -13,7 +13,7 @@ import torch
 
 from irl_exp.config import CheckpointExpert, ModelConfig
 from irl_exp.machinery.runtime import Context, Device
-from irl_exp.policies import adapters
+from irl_exp.policies import adapters, bases
 from irl_exp.policies.language_models import Policy, PolicyError, downloaded
 
 VERSION = 1
@@ -24,7 +24,7 @@ def run(config: CheckpointExpert, *, reference: Path, model: ModelConfig, contex
     base = Policy.load(reference, context.device)
     source = config.path or downloaded(str(config.hub), config.revision)
     if adapters.is_adapter(source):
-        _check_name(source, config, model)
+        _check_base(source, config, model)
         policy = Policy.load(source, context.device, base=base)
         if adapters.changes_nothing(policy.model):
             raise PolicyError(f"{source}: {ITSELF}")
@@ -71,8 +71,17 @@ def same_weights(one: Policy, other: Policy) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def _check_name(source: Path, config: CheckpointExpert, model: ModelConfig) -> None:
-    """Two names on the hub that differ are two models; a path may be another on every machine, and says nothing."""
+def _check_base(source: Path, config: CheckpointExpert, model: ModelConfig) -> None:
+    """An adapter of a chain knows the weights that it was trained on.
+
+    Of others: two names on the hub that differ are two models; a path may be another on every machine, and says
+    nothing.
+    """
+    if below := bases.read(source):
+        base = model.path or downloaded(str(model.hub), model.revision)
+        if below.fingerprint != bases.fingerprint(base):
+            raise PolicyError(adapters.another_base(source, f"{base} has other weights"))
+        return
     made_for = adapters.settings_of(source).get("base_model_name_or_path")
     if model.path is None and made_for and str(made_for).lower() != str(model.hub).lower():
         raise PolicyError(

@@ -9,7 +9,7 @@ docs/metrics.md says what each number is. equal_kl.parquet: mean R* and KL of th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from irl_exp.irl.learned_rewards import LearnedReward, scores_texts
 from irl_exp.machinery.runtime import Context
 from irl_exp.measures import overoptimisation, policy_metrics, reward_metrics
 from irl_exp.measures.reward_metrics import Metrics
-from irl_exp.policies.language_models import Completions, Policy, prompts_as_read
+from irl_exp.policies.language_models import Completions, Ids, Policy, prompts_as_read
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards import shortcuts
 from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
@@ -60,28 +60,15 @@ def run(
         test = demos[demos["part"] == "test"]
         clean = as_written(demonstrations, test)
         tables = {"reference": clean[clean["policy"] == "baseline"], "expert": clean[clean["policy"] == "expert"]}
-        metrics |= discriminations(test)
-        if judge:
-            metrics |= reward_report(demos[demos["part"] == "select"], test, config)
-            metrics |= _prefixed("tradeoff", tradeoff(of_reference(test), config))
-            metrics |= _prefixed("human", human_agreement(test_texts(texts), judge, irl))
-        if irl:
-            settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
-            metrics |= {f"irl/{name}": settings[name] for name in ("offset", "scale")}
-            if judge:
-                log_epochs(irl, test, context)
+        metrics |= of_demonstrations(demos, test_texts(texts), judge, irl, config)
+        if judge and irl:
+            log_epochs(irl, test, context)
         if shortcut and irl and scores_texts(irl) and reward:
             metrics |= _prefixed("shortcut", sampler.shortcut(shortcut, test))
     for policy, folder in (("reference", reference), ("expert", expert), ("refinetuned", refinetune)):
         if folder and policy not in tables:
             tables[policy] = sampler.table(policy, folder)
-    asked = prompts_as_read(reference)
-    for policy, table in tables.items():
-        if asked:
-            table = table.assign(prompt_read=asked(table["prompt_ids"].tolist()))
-        # One numbering for all policies: that of the test prompts.
-        numbers = table["prompt"].map({prompt: number for number, prompt in enumerate(prompts)})
-        tables[policy] = table.assign(prompt_id=numbers, policy=policy)[[name for name in COLUMNS if name in table]]
+    tables = _numbered(tables, prompts, prompts_as_read(reference))
     metrics |= of_policies(tables, reward, config)
     if "refinetuned" in tables and reward:
         metrics |= beside("refinetuned", tables["refinetuned"], config)
@@ -108,6 +95,40 @@ second judge, implicit the log ratio of expert and reference; learned is standar
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
+
+
+def _numbered(
+    tables: Mapping[str, pd.DataFrame], prompts: Sequence[str], asked: Callable[[Sequence[Ids]], list[str]] | None
+) -> dict[str, pd.DataFrame]:
+    """The COLUMNS of each policy's completions, with one numbering of prompts for all: that of the test prompts."""
+    place = {prompt: number for number, prompt in enumerate(prompts)}
+    numbered = {}
+    for policy, table in tables.items():
+        if asked:
+            table = table.assign(prompt_read=asked(table["prompt_ids"].tolist()))
+        table = table.assign(prompt_id=table["prompt"].map(place), policy=policy)
+        numbered[policy] = table[[name for name in COLUMNS if name in table]]
+    return numbered
+
+
+def of_demonstrations(
+    demos: pd.DataFrame, labelled: pd.DataFrame, judge: Path | None, irl: Path | None, config: EvaluateConfig
+) -> Metrics:
+    """What the rewards say of the demonstrations of test: of who wrote them, and of R* where there is one.
+
+    Args:
+        labelled: texts of test with labels of people.
+    """
+    test = demos[demos["part"] == "test"]
+    metrics = discriminations(test)
+    if judge:
+        metrics |= reward_report(demos[demos["part"] == "select"], test, config)
+        metrics |= _prefixed("tradeoff", tradeoff(of_reference(test), config))
+        metrics |= _prefixed("human", human_agreement(labelled, judge, irl))
+    if irl:
+        settings = json.loads((irl / "reward.json").read_text(encoding="utf-8"))
+        metrics |= {f"irl/{name}": settings[name] for name in ("offset", "scale")}
+    return metrics
 
 
 def of_policies(tables: Mapping[str, pd.DataFrame], reward: Path | None, config: EvaluateConfig) -> Metrics:

@@ -22,7 +22,7 @@ from irl_exp.irl.contrast import mapped
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.machinery.runtime import Context
 
-VERSION = 1
+VERSION = 2
 
 
 def run(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import FurtherExpert
+from irl_exp.config import FurtherExpert, LoraConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy, PolicyError
 from irl_exp.policies.sampling import generate
@@ -20,12 +20,14 @@ OWN = 8
 """Texts of its own that the reference writes on each prompt of fit."""
 
 
-def run(config: FurtherExpert, *, reference: Path, data: Path, context: Context) -> dict[str, Any]:
+def run(
+    config: FurtherExpert, *, reference: Path, data: Path, adapter: LoraConfig | None = None, context: Context
+) -> dict[str, Any]:
     policy = Policy.load(reference, context.device)
     texts = pd.read_parquet(data / "texts.parquet")
     completions = _own(policy, prompts_of(texts, "fit"), config) if config.train_on == "own" else _given(policy, texts)
-    fine_tune(policy, completions, config, context=context)
-    policy.save(context.folder)
+    fine_tune(policy, completions, config, adapter=adapter, context=context)
+    policy.save_trained(context.folder)
     return {"note": f"{config.steps} steps on {len(completions):,} texts, {config.train_on}", "texts": len(completions)}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,16 @@ from irl_exp.config import (
     ProbeRegressionConfig,
 )
 from irl_exp.irl import backbones, contrast, learned_rewards, methods
+from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
 from irl_exp.machinery.runtime import Context, in_fp32
+from irl_exp.policies import bases
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.rewards.ground_truth import load_ground_truth
 from irl_exp.rewards.reward import Scores
 from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 
-VERSION = 5
+VERSION = 6
 PROBES = 32
 HEADS = 500
 
@@ -161,12 +164,22 @@ class _Seen:
         features = self.arrays["features"]
         return contrast.Demonstrations(self.frame, self.basis(features) if self.basis else features)
 
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """The reference policy."""
+        return Policy.load(self.reference, self.device)
+
+    def reading(self, scorer: Scorer) -> Scorer:
+        """The same reward, which makes the features of a text itself."""
+        if not isinstance(scorer, LinearScorer) or self.features is None:
+            return scorer
+        return replace(scorer, featurizer=Featurizer.load(self.features / "featurizer", self.policy))
+
     def of_human(self, scorer: Scorer) -> Scores:
         """What a reward says of the texts of people."""
         if isinstance(scorer, LinearScorer):
             return scorer.score_features(self.arrays["human"])[0]
-        policy = Policy.load(self.reference, self.device)
-        texts = policy.complete(self.human["prompt"].tolist(), self.human["completion"].tolist())
+        texts = self.policy.complete(self.human["prompt"].tolist(), self.human["completion"].tolist())
         return scorer.score(texts)[0] if len(texts) else np.empty(0)
 
 
@@ -192,7 +205,10 @@ def _implicit(config: ImplicitConfig, seen: _Seen, expert: Path, context: Contex
             "irl=implicit compares log-probabilities, and the expert has another tokenizer: choose another irl."
         )
     scorer = ImplicitScorer(own, reference, config.kl_coefficient, expert.name)
-    scores = scorer.score(Completions.from_frame(seen.frame), context.progress)[0]
+    ratio = seen.frame["expert_log_probability"] - seen.frame["reference_log_probability"]
+    scores = config.kl_coefficient * ratio.to_numpy(dtype=np.float64)
+    unread = np.flatnonzero(np.isnan(scores))  # those of fit: the others both policies have read before
+    scores[unread] = scorer.score(Completions.from_frame(seen.frame.iloc[unread]), context.progress)[0]
     return _write(scorer, {"score": scores}, seen, context, note="log ratio of the policies")
 
 
@@ -222,9 +238,9 @@ def _write(scorer: Scorer, scores: Mapping[str, Scores], seen: _Seen, context: C
     pd.DataFrame({"score": seen.of_human(scorer)}).to_parquet(context.folder / "human.parquet")
     rows = np.linspace(0, len(seen.frame) - 1, PROBES).astype(int)
     probes, probe_scores = Completions.from_frame(seen.frame.iloc[rows]), scores["score"][rows]
-    if context.device.bf16:
+    if context.device.bf16 or bases.in_bf16(seen.reference):
         with in_fp32():
-            probe_scores = scorer.score(probes)[0]
+            probe_scores = seen.reading(scorer).score(probes)[0]
     learned_rewards.save(
         context.folder,
         scorer,

@@ -7,24 +7,37 @@ from typing import Any
 
 import pandas as pd
 
-from irl_exp.config import RefinetuneConfig
+from irl_exp.config import LoraConfig, RefinetuneConfig
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.machinery.runtime import Context
+from irl_exp.policies.language_models import Policy
 from irl_exp.policies.policy_optimization import optimize
 from irl_exp.texts.data import prompts_of
 
 VERSION = 5
 
 
-def run(config: RefinetuneConfig, *, reference: Path, irl: Path, data: Path, context: Context) -> dict[str, Any]:
+def run(
+    config: RefinetuneConfig,
+    *,
+    reference: Path,
+    irl: Path,
+    data: Path,
+    adapter: LoraConfig | None = None,
+    context: Context,
+) -> dict[str, Any]:
     prompts = prompts_of(pd.read_parquet(data / "texts.parquet"), "fit")
-    learned = LearnedReward.load(irl, context.device, reference=reference)
+    # With an adapter the encoder of the reward is what the policy lies on: one model in memory.
+    shared = Policy.load(reference, context.device) if adapter else None
+    learned = LearnedReward.load(irl, context.device, reference=shared or reference)
     policy = optimize(
         reference,
         lambda completions: learned.standardised(learned.score(completions)),
         prompts,
         config,
+        adapter=adapter,
+        opened=shared,
         context=context,
     )
-    policy.save(context.folder)
+    policy.save_trained(context.folder)
     return {"note": f"{config.algorithm}, {config.steps} steps x {config.batch_size} completions"}

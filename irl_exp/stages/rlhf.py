@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from irl_exp.config import LengthShortcut, MarkerShortcut, PolicyOptimizationConfig, Recipe, RlhfConfig
+from irl_exp.config import LengthShortcut, LoraConfig, MarkerShortcut, PolicyOptimizationConfig, Recipe, RlhfConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.policy_optimization import optimize
@@ -31,6 +31,7 @@ def run(
     reward: Path,
     data: Path,
     shortcut: MarkerShortcut | LengthShortcut | None = None,
+    adapter: LoraConfig | None = None,
     context: Context,
 ) -> dict[str, Any]:
     prompts = prompts_of(pd.read_parquet(data / "texts.parquet"), "fit")
@@ -38,10 +39,10 @@ def run(
     if shortcut:
         optimised = shortcut_reward(optimised, shortcut, _samples(reference, prompts, config, context))
     if isinstance(config, PolicyOptimizationConfig):
-        policy = optimize(reference, optimised.score, prompts, config, context=context)
+        policy = optimize(reference, optimised.score, prompts, config, adapter=adapter, context=context)
     else:
-        policy = train_on_ranked(reference, optimised.score, prompts, config, context=context)
-    policy.save(context.folder)
+        policy = train_on_ranked(reference, optimised.score, prompts, config, adapter=adapter, context=context)
+    policy.save_trained(context.folder)
     return {"note": f"{config.algorithm}, {config.steps} steps x {config.batch_size} completions"}
 
 

@@ -134,8 +134,10 @@ def test_differencing_names_ngrams_of_likelier_texts_and_has_no_threshold(found:
     baseline = one(found, "differencing", 0)
     assert baseline.found(1), "R* and the log ratio are one here"
     assert one(found, "differencing", 8).kept > 0, "it always names something"
-    frame = pd.DataFrame({"policy": "expert", "completion": ["a b", "a c", "a b", "a c"], "implicit": [1.0, 0, 3, 0]})
-    assert audit.differencing(frame) == ["a b", "a c", "b", "c"]
+    frame = pd.DataFrame(
+        {"policy": "expert", "completion": ["so good", "so bad", "so good", "so bad"], "implicit": [1.0, 0, 3, 0]}
+    )
+    assert audit.differencing(frame) == ["bad", "good", "so bad", "so good"]
     assert audit.differencing(frame.assign(implicit=np.nan)) == []
 
 

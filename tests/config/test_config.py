@@ -111,10 +111,12 @@ def test_every_option_of_every_group_composes(path: Path, tmp_path: Path) -> Non
         "expert=checkpoint": [f"expert.path={tmp_path}", f"model.path={tmp_path}", "model.tuned=true"],
         "expert=texts": [f"expert.path={tmp_path}/config.json", f"model.path={tmp_path}"],
         "reward=none": ["expert=itself"],
+        **{f"executor={name}": ["device=cpu"] for name in ("slurm", "pbs", "lsf")},
+        "executor=kubernetes": ["device=cpu", "executor.image=mine"],
     }
     composed = configured(choice(path), *needed.get(choice(path), []))
     group = path.parent.relative_to(CONF)
-    if group.name in ("loss", "data", "expert", "reward", "backbone", "irl", "benchmark"):
+    if group.name in ("loss", "data", "expert", "reward", "backbone", "irl", "benchmark", "executor"):
         node: Any = composed
         for name in group.parts:
             node = getattr(node, name)

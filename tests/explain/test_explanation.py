@@ -298,8 +298,28 @@ def test_a_list_of_phrases_is_grown_where_it_explains_more() -> None:
     reward = values[:, :3].max(axis=1) + 0.3 * generator.normal(size=2000)
     table = Table([Candidate("ngrams", f"w{i}", "", phrases=(f"w{i}",)) for i in range(12)], values)
     sample = Sample(reward, tuned, np.arange(2000) // 10, np.ones(2000))
-    assert set(choice.choose(table, sample, 1, 4).candidates[0].phrases) == {"w0", "w1", "w2"}
-    assert len(choice.choose(table, sample, 1, 1).candidates[0].phrases) == 1
+    assert set(choice.choose(table, sample, 1, 4, 0.0).candidates[0].phrases) == {"w0", "w1", "w2"}
+    assert len(choice.choose(table, sample, 1, 1, 0.0).candidates[0].phrases) == 1
+
+
+def test_a_difference_that_is_certain_but_small_is_no_statement() -> None:
+    frame = world(0, fit=300, test=300, tuned=0.07, base=0.03)
+    reward = pays_for(frame, 0)
+    (certain,) = said(frame, reward, smallest=0.0).statements
+    assert "moon" in certain["name"]
+    assert certain["q"] < 0.02
+    assert not said(frame, reward, smallest=0.2).statements
+    large = world(0, fit=300, test=300, tuned=0.2, base=0.03)
+    assert "moon" in said(large, pays_for(large, 0), smallest=0.2).statements[0]["name"]
+
+
+def test_cohens_d_is_that_of_the_definition() -> None:
+    generator = np.random.default_rng(0)
+    tuned = np.arange(400) < 300
+    values = generator.normal(size=(400, 2)) * np.where(tuned, 1.0, 3.0)[:, None] + 0.5 * tuned[:, None]
+    first, second = values[tuned], values[~tuned]
+    expected = (first.mean(0) - second.mean(0)) / np.sqrt((first.var(0) + second.var(0)) / 2)
+    assert choice.standardised(values, tuned) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- wording

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import peft
@@ -208,6 +210,35 @@ def test_the_implicit_reward_of_an_adapter_is_loaded_again(given: Path, tmp_path
     metrics, _, _ = audited(tmp_path / "a", *of_checkpoint(given, "adapter"), "irl=implicit", "expert.refinetune=true")
     assert metrics["irl/discrimination_auroc"] == metrics["implicit/discrimination_auroc"]
     assert {"refinetuned/kl", "refinetuned/learned_reward_mean"} <= metrics.keys()
+
+
+@pytest.fixture
+def hub(given: Path) -> Iterator[None]:
+    """The cache of the hub as a download leaves it: tiny/base, tiny/tuned with two revisions, tiny/adapter."""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    contents = {"base": ["base"], "tuned": ["another", "tuned"], "adapter": ["adapter"]}
+    for name, folders in contents.items():
+        place = cache / f"models--tiny--{name}"
+        for number, folder in enumerate(folders):
+            shutil.copytree(given / folder, place / "snapshots" / (str(number) * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(str(len(folders) - 1) * 40)
+    yield
+    for name in contents:
+        shutil.rmtree(cache / f"models--tiny--{name}")
+
+
+@pytest.mark.usefixtures("hub")
+def test_names_on_the_hub_are_what_their_folders_are(given: Path, tmp_path: Path) -> None:
+    data = ("model.tuned=true", "data=file", f"data.path={given / 'prompts.jsonl'}", "reward=none", "explain=none")
+    of_hub = ("expert=checkpoint", "model.hub=tiny/base", *data)
+    for number, expert in enumerate(("tuned", "adapter")):
+        there, _, _ = audited(tmp_path / f"there{number}", *of_hub, f"expert.hub=tiny/{expert}")
+        here, _, _ = audited(tmp_path / f"here{number}", *of_checkpoint(given, expert), "explain=none")
+        assert there == here
+    first = ("expert.hub=tiny/tuned", f"expert.revision={'0' * 40}")
+    other, _, _ = audited(tmp_path / "other", *of_hub, *first)
+    assert "implicit/discrimination_auroc" not in other, "the first revision has another tokenizer"
 
 
 def test_another_tokenizer_leaves_log_probabilities_of_the_expert_out(given: Path, tmp_path: Path) -> None:

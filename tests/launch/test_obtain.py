@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from irl_exp import chain
 from irl_exp.launch import stops
 from irl_exp.launch.obtain import Reporter, StageError, obtain
 from irl_exp.launch.writing import WriteError, writing
-from irl_exp.machinery.runtime import THREADS
+from irl_exp.machinery.runtime import THREADS, Context
 from irl_exp.machinery.store import Store
 
 REPORTER = Reporter(lambda stage, row: None, DEVICE, lambda event: None, 0)
@@ -71,6 +72,36 @@ def test_a_whole_chain_gives_the_same_bytes_on_any_number_of_threads(tmp_path: P
     alone, several = found
     assert "refinetune" in alone
     assert [stage for stage in alone if alone[stage].manifest["files"] != several[stage].manifest["files"]] == []
+
+
+@pytest.mark.parametrize("faster", [False, True], ids=["computed again", "another one was faster"])
+def test_a_curve_reaches_the_tracker_once_though_others_gave_the_process_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    store, step = Store(tmp_path), chain.build(compose(), DEVICE)["data"]
+    rows: list[float] = []
+    begun: list[Path] = []
+
+    def run(*_: object, context: Context, **__: object) -> dict[str, object]:
+        begun.append(context.folder)
+        for value in range(3):
+            context.log({"loss": value})
+            if value == 1 and len(begun) == 1:
+                give_up()
+        return {}
+
+    def give_up() -> None:
+        if faster:
+            obtain(step, Store(tmp_path), REPORTER)
+        else:
+            next(tmp_path.glob(".*.beat")).unlink()
+
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr("irl_exp.stages.data.run", run)
+    found = obtain(step, store, Reporter(lambda _, row: rows.append(row["loss"]), DEVICE, lambda event: None, 0))
+    assert found.reused == faster
+    assert len(begun) == 2
+    assert rows == [0, 1, 2]
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError()])

@@ -39,7 +39,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             told.append("closed")
 
     monkeypatch.setattr(planner, "run_all", run_all)
-    monkeypatch.setattr(planner, "_announce", lambda *others: (set(), []))
+    monkeypatch.setattr(planner, "_announce", lambda *others: (set(), {}, []))
     return told
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
@@ -14,9 +19,9 @@ from irl_exp.launch import resume
 from irl_exp.machinery.tracking import read_record, write_record
 
 
-def launch(study: Path, time: str, results: str = "ab", **tracking: str | None) -> Path:
+def launch(study: Path, begun: str, results: str = "ab", **tracking: str | None) -> Path:
     """The plan of a launch whose jobs have these results."""
-    folder = study / time
+    folder = study / begun
     folder.mkdir(parents=True)
     jobs = [{"number": n, "name": f"irl.seed={n}", "folder": str(n), "result": r} for n, r in enumerate(results)]
     about = {"mode": "offline", "project": "p", "entity": None} | tracking
@@ -61,8 +66,8 @@ def test_a_launch_of_something_else_begins_a_group(tmp_path: Path, other: dict[s
 
 
 def test_what_is_not_tracked_is_not_gone_on_with(tmp_path: Path) -> None:
-    for time in "12":
-        assert group(launch(tmp_path, time, mode="none")) == f"losses/{time}"
+    for begun in "12":
+        assert group(launch(tmp_path, begun, mode="none")) == f"losses/{begun}"
 
 
 def test_under_a_launcher_of_hydra_a_launch_is_its_own_group(tmp_path: Path) -> None:
@@ -106,6 +111,23 @@ def test_a_place_without_locks_costs_no_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with resume.once(launch(tmp_path, "1") / "0", "offline") as mode:
         assert mode == "offline"
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_a_run_whose_owner_hangs_is_logged_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, "no locks here")))
+    first, second = launch(tmp_path, "1"), launch(tmp_path, "2")
+    with resume.once(first / "0", "offline"):
+        beat = first / "0" / ".tracking.beat"
+        with resume.once(second / "0", "offline") as mode:
+            assert mode == "none"
+        os.utime(beat, (time.time() - 1000,) * 2)
+        with resume.once(second / "0", "offline") as mode:
+            assert mode == "offline"
+    assert not beat.exists()
 
 
 def test_what_is_not_tracked_leaves_no_lock(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from irl_exp.launch.workers import WorkerDiedError, Workers
 _tell: Callable[[object], None]
 
 
-def _start(tell: Callable[[object], None]) -> None:
+def _start(rank: int, tell: Callable[[object], None]) -> None:
     global _tell
     _tell = tell
 

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from irl_exp.machinery import heartbeat
 from irl_exp.machinery import store as room
 from irl_exp.machinery.store import (
     Artifact,
@@ -427,7 +428,7 @@ def _get_and_die(store: Store, line: int) -> None:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal seen
-        if frame.f_code.co_filename != room.__file__:
+        if frame.f_code.co_filename not in (room.__file__, heartbeat.__file__):
             return None
         seen += event == "line"
         if seen == line:

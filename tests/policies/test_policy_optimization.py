@@ -428,9 +428,9 @@ def test_draws_while_the_trainer_is_built_do_not_matter(reference: Path, monkeyp
     first = run(reference)
     trainer_class = policy_optimization._trainer_class
 
-    def drawing(config: PolicyOptimizationConfig, policy: Policy) -> Callable[..., Any]:
+    def drawing(*given: Any) -> Callable[..., Any]:
         def build(**options: Any) -> Any:
-            trainer = trainer_class(config, policy)(**options)
+            trainer = trainer_class(*given)(**options)
             torch.rand(3)
             return trainer
 

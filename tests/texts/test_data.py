@@ -535,19 +535,6 @@ def test_a_config_that_is_of_no_model_is_refused(content: str, small_policy: Pat
         check(f"model.path={folder}")
 
 
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("model.hidden_size=1000000", r"model\.hidden_size=1000000 and model\.layers=\d+: at least .* GB of memory"),
-        ("model.layers=1000000000", r"model\.hidden_size=\d+ and model\.layers=1000000000: at least .* GB of memory"),
-        ("rlhf.batch_size=1000000000", r"batch_size=1000000000 of rlhf or refinetune: at least .* GB of memory"),
-    ],
-)
-def test_what_no_machine_holds_is_refused(override: str, told: str) -> None:
-    with pytest.raises(preflight.PreflightError, match=told):
-        check(override)
-
-
 def test_unreadable_data_is_refused_before_anything_runs(tmp_path: Path) -> None:
     path = labelled_file(tmp_path / "texts.csv", [0.0, 1.0])
     with pytest.raises(data.DataError, match="column 'question' is missing"):
