@@ -376,7 +376,7 @@ MARGINS = "ensemble, failure_aware, length, margin, placebo, random_features, re
         ("irl=glob(m*) irl/loss=hinge", "irl/loss: irl=majority has no irl/loss;"),
         ("irl=implicit irl.loss.target_margin=1", "irl.loss.target_margin: irl=implicit has no such option;"),
         ("irl=majority irl/features=length", "irl/features: irl=majority has no irl/features;"),
-        ("irl=majority irl.features.length=2", "irl.features.length: irl=majority has no such option;"),
+        ("irl=majority irl.prompt_fraction=1", "irl.prompt_fraction: irl=majority has no such option;"),
         ("irl=placebo irl/backbone=full", "irl/backbone: irl=placebo has no irl/backbone;"),
         ("irl=probe irl.epochs=3", f"irl.epochs: irl=probe has no such option; it belongs to irl={MARGINS}."),
         (
