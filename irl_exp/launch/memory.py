@@ -23,6 +23,7 @@ from irl_exp.config import (
     EvaluateConfig,
     FeaturesConfig,
     FrozenBackbone,
+    LoraConfig,
     MarginConfig,
     ModelConfig,
     Node,
@@ -262,7 +263,7 @@ class Remedy:
         return None
 
     def _told(self, work: Work, value: int, smaller: Work) -> tuple[str, Work]:
-        names = {"stage": work.stage, "micro": work.micro, "batch": work.batch, "value": value}
+        names = {"node": work.micro.partition(".")[0], "micro": work.micro, "batch": work.batch, "value": value}
         return self.option.format(**names), smaller
 
 
@@ -272,7 +273,7 @@ def _with_adapter(work: Work) -> Iterator[tuple[int, Work]]:
 
 
 def _checkpointed(work: Work) -> Iterator[tuple[int, Work]]:
-    if work.trained and not work.checkpointing:
+    if work.trained and work.micro and not work.checkpointing:
         yield 1, replace(work, checkpointing=True)
 
 
@@ -300,7 +301,7 @@ def _smaller(rows: int, fewest: int) -> list[int]:
 
 REMEDIES = (
     Remedy("adapter=lora", _with_adapter),
-    Remedy("{stage}.gradient_checkpointing=true", _checkpointed),
+    Remedy("{node}.gradient_checkpointing=true", _checkpointed),
     Remedy("{micro}={value}", _fewer_rows),
     Remedy("batch_tokens={value}", _fewer_read),
     Remedy("{batch}={value}", _fewer_written),
@@ -417,7 +418,8 @@ class Planned:
         """What is said of them; `jobs` are the digests of each job's steps."""
         found = told(list(self.needs.values()), self.place)
         needs = [{digest: self.needs[digest] for digest in one if digest in self.needs} for one in jobs]
-        if (fitting := at_once(needs, workers, self.place.memory)) < workers:
+        # Of several GPUs each has a worker of its own.
+        if self.place.kind == "cpu" and (fitting := at_once(needs, workers, self.place.memory)) < workers:
             found.append(f"warning: {workers} jobs at once may need more memory than there is: set workers={fitting}")
         return [*found, *self.unknown]
 
@@ -436,7 +438,21 @@ def of_step(step: Step, precision: str, place: Place) -> Work | None:
     light = functools.partial(_footprint, model, precision, "bf16") if model.pretrained else None
     tokens, predicted = _tokens(step), _new_tokens(step)
     work = Work(step.stage, shape(), adapted=light, tokens=tokens, predicted=predicted, batch_tokens=place.batch_tokens)
-    return _WORKS[step.stage](step, work)
+    found = _WORKS[step.stage](step, work)
+    return None if found is None else _with_options(step, found)
+
+
+def _with_options(step: Step, work: Work) -> Work:
+    """Checkpointing where it is set, and one copy of the weights where adapters lie on them."""
+    if isinstance(step.config, SftConfig | Recipe):
+        work = replace(work, checkpointing=step.config.gradient_checkpointing)
+    adapter = _input(step, "adapter")
+    # A trained backbone is a copy in fp32; sft of a new model trains all its weights.
+    if not isinstance(adapter, LoraConfig) or step.stage == "irl" or (step.stage == "sft" and work.adapted is None):
+        return work
+    light = work.adapted if adapter.dtype == "bfloat16" else None
+    model = light() if light else work.model
+    return replace(work, model=model, copies=min(1, work.copies), rank=adapter.rank if work.trained else None)
 
 
 def _base(step: Step) -> ModelConfig | None:
@@ -515,7 +531,8 @@ def _sft(step: Step, work: Work) -> Work | None:
     config, model = cast(SftConfig, step.config), step.inputs.get("model")
     if isinstance(model, ModelConfig) and model.tuned:
         return replace(work, read=HELD_OUT)
-    return replace(work, trained=True, rows=config.batch_size)
+    micro = f"{'expert' if step.stage == 'further' else step.stage}.micro_batch_size"
+    return replace(work, trained=True, rows=config.micro_batch_size or config.batch_size, micro=micro)
 
 
 def _rl(step: Step, work: Work) -> Work:

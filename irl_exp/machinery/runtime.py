@@ -146,8 +146,10 @@ def cores() -> int:
 def memory(device: Device) -> int | None:
     """Bytes that all work on this device has together: of the GPU, or of the machine as far as its control group lets.
 
-    None where the machine does not say.
+    None where the machine does not say, or where it is another one.
     """
+    if device.declared:
+        return None
     if not device.is_cpu:
         return int(torch.cuda.get_device_properties(device.name).total_memory)
     try:

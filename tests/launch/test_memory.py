@@ -176,6 +176,19 @@ def planned(place: Place, *overrides: str) -> Planned:
     return found
 
 
+def test_options_of_the_config_reach_the_prediction(small_policy: Path) -> None:
+    def parts(*options: str) -> dict[str, dict[str, int]]:
+        found = planned(Place("cpu", 2), f"model.path={small_policy}", "rlhf.batch_size=64", *options)
+        return {one.work.stage: dict(one.parts) for one in found.needs.values()}
+
+    whole, adapted = parts(), parts("adapter=lora")
+    for stage in ("rlhf", "demonstrations", "evaluate"):
+        assert adapted[stage]["weights"] < whole[stage]["weights"], stage
+    assert adapted["rlhf"]["optimiser"] < whole["rlhf"]["optimiser"]
+    for option in ("rlhf.gradient_checkpointing=true", "rlhf.micro_batch_size=8"):
+        assert parts(option)["rlhf"]["activations"] < whole["rlhf"]["activations"]
+
+
 def test_the_default_run_fits_and_every_stage_with_a_model_is_counted() -> None:
     found = planned(Place("cpu", 2, 24 * GIB), "scale=default")
     (line,) = found.told([list(found.needs)], 1)
@@ -233,5 +246,6 @@ def test_limits_of_control_groups_are_found(
     assert set(runtime._limits(own, tmp_path / "groups")) == expected
 
 
-def test_the_machine_has_memory() -> None:
+def test_the_machine_has_memory_and_says_nothing_of_another() -> None:
     assert GIB < (runtime.memory(small.DEVICE) or 0) < 10**15
+    assert runtime.memory(runtime.declared_device("cuda", "bf16")) is None
