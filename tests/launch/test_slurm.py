@@ -188,8 +188,15 @@ def test_a_stage_that_kills_each_worker_is_given_up(launcher: Launcher, slurm: C
 
 
 @pytest.mark.slow
-def test_pilot_jobs_without_workers_end_the_launch(launcher: Launcher, slurm: Cluster, tmp_path: Path) -> None:
-    done = launcher(tmp_path, *LINE, *ASKED, "executor.setup=exit 3", env=slurm.env, check=False)
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [("executor.setup='exit 3'", "executor.setup"), ("executor.partition=nope", "invalid partition specified: nope")],
+)
+def test_pilot_jobs_without_workers_end_the_launch(
+    launcher: Launcher, slurm: Cluster, tmp_path: Path, wrong: str, told: str
+) -> None:
+    asked = [item for item in ASKED if not wrong.startswith(item.partition("=")[0])]
+    done = launcher(tmp_path, *LINE, *asked, wrong, env=slurm.env, check=False)
     assert done.returncode == 1
-    assert "executor.setup" in done.stderr
+    assert told in done.stderr
     assert [row["status"] for row in done.runs()] == ["not run"] * 3
