@@ -245,6 +245,7 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         "checkpoint_expert": {"hub": "somebody/tuned"},
         "texts_expert": {"path": __file__},
         "weighted": {"parts": {"short": {"name": "length"}}},
+        "kubernetes_executor": {"image": "somebody/image"},
     }
     assert not [key for key, value in node.items() if value == "???" and key not in needed.get(name, {})]
     if name == "config":
@@ -292,8 +293,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ),
         ("reward.target=2", "reward.target: reward=classifier has no such option; it belongs to reward=length."),
         ("tracking=nan", "tracking=nan: tracking is a config group; choose one of none, offline, wandb."),
-        ("model=1e9", "model=1e9: model is a config group; choose one of pythia_160m, "),
-        ("model=70", "model=70: model is a config group; choose one of pythia_160m, "),
+        ("model=1e9", "model=1e9: model is a config group; choose one of llama_1b, "),
+        ("model=70", "model=70: model is a config group; choose one of llama_1b, "),
         ("irl/loss=1", "irl/loss=1: irl/loss is a config group; choose one of bradley_terry, confidence_margin, "),
         ("irl/features=[1,2]", "irl/features=[1,2]: irl/features is a config group; choose one of hidden_state, "),
         ("irl.features.ngrams.longest=2", "irl.features.ngrams.longest: there is no such option. Did you mean "),
