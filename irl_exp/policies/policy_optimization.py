@@ -159,7 +159,7 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
     return kl
 
 
-def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None) -> Any:
+def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None = None) -> Any:
     """TRL's trainer with our log-probabilities and gradients; on a CPU, and with an adapter, sampling is ours too.
 
     With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.

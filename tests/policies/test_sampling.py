@@ -128,7 +128,7 @@ def test_what_the_trainer_is_told_of_a_policy_is_what_it_would_compute(
     small.policy(name).save(tmp_path / "reference")
     compared = 0
 
-    def watching(config: Any, policy: Policy) -> Any:
+    def watching(config: Any, policy: Policy, *rest: Any) -> Any:
         theirs = base(config, policy).__mro__[1]
         ours = policy_optimization._with_our_numbers(theirs, policy, config, samples=samples)
 
