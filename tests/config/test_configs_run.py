@@ -282,7 +282,7 @@ def test_every_option_of_every_group_has_run(
 ) -> None:
     launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
     launches = (*launches, recipes, published, benchmarks, nulls, checkpoint, of_texts, first_launch)
-    # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here. Of the clusters
+    # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here. Of clusters
     # tests/launch/test_slurm.py has one, the others only compose.
     elsewhere = {"reward/question", *(f"executor/{name}" for name in ("slurm", "pbs", "lsf", "kubernetes"))}
     assert OPTIONS - elsewhere - set().union(*map(options_that_ran, launches)) == set()
