@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from irl_exp.machinery.shards import in_order
 from irl_exp.policies.gradients import in_shards
 from irl_exp.policies.language_models import Completions, Ids, Policy, Progress, in_batches, pad
-from irl_exp.policies.logits import Head, predictions
+from irl_exp.policies.logits import Head, know_head, predictions
 from irl_exp.policies.sampling import Written
 
 
@@ -54,6 +54,7 @@ def token_statistics(
         together: completions of one shard at most, on a CPU. With 16 little is padded, and two threads are 1.6 times as
             fast as one (texts of 25 tokens, a model of the default size).
     """
+    know_head(policy)
     batches = in_batches(completions, policy.device, rows=together)
     entropies: dict[int, torch.Tensor] = {}
 

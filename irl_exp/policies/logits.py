@@ -10,7 +10,8 @@ makes those of a few states at a time, and the backward pass makes them again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -76,6 +77,11 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
     return states, Head(lambda some: torch.as_tensor(found(some.float())), vocabulary, one_map)
 
 
+def know_head(policy: Policy) -> None:
+    """Find out what `predictions` asks of a model once; before threads share it, whose dropout this switches off."""
+    _has_plain_head(_itself(policy.model), policy.device)
+
+
 def _itself(model: Any) -> Any:
     """The language model with its adapters in it, without what peft wraps around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -89,7 +95,7 @@ def _has_plain_head(model: Any, device: Device) -> bool:
     """
     if model not in _plain:
         ids = torch.arange(min(8, model.get_input_embeddings().num_embeddings), device=model.device)[None]
-        with torch.no_grad(), device.exactly():
+        with torch.no_grad(), device.exactly(), _without_dropout(model):
             own = type(model).forward(model, input_ids=ids).logits
             states = model.base_model(input_ids=ids).last_hidden_state
             _plain[model] = torch.equal(own, model.get_output_embeddings()(states))
@@ -98,6 +104,17 @@ def _has_plain_head(model: Any, device: Device) -> bool:
                     f"{type(model).__name__} makes its logits of more than its last hidden states: it cannot be read."
                 )
     return _plain[model]
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    trains = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trains:
+            module.training = True
 
 
 def _own_head(model: Any) -> Callable[[Tensor], Tensor]:

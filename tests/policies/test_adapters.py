@@ -111,7 +111,7 @@ def addresses(policy: Policy) -> set[int]:
 @both
 def test_the_reference_is_the_base_with_the_adapter_of_sft(name: str, adapter: LoraConfig, tmp_path: Path) -> None:
     base = base_model(name, tmp_path)
-    folder = stage(tmp_path, base, adapter)
+    folder = stage(tmp_path, base, adapter, steps=12)
     assert not (folder / "model.safetensors").exists()
     whole = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     assert (folder / "adapter_model.safetensors").stat().st_size < whole
