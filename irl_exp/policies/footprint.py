@@ -6,6 +6,7 @@ counted: of any architecture of transformers, so no formula has to know where on
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -139,6 +140,7 @@ def _silent() -> Iterator[None]:
 def _measured(config: Any, precision: str, weights: str) -> Footprint:
     opened = transformers.AutoModelForCausalLM if writes(config) else transformers.AutoModel
     dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    config = copy.deepcopy(config)  # transformers writes the attention into it, and it may be that of a living model
     model = opened.from_config(config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False)
     model.eval()  # every trainer of the chain switches dropout off
     short, long = (_passes(model, length, bf16=precision == "bf16" and weights == "fp32") for length in LENGTHS)

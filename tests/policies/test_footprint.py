@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from irl_exp.policies.footprint import FootprintError, footprint
+from irl_exp.policies.likelihood import log_probabilities
 
 KINDS = ("neox", "gpt2", "llama")
 
@@ -97,3 +98,11 @@ def test_an_encoder_has_no_cache() -> None:
 def test_what_cannot_be_run_without_numbers_is_told() -> None:
     with pytest.raises(FootprintError, match="model_type='t5' cannot be run without numbers"):
         footprint(transformers.T5Config(d_model=16, num_layers=1))
+
+
+def test_a_living_model_is_as_before() -> None:
+    policy = small.policy("neox")
+    completions = small.written(policy)
+    before = log_probabilities(policy, completions)
+    footprint(policy.model.config)
+    assert (log_probabilities(policy, completions) == before).all()
