@@ -176,16 +176,17 @@ def audit() -> list[Part]:
     """An audit of an 8B pair with the defaults of this project: 850 prompts, 7 completions each of both."""
     cost = Cost.of("Llama 8B")
     texts, prompt, new = 2 * 7 * 850, 64, 128
-    batches = -(-texts // 128)
+    batches, steps, size = -(-texts // 128), 200, 128  # those of model=llama_8b
+    written = cost.read(steps * size, prompt, new)
     return [
         Part("demonstrations: written", cost.read(texts, prompt, new), batches * new, cost.bytes),
         Part("log-probabilities under both", 2 * cost.read(texts, prompt, new)),
         Part("features", cost.read(texts, prompt, new, head=False)),
         Part("judged on test: policies read once more", 2 * cost.read(texts * 250 / 850, prompt, new)),
-        Part("LoRA chain: RLHF, 600 steps of 16: written", cost.read(600 * 16, prompt, new), 600 * new, cost.bytes),
-        Part("LoRA chain: RLHF, read and learned from", 4 * cost.read(600 * 16, prompt, new), 600, least=TRAINING_STEP),
-        Part("LoRA chain: refinetuning, as RLHF: written", cost.read(600 * 16, prompt, new), 600 * new, cost.bytes),
-        Part("LoRA chain: refinetuning, read and learned from", 5 * cost.read(600 * 16, prompt, new)),
+        Part("LoRA chain: RLHF, 200 steps of 128: written", written, steps * new, cost.bytes),
+        Part("LoRA chain: RLHF, read and learned from", 4 * written, steps, least=TRAINING_STEP),
+        Part("LoRA chain: refinetuning, as RLHF: written", written, steps * new, cost.bytes),
+        Part("LoRA chain: refinetuning, read and learned from", 5 * written, steps, least=TRAINING_STEP),
     ]
 
 
