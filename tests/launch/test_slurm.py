@@ -131,7 +131,7 @@ def test_ctrl_c_gives_the_nodes_back(launcher: Launcher, slurm: Cluster, tmp_pat
     done = launcher.end(process, tmp_path, check=False)
     assert done.returncode == 130, done.stdout + done.stderr
     assert not slurm.jobs("RUNNING", "PENDING")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # ten seconds on a quiet machine
     assert [row["status"] for row in done.runs()] == ["not run"] * 3
     until(lambda: not alive(worker["pid"]), seconds=20)
 
