@@ -185,13 +185,13 @@ class Pilots:
         import cloudpickle
 
         from irl_exp.launch import executors, remote
-        from irl_exp.machinery.runtime import declared_device
+        from irl_exp.launch.tasks import declared
 
         config = self._jobs[0].config
         mission = remote.Mission(
             context=executors.pack(self._context),
             tracking=executors.tracking_of(self._jobs),
-            device=declared_device(config.device, config.precision),
+            device=declared(config),
             cores=self._executor.cores,
             threads=config.threads or self._executor.cores,
             beat=min(10.0, self._executor.patience / 6),

@@ -18,19 +18,19 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, setup_globals
 from hydra.core.utils import run_job as hydra_run_job
 
-from irl_exp.config import ClusterExecutor, Config
+from irl_exp.config import ClusterExecutor
 from irl_exp.launch import jobs as room
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob
 from irl_exp.launch.messages import ClusterError, one_line, short
 from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop, unless_stopped
-from irl_exp.launch.tasks import Lone, Task, Work, alone, by_jobs, by_stages
+from irl_exp.launch.tasks import Lone, Task, Work, alone, by_jobs, by_stages, declared
 from irl_exp.launch.workers import Workers
 from irl_exp.launch.writing import writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
     from irl_exp.launch.obtain import StageError
-    from irl_exp.machinery.runtime import Device, Report, Where
+    from irl_exp.machinery.runtime import Report, Where
     from irl_exp.machinery.tracking import Mode
     from irl_exp.report.cells import Outcome
     from irl_exp.stages.step import Step
@@ -60,7 +60,7 @@ def run_all(
     if isinstance(executor, ClusterExecutor) and missing:
         from irl_exp.launch.cluster import Pilots
 
-        graph = by_stages(jobs, batches, missing, _declared(jobs[0].config))
+        graph = by_stages(jobs, batches, missing, declared(jobs[0].config))
         alone = [task.work for task in graph if isinstance(task.work, Lone)]
         console.follow(
             {lone.number: lone.owner for lone in alone}, {lone.number: lone.step.identity.digest for lone in alone}
@@ -80,7 +80,7 @@ def _here(
     """All in this process, one after the other."""
     room.reporting = unless_stopped(console.show)
     if isinstance(jobs[0].config.executor, ClusterExecutor):
-        room.planned = _declared(jobs[0].config)
+        room.planned = declared(jobs[0].config)
     broken: dict[str, str] = {}
     waiting = list(batches)
     try:
@@ -94,12 +94,6 @@ def _here(
             yield outcome
     finally:
         room.reporting = room.planned = None
-
-
-def _declared(config: Config) -> Device:
-    from irl_exp.machinery.runtime import declared_device
-
-    return declared_device(config.device, config.precision)
 
 
 def _not_run(job: PlannedJob, reason: str) -> Outcome:

@@ -40,12 +40,13 @@ from irl_exp.machinery.runtime import READ_AT_ONCE
 from irl_exp.policies.footprint import Footprint, FootprintError, footprint
 from irl_exp.policies.logits import LOGITS_AT_ONCE
 from irl_exp.report.tables import Table
+from irl_exp.stages.sft import HELD_OUT
 from irl_exp.stages.step import Step
 
 GIB = 2**30
 NUMBER, EXACT = 4, 8
 """Bytes of a number in fp32 and in fp64."""
-RANK = 16
+RANK = LoraConfig.model_fields["rank"].default
 """Of the adapters that adapter=lora puts on."""
 LIBRARIES, BESIDE = 600 * 2**20, 30 * 2**20
 """What a process takes on the CPU with the libraries of a stage, and at work beside all that is counted here."""
@@ -53,8 +54,6 @@ EASY = 0.1
 """Of the device: what needs less is no matter."""
 TOGETHER, WRITTEN_TOGETHER, READ_TOGETHER = 16, 128, 32
 """Completions of a shard at most, on the CPU: of training, of sampling in RL, of reading."""
-HELD_OUT = 256
-"""Texts that sft reads at the end."""
 WORD = 1.5
 """Tokens of a word, where nobody has counted them."""
 WRITERS = (Recipe, DemonstrationsConfig, EvaluateConfig, *get_args(BenchmarkConfig))

@@ -238,12 +238,13 @@ def _plan(
         cluster.check(executor)
     # Everything below imports torch: only now that the configs are known to be right.
     from irl_exp import chain
-    from irl_exp.machinery.runtime import declared_device, find_device
+    from irl_exp.launch.tasks import declared
+    from irl_exp.machinery.runtime import find_device
 
     jobs = []
     for index, (composition, config) in enumerate(zip(composed, configs, strict=True)):
         if isinstance(executor, ClusterExecutor):
-            device = declared_device(config.device, config.precision, config.batch_tokens)
+            device = declared(config)
         else:
             device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
         sweep = composition.hydra.sweep

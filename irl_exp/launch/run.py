@@ -25,6 +25,7 @@ from irl_exp.report import statements
 from irl_exp.report.cells import cell_of, flat, overrides_of
 from irl_exp.report.statements import Statement
 from irl_exp.report.verdict import of_run
+from irl_exp.stages.step import Step
 
 SAMPLES = 10
 EXPLAINED = ("statements.json", "statement_values.parquet", "explain.json", "credit.parquet")
@@ -62,17 +63,7 @@ def run(
     store = Store(config.store.dir)
     steps = build(config, device)
     group = resume.group_of(job.folder.parent, config.name)
-    record = {
-        **config.model_dump(mode="json"),
-        "artifacts": {step.stage: step.identity.digest for step in steps.values()},
-        "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
-        "device_used": str(device),
-        "versions": versions(),
-        "code": source_digest(),
-    }
-    with writing(job.folder, "config.json"):
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    record = _record_config(config, job, steps, device, group)
     with (
         writing(job.folder),
         resume.once(job.folder, config.tracking.mode) as mode,
@@ -105,6 +96,22 @@ def run(
         lineage.show(artifacts, config, job.name, tracker)
         tracker.note(of_run(metrics, flat(record), job.name, _show_statements(job.folder, tracker)).markdown())
         return metrics
+
+
+def _record_config(config: Config, job: Job, steps: Mapping[str, Step], device: Device, group: str) -> dict[str, Any]:
+    """config.json: what was asked for, of which artifacts the job is, and what computed it."""
+    record = {
+        **config.model_dump(mode="json"),
+        "artifacts": {step.stage: step.identity.digest for step in steps.values()},
+        "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
+        "device_used": str(device),
+        "versions": versions(),
+        "code": source_digest(),
+    }
+    with writing(job.folder, "config.json"):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
 
 
 def _show_statements(folder: Path, tracker: Tracker) -> Sequence[Statement] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irl_exp.config import Node, SequenceClassifierConfig, WeightedConfig
+from irl_exp.config import Config, Node, SequenceClassifierConfig, WeightedConfig
 from irl_exp.launch.jobs import Batch, PlannedJob
 from irl_exp.launch.stops import told_to_stop
 
@@ -142,6 +142,13 @@ def _digests(steps: Iterable[Step]) -> frozenset[str]:
 def _inputs(step: Step) -> frozenset[str]:
     """What it reads; what that has been made from is there by then."""
     return _digests(value for value in step.inputs.values() if not isinstance(value, Node))
+
+
+def declared(config: Config) -> Device:
+    """The device of workers elsewhere: that of the plan, and what each worker has to have."""
+    from irl_exp.machinery.runtime import declared_device
+
+    return declared_device(config.device, config.precision, config.batch_tokens)
 
 
 def where(step: Step) -> Where:

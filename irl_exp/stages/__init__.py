@@ -5,4 +5,4 @@ artifact into `context.folder` and returns what its manifest should say, with a 
 Raise VERSION when the same config and inputs give another result. A stage imports no other stage.
 """
 
-__all__ = ["irl", "step"]
+__all__ = ["irl", "sft", "step"]

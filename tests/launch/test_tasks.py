@@ -17,7 +17,7 @@ from irl_exp.launch import obtain, planner
 from irl_exp.launch.console import Console
 from irl_exp.launch.executors import Answer, _Graph
 from irl_exp.launch.jobs import Batch, PlannedJob
-from irl_exp.launch.tasks import Lone, Task, by_jobs, by_stages, where
+from irl_exp.launch.tasks import Lone, Task, by_jobs, by_stages, declared, where
 from irl_exp.machinery.runtime import Where, declared_device
 from irl_exp.report.cells import Outcome
 from irl_exp.stages.step import Step
@@ -200,3 +200,7 @@ def test_workers_are_one_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = runtime.Device("cuda:0", "bf16", 1)
     assert planner._workers(small.compose("until=irl"), device) == 3
     assert planner._workers(small.compose("workers=2"), device) == 2
+
+
+def test_the_declared_device_reads_as_many_tokens_at_once_as_was_asked_for() -> None:
+    assert declared(small.compose("device=cpu", "batch_tokens=123")).batch_tokens == 123
