@@ -23,7 +23,7 @@ from scipy import stats
 
 from irl_exp.analysis.statistics import Estimate, Floats, mean_t
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.irl.contrast import mapped
+from irl_exp.machinery.tensors import mapped
 from irl_exp.measures import reward_comparison as compare
 
 HEADS = "head"

@@ -26,8 +26,9 @@ from irl_exp import determined
 from irl_exp.analysis import statistics
 from irl_exp.analysis.statistics import NAN, Estimate, Floats
 from irl_exp.analysis.study import NotComputed, Run, Study
-from irl_exp.irl.contrast import Demonstrations, mapped, pair_rows, part_of_fit
+from irl_exp.irl.contrast import Demonstrations, pair_rows, part_of_fit
 from irl_exp.machinery.store import ArtifactError, read_manifest
+from irl_exp.machinery.tensors import mapped
 
 SEED = 0
 PAIRS = 100

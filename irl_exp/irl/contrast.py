@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 Floats = NDArray[np.float64]
 
@@ -98,40 +94,6 @@ class Demonstrations:
     def prompts(self, part: str) -> NDArray[np.int64]:
         """(pairs,) the prompt of each contrast pair of a part, as a number from 0 on."""
         return prompts_of_pairs(self.frame, part)
-
-
-def write(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """A file of safetensors, whose library would copy every array before it writes."""
-    header: dict[str, Any] = {}
-    start = 0
-    for name, values in arrays.items():
-        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [start, start := start + values.nbytes]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for values in arrays.values():
-            np.ascontiguousarray(values, dtype="<f4").tofile(file)
-
-
-def mapped(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The arrays of such a file, mapped into memory: only what is read is there, and it may go again.
-
-    The library maps with torch alone, and a report does without it.
-
-    Raises:
-        SafetensorError: the file is damaged.
-    """
-    with safe_open(path, framework="np"), path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    found: dict[str, NDArray[np.float32]] = {}
-    for name, own in header.items():
-        if name != "__metadata__":
-            (start, end), shape = own["data_offsets"], tuple(own["shape"])
-            there = end > start  # of nothing there is no map
-            found[name] = np.memmap(path, "<f4", "r", 8 + length + start, shape) if there else np.empty(shape, "<f4")
-    return found
 
 
 def pair_rows(frame: pd.DataFrame, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,6 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+
+from irl_exp.machinery import tensors as tensor_files
+
 BASE = "base.json"
 ADAPTER = "adapter_config.json"
 
@@ -113,14 +117,15 @@ def _parts(path: Path) -> Iterator[list[Any]]:
     if path.suffix != ".safetensors":
         yield [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
         return
+    try:
+        tensors, start = tensor_files.header(path)
+    except SafetensorError as error:
+        raise BaseError(f"{path} is no file of weights ({error}): copy it again.") from None
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        start = file.tell()
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                first, last = tensor["data_offsets"]
-                file.seek(start + first)
-                yield [name, tensor["dtype"], tensor["shape"], _of_bytes(file, last - first)]
+        for name, tensor in tensors.items():
+            first, last = tensor["data_offsets"]
+            file.seek(start + first)
+            yield [name, tensor["dtype"], tensor["shape"], _of_bytes(file, last - first)]
 
 
 def _of_bytes(file: Any, count: int) -> str:

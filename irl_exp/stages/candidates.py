@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 from irl_exp.config import ExplainConfig
 from irl_exp.explain import candidates
-from irl_exp.irl.contrast import mapped
 from irl_exp.machinery.runtime import Context
+from irl_exp.machinery.tensors import mapped
 from irl_exp.policies.language_models import Policy
 
 VERSION = 2

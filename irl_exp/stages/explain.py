@@ -18,9 +18,9 @@ from irl_exp.config import ExplainConfig
 from irl_exp.explain import credit, examples, ranges, statements
 from irl_exp.explain.candidates import Candidate, Table
 from irl_exp.irl import learned_rewards
-from irl_exp.irl.contrast import mapped
 from irl_exp.irl.learned_rewards import LearnedReward
 from irl_exp.machinery.runtime import Context
+from irl_exp.machinery.tensors import mapped
 
 VERSION = 2
 

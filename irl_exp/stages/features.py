@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from irl_exp.config import FeaturesConfig
-from irl_exp.irl.contrast import write
 from irl_exp.irl.features import Featurizer
 from irl_exp.machinery.runtime import Context
+from irl_exp.machinery.tensors import write
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.texts.data import WITHOUT_LABELS, test_texts
 

@@ -37,6 +37,7 @@ from irl_exp.irl import backbones, contrast, learned_rewards, methods
 from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import ConstantScorer, ImplicitScorer, LinearScorer, Scorer
 from irl_exp.machinery.runtime import Context, in_fp32
+from irl_exp.machinery.tensors import mapped
 from irl_exp.policies import bases
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.rewards.ground_truth import load_ground_truth
@@ -141,7 +142,7 @@ class _Seen:
         self.frame = pd.read_parquet(folder / "demonstrations.parquet")
         if not isinstance(config, ImplicitConfig | MajorityConfig | AuthorConfig):
             self.frame = contrast.part_of_fit(self.frame, config.prompt_fraction, config.completions)
-        self.arrays = contrast.mapped(features / "features.safetensors") if features else {}
+        self.arrays = mapped(features / "features.safetensors") if features else {}
         self.human = test_texts(pd.read_parquet(data / "texts.parquet", columns=WITHOUT_LABELS))
 
     def check(self, role: str, policy: Path) -> None:

@@ -25,8 +25,9 @@ from irl_exp.config import (
     ProbeRegressionConfig,
 )
 from irl_exp.irl import contrast, methods
-from irl_exp.irl.contrast import Basis, Demonstrations, IrlError, Moments, by_block, mapped, write
+from irl_exp.irl.contrast import Basis, Demonstrations, IrlError, Moments, by_block
 from irl_exp.irl.learned_rewards import LinearScorer
+from irl_exp.machinery.tensors import mapped, write
 
 COMMON: dict[str, Any] = {"seed": 0, "features": FeaturesConfig(hidden_state=HiddenStateConfig())}
 HEADS: dict[str, Any] = {**COMMON, "loss": BradleyTerryLoss(), "epochs": 4}
@@ -191,7 +192,7 @@ seen, _ = test_wide.world(64, 64)
 run = [test_wide.MarginConfig(**test_wide.HEADS, backbone=test_wide.FrozenBackbone())]
 methods.fit_margin(run, seen)  # what is loaded when it is first used
 contrast.AT_ONCE = 2**20  # parts of 8 MB, small beside the features
-features = contrast.mapped(test_wide.Path(sys.argv[1]))["features"]
+features = test_wide.mapped(test_wide.Path(sys.argv[1]))["features"]
 frame, components = test_wide.frame_of(len(features) // 2), int(sys.argv[3])
 before = now("VmRSS")
 seen = contrast.Demonstrations(frame, features)

@@ -293,3 +293,9 @@ def test_a_gpu_needs_no_second_code_path(tmp_path: Path) -> None:
     config = SftConfig(seed=0, steps=3, batch_size=4, learning_rate=1e-2)
     fine_tune(policy, completions, config, adapter=FULL, context=small.context(tmp_path / "context"))
     assert np.abs(likelihoods(policy) - before).max() > 0.1
+
+
+def test_a_file_that_is_no_weights_has_no_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(bases.BaseError, match=r"model\.safetensors is no file of weights"):
+        bases.fingerprint(tmp_path)
