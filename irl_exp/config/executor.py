@@ -35,7 +35,8 @@ class ClusterExecutor(Node):
     cpu_nodes: Count = Field(1, description="with gpus: pilot jobs at once for the stages that need none")
     cpu_workers: Count = Field(1, description="with gpus: workers of such a node")
     cores: Count = Field(1, description="CPU cores of a worker")
-    memory: Count | None = Field(None, description="GB of a node; null: what the scheduler gives")
+    memory: Count | None = Field(None, description="GiB of a node; null: what the scheduler gives")
+    gpu_memory: Count | None = Field(None, description="GiB of a GPU: what cannot fit is refused; null: not known")
     setup: Line = Field(
         "", description="shell line before the workers start: modules, an environment with this package"
     )

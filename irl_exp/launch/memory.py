@@ -114,12 +114,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is done: the kind of device, its threads, and the bytes that it has (None: not known)."""
+    """Where it is done: the kind of device, its threads, and the bytes that it has (None: not known).
+
+    `name` is what has them, and `workers` the option that says how many share them.
+    """
 
     kind: str = "cpu"
     threads: int = 1
     memory: int | None = None
     batch_tokens: int = READ_AT_ONCE["cpu"]
+    name: str = "this machine"
+    workers: str = "workers"
 
     @property
     def process(self) -> int:
@@ -340,9 +345,8 @@ def refusal(found: Need, place: Place) -> str:
     if place.memory is None or found.total <= place.memory:
         return ""
     parts = ", ".join(f"{name} {gib(size)}" for name, size in found.parts.items() if size >= 0.05 * GIB)
-    where = "this machine" if place.kind == "cpu" else "the GPU"
     return (
-        f"{found.work.stage}: needs about {gib(found.total)} GiB of memory ({parts}), and {where} has "
+        f"{found.work.stage}: needs about {gib(found.total)} GiB of memory ({parts}), and {place.name} has "
         f"{gib(place.memory)} GiB. What would make it fit: {advice(found.work, place, place.memory)}."
     )
 
@@ -413,13 +417,25 @@ class Planned:
         if reason := refusal(found, self.place):
             raise PreflightError(reason)
 
-    def told(self, jobs: Iterable[Iterable[str]], workers: int) -> list[str | Table]:
-        """What is said of them; `jobs` are the digests of each job's steps."""
-        found = told(list(self.needs.values()), self.place)
+    def at_once(self, jobs: Iterable[Iterable[str]], workers: int) -> int:
+        """How many jobs fit beside each other, at most `workers`; `jobs` are the digests of each job's steps."""
+        if self.place.kind != "cpu":  # each worker has a GPU of its own
+            return workers
         needs = [{digest: self.needs[digest] for digest in one if digest in self.needs} for one in jobs]
-        # Of several GPUs each has a worker of its own.
-        if self.place.kind == "cpu" and (fitting := at_once(needs, workers, self.place.memory)) < workers:
-            found.append(f"warning: {workers} jobs at once may need more memory than there is: set workers={fitting}")
+        return at_once(needs, workers, self.place.memory)
+
+    def told(self, workers: int, fitting: int, asked: bool) -> list[str | Table]:
+        """What is said of them.
+
+        Args:
+            workers, fitting: jobs that would run beside each other, and how many of them fit.
+            asked: whether a user has said how many.
+        """
+        found = told(list(self.needs.values()), self.place)
+        if fitting < workers:
+            why = f"{workers} jobs at once may need more memory than {self.place.name} has"
+            set_, done = f"warning: {why}: set {self.place.workers}={fitting}", f"{fitting} at once: {why}"
+            found.append(set_ if asked else done)
         return [*found, *self.unknown]
 
 

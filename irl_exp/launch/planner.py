@@ -33,9 +33,10 @@ from irl_exp.launch.writing import WriteError, check_writable, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
     from irl_exp.launch.console import Console
-    from irl_exp.launch.memory import Planned
+    from irl_exp.launch.memory import Place, Planned
     from irl_exp.machinery.runtime import Device
     from irl_exp.report.cells import Outcome
+    from irl_exp.report.tables import Table
     from irl_exp.stages.step import Step
 
 PATIENCE = 2.0
@@ -98,10 +99,11 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         from irl_exp.report.cells import shared_overrides
 
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
-        working, missing, batches = _announce(jobs, device, console)
-        digests = [[step.identity.digest for step in job.steps.values()] for job in jobs]
-        for told in planned.told(digests, min(_workers(jobs[0].config, device), len(working))):
-            console.say(told) if isinstance(told, str) else console.tables([told])
+        working, missing = _missing(jobs)
+        workers, told = _beside(jobs, len(working), device, planned)
+        batches = _announce(jobs, missing, workers, device, console)
+        for line in told:
+            console.say(line) if isinstance(line, str) else console.tables([line])
         for warning in warnings:
             console.say(f"warning: {warning}")
         _write_plan(folder, jobs, str(context.config.hydra.runtime.choices.get("study")), first)
@@ -110,7 +112,6 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
     outcomes: dict[int, Outcome] = {}
     whole = ends_with_its_batch(context.config)
     with console:
-        workers = min(_workers(jobs[0].config, device), len(working))
         try:
             with (
                 terminate_like_interrupt(),
@@ -289,16 +290,14 @@ def _preflight(jobs: Sequence[PlannedJob], device: Device) -> tuple[list[str], P
     """
     from irl_exp.irl.features import FeatureError
     from irl_exp.launch import preflight
-    from irl_exp.launch.memory import Place, Planned
+    from irl_exp.launch.memory import Planned
     from irl_exp.launch.models import PreflightError
-    from irl_exp.machinery.runtime import memory
     from irl_exp.machinery.store import Store
     from irl_exp.texts.files import DataError
 
     complaints: dict[str, None] = {}
     warnings: dict[str, None] = {}
-    kind = "cpu" if device.is_cpu else "cuda"
-    planned = Planned(Place(kind, device.threads, memory(device), device.batch_tokens))
+    planned = Planned(_place(jobs[0].config, device))
     stores = {job.config.store.dir: Store(job.config.store.dir) for job in jobs}
     steps = {step.identity.digest: (step, stores[job.config.store.dir]) for job in jobs for step in job.steps.values()}
     for step, store in steps.values():
@@ -316,34 +315,68 @@ def _preflight(jobs: Sequence[PlannedJob], device: Device) -> tuple[list[str], P
     return [warning for warning in warnings if warning], planned
 
 
-def _announce(
-    jobs: Sequence[PlannedJob], device: Device, console: Console
-) -> tuple[set[int], dict[str, Step], list[Batch]]:
-    """Say what will be computed.
+def _place(config: Config, device: Device) -> Place:
+    """Where the stages run, and the memory there: of nodes elsewhere, what the executor says of them."""
+    from irl_exp.launch.memory import GIB, Place
+    from irl_exp.machinery.runtime import memory
 
-    Returns:
-        The numbers of the jobs that miss a result, the steps that miss, by digest, and what is computed together.
+    kind, executor = "cpu" if device.is_cpu else "cuda", config.executor
+    if not isinstance(executor, ClusterExecutor):
+        name = "this machine" if device.is_cpu else "the GPU"
+        return Place(kind, device.threads, memory(device), device.batch_tokens, name)
+    of, size = ("a GPU", executor.gpu_memory) if executor.gpus else ("a node", executor.memory)
+    return Place(kind, device.threads, size and size * GIB, device.batch_tokens, of, "executor.workers")
+
+
+def _beside(
+    jobs: Sequence[PlannedJob], working: int, device: Device, planned: Planned
+) -> tuple[int, list[str | Table]]:
+    """How many jobs run at once: as asked, or as many as fit into the memory; and what is said of it.
+
+    Workers of a cluster share the memory of their node alone.
     """
+    config, workers = jobs[0].config, min(working, _workers(jobs[0].config, device))
+    cluster = config.executor if isinstance(config.executor, ClusterExecutor) else None
+    asked = cluster is not None or config.workers > 0
+    sharing = min(working, cluster.workers) if cluster else workers
+    fitting = planned.at_once([[step.identity.digest for step in job.steps.values()] for job in jobs], sharing)
+    return workers if asked else fitting, planned.told(sharing, fitting, asked)
+
+
+def _missing(jobs: Sequence[PlannedJob]) -> tuple[set[int], dict[str, Step]]:
+    """The numbers of the jobs that miss a result, and the steps that miss, by digest."""
+    from irl_exp.machinery.store import Store
+
+    missing: dict[str, Step] = {}
+    seen: set[str] = set()
+    for job in jobs:
+        store = Store(job.config.store.dir)
+        for step in job.steps.values():
+            digest = step.identity.digest
+            if digest not in seen and step.identity not in store:
+                missing[digest] = step
+            seen.add(digest)
+    working = {job.number for job in jobs if any(step.identity.digest in missing for step in job.steps.values())}
+    return working, missing
+
+
+def _announce(
+    jobs: Sequence[PlannedJob], missing: Mapping[str, Step], workers: int, device: Device, console: Console
+) -> list[Batch]:
+    """Say what will be computed. Returns what is computed together."""
     from irl_exp.launch.forecast import forecast
     from irl_exp.launch.obtain import made_by_other_code
     from irl_exp.machinery.store import Store
 
     needed: dict[str, set[str]] = {}
     stored: dict[str, Path] = {}
-    missing: dict[str, Step] = {}
     for job in jobs:
-        store = Store(job.config.store.dir)
         for step in job.steps.values():
             digest = step.identity.digest
-            if digest in missing or digest in stored:
-                continue
             needed.setdefault(step.stage, set()).add(digest)
-            if step.identity in store:
-                stored[digest] = store.folder(step.identity)
-            else:
-                missing[digest] = step
-    working = {job.number for job in jobs if any(step.identity.digest in missing for step in job.steps.values())}
-    batches = _batches(jobs, missing, device)
+            if digest not in missing and digest not in stored:
+                stored[digest] = Store(job.config.store.dir).folder(step.identity)
+    batches = _batches(jobs, missing, workers, device)
     total = sum(map(len, needed.values()))
     stages = ", ".join(f"{stage} {len(digests)}" for stage, digests in needed.items())
     console.say(f"{len(jobs)} job(s) on {device}; store {jobs[0].config.store.dir}")
@@ -353,16 +386,15 @@ def _announce(
         console.say(f"{fits} IRL fits that differ in their seed alone will be done together, in {len(batches)} batches")
     if others := sum(map(made_by_other_code, stored.values())):
         console.say(f"{others} of them were made by an earlier state of the code; the stages' VERSIONs say they hold")
-    console.expect(forecast(jobs, missing, min(_workers(jobs[0].config, device), len(working))))
+    console.expect(forecast(jobs, missing, workers))
     console.say("")
-    return working, missing, batches
+    return batches
 
 
-def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: Device) -> list[Batch]:
+def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], workers: int, device: Device) -> list[Batch]:
     """The missing steps that are cheaper together; large groups are split, so that every worker has a part."""
     from irl_exp.launch import obtain
 
-    workers = _workers(jobs[0].config, device)
     found = obtain.batches(missing.values(), workers)
     return [Batch(-1 - index, steps, jobs[0].config.store.dir, device) for index, steps in enumerate(found)]
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import small
+from omegaconf import OmegaConf
 
 from irl_exp import chain
-from irl_exp.launch import memory
+from irl_exp.launch import memory, planner
+from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.memory import GIB, Need, Place, Planned, Work
 from irl_exp.launch.models import PreflightError
+from irl_exp.launch.tasks import declared
 from irl_exp.machinery import runtime
 from irl_exp.policies.footprint import Footprint
 from irl_exp.report.tables import Table
@@ -47,7 +50,7 @@ TRAINING = Work(
 READING = Work(
     "demonstrations", SHAPE, tokens=200, predicted=100, written=512, together=512, batch="demonstrations.batch_size"
 )
-CARD = Place("cuda", 1, 80 * GIB)
+CARD = Place("cuda", 1, 80 * GIB, name="the GPU")
 
 
 def size(work: Work, place: Place = CARD) -> int:
@@ -191,7 +194,7 @@ def test_options_of_the_config_reach_the_prediction(small_policy: Path) -> None:
 
 def test_the_default_run_fits_and_every_stage_with_a_model_is_counted() -> None:
     found = planned(Place("cpu", 2, 24 * GIB), "scale=default")
-    (line,) = found.told([list(found.needs)], 1)
+    (line,) = found.told(1, 1, asked=False)
     assert isinstance(line, str)
     assert "of 24.0 GiB" in line
     stages = {one.work.stage for one in found.needs.values()}
@@ -218,7 +221,7 @@ def test_a_model_that_cannot_be_predicted_is_said_and_not_refused(tmp_path: Path
     (tmp_path / "model.safetensors").touch()
     found = planned(Place("cpu", 1, GIB), f"model.path={tmp_path}")
     assert found.needs == {}
-    assert all(str(line).startswith("memory: not known, ") for line in found.told([], 1))
+    assert all(str(line).startswith("memory: not known, ") for line in found.told(1, 1, asked=False))
 
 
 # ------------------------------------------------------------------------------------------ what there is
@@ -249,3 +252,63 @@ def test_limits_of_control_groups_are_found(
 def test_the_machine_has_memory_and_says_nothing_of_another() -> None:
     assert GIB < (runtime.memory(small.DEVICE) or 0) < 10**15
     assert runtime.memory(runtime.declared_device("cuda", "bf16")) is None
+
+
+# ------------------------------------------------------------------------------------------ of a launch
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "named"),
+    [
+        ((), None, "a node"),
+        (("executor.memory=64",), 64 * GIB, "a node"),
+        # What a GPU holds is not what its node holds.
+        (("executor.memory=64", "executor.gpus=2", "device=cuda", "precision=fp32"), None, "a GPU"),
+        (("executor.gpu_memory=80", "executor.gpus=2", "device=cuda", "precision=fp32"), 80 * GIB, "a GPU"),
+    ],
+)
+def test_of_nodes_elsewhere_the_memory_is_what_the_executor_says(
+    options: tuple[str, ...], size: int | None, named: str
+) -> None:
+    config = small.compose("executor=slurm", *options)
+    place = planner._place(config, declared(config))
+    assert (place.memory, place.name) == (size, named)
+
+
+def test_what_no_gpu_of_the_nodes_holds_is_refused_where_jobs_are_submitted() -> None:
+    options = ("executor=slurm", "executor.gpus=1", "device=cuda", "precision=fp32", "executor.gpu_memory=24")
+    config = small.compose(*options)
+    place = planner._place(config, declared(config))
+    with pytest.raises(PreflightError, match=r"rlhf: needs about .* and a GPU has 24\.0 GiB\. .*: rlhf\.micro_batch"):
+        planned(place, "rlhf.batch_size=1000000")
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "told"),
+    [
+        ((), 2, ["2 at once: 4 jobs at once may need more memory than this machine has"]),
+        (
+            ("workers=4",),
+            4,
+            ["warning: 4 jobs at once may need more memory than this machine has: set workers=2"],
+        ),
+        (("workers=2",), 2, []),
+    ],
+)
+def test_as_many_jobs_at_once_as_fit_unless_a_user_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], workers: int, told: list[str]
+) -> None:
+    monkeypatch.setattr(runtime, "cores", lambda: 4)
+    jobs = [
+        PlannedJob(number, "", Path(), OmegaConf.create(), config, chain.build(config, small.DEVICE))
+        for number in range(6)
+        for config in [small.compose(f"rlhf.seed={number}", "until=irl", *options)]
+    ]
+    found = Planned(Place("cpu", 1, 10**15))
+    for job in jobs:
+        for step in job.steps.values():
+            found.add(step, "fp32")
+    largest = max(one.total for one in found.needs.values())
+    found.place = replace(found.place, memory=2 * largest)
+    count, lines = planner._beside(jobs, len(jobs), replace(small.DEVICE, threads=1), found)
+    assert (count, [line for line in lines if "at once" in str(line)]) == (workers, told)
