@@ -35,7 +35,7 @@ def models(launcher: Launcher, small_policy: Path, tmp_path_factory: pytest.Temp
         f"model.path={small_policy}",
         *("data.count=600", "rlhf=grpo", "refinetune=rloo", "irl/loss=hinge", "irl/features=last_token"),
         *("shortcut=length", "shortcut.where=ground_truth"),
-        "tracking=none",
+        *("explain=none", "tracking=none"),
     )
 
 
@@ -58,7 +58,8 @@ def parts(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPat
     """Every part of the features, and all parts together."""
     parts = names("irl/features")
     folder = tmp_path_factory.mktemp("parts")
-    return on_warm_store(launcher, warm_store, folder, f"irl/features={','.join(parts)},[{','.join(parts)}]")
+    chosen = f"irl/features={','.join(parts)},[{','.join(parts)}]"
+    return on_warm_store(launcher, warm_store, folder, chosen, "explain=none")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def rewards(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def recipes(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """Every recipe that trains on samples of the reference, and demonstrations whose writers are exchanged."""
-    overrides = ("rlhf=dpo,best_of_n", "demonstrations.writers=kept,swapped")
+    overrides = ("rlhf=dpo,best_of_n", "demonstrations.writers=kept,swapped", "explain=none")
     return on_warm_store(launcher, warm_store, tmp_path_factory.mktemp("recipes"), *overrides)
 
 
@@ -92,7 +93,8 @@ def imported(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.Temp
 def backbones(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """The reference policy as it is, and trained in every way."""
     folder = tmp_path_factory.mktemp("backbones")
-    return on_warm_store(launcher, warm_store, folder, f"irl/backbone={','.join(names('irl/backbone'))}")
+    every = f"irl/backbone={','.join(names('irl/backbone'))}"
+    return on_warm_store(launcher, warm_store, folder, every, "explain=none")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def benchmarks(launcher: Launcher, warm_store: Path, texts: Path, tmp_path_facto
         folder,
         *TINY,
         "tracking=none",
-        f"benchmark={chosen}",
+        *("explain=none", f"benchmark={chosen}"),
         "++benchmark.path=${oc.env:TEXTS}/${benchmark.name}.jsonl",
         "irl.seed=0,1",
         env={"TEXTS": str(texts)},
@@ -180,7 +182,7 @@ def data(
         "++data.path=${oc.env:TEXTS}/${data.name}.jsonl",
         *("reward=roberta_toxicity", f"reward.path={small_classifier}", f"model.path={small_policy}"),
         *("rlhf=rloo", "refinetune=grpo", "irl/loss=bradley_terry", "irl/features=hidden_state"),
-        "shortcut=marker",
+        *("shortcut=marker", "explain=none"),
         "tracking=offline",
         env={"TEXTS": str(texts)},
     )
