@@ -47,6 +47,8 @@ OTHERS = {
     "Kendall": ("pooled/irl/kendall",) * 2,
 }
 """The other columns of the paper's table: at threshold 0, and without R*."""
+LEVELS = {"majority class": MAJORITY, "AUROC of who wrote it": AUTHOR}
+"""What a reward reaches that knows nothing of R*: the level of `accuracy`, and that of `AUROC`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Step:
     def measures(self) -> dict[str, str]:
         """Name -> metric of the columns of the table."""
         others = {name: keys[self.accuracy != AT_ZERO] for name, keys in OTHERS.items()}
-        return {**dict(zip(COLUMNS, (self.accuracy, POOLED, WITHIN), strict=True)), **others}
+        return {**dict(zip(COLUMNS, (self.accuracy, POOLED, WITHIN), strict=True)), **others, **LEVELS}
 
     def values(self, key: str) -> list[float]:
         return [run.metrics[key] for run in self.runs if key in run.metrics]
@@ -123,26 +125,40 @@ def text(records: Sequence[Row]) -> str:
     for row in records:
         by_measure.setdefault(row["measure"], {})[row["step"]] = row
     rows = {name: list(by_measure[name].values()) for name in COLUMNS if by_measure[name]}
+    levels = {name: next(iter(by_measure[name].values())) for name in LEVELS if name in by_measure}
     count = rows["accuracy"][0]["n"]
     recipe, ours = ([_told(found[end]) for found in rows.values()] for end in (0, -1))
     return " ".join(
         [
             f"{count} runs of the paper's recipe, on one set of demonstrations and with seeds of their own, have "
             f"{_listed(recipe)} (mean \N{PLUS-MINUS SIGN} sd over runs, least to most); accuracy is at threshold 0.",
-            *(_falls(name, found) for name, found in rows.items() if all("sd" in row for row in found)),
+            _known(levels),
+            _falls({name: found for name, found in rows.items() if all("sd" in row for row in found)}),
             f"With all of these choices taken back there is left {_listed(ours)}.",
         ]
-    )
+    ).replace("  ", " ")
 
 
-def _falls(measure: str, rows: Sequence[Row]) -> str:
-    """The sd of a measure step by step, and after which it fell most."""
-    sds = {str(row["step"]): float(row["sd"]) for row in rows}
-    names, chain = list(sds), [f"{name} {_sd(sd, measure)}" for name, sd in sds.items()]
-    told = f"The sd of {measure}, step by step: {', '.join(chain)}"
-    falls = {after: sds[before] - sds[after] for before, after in itertools.pairwise(names)}
-    most = max(falls, key=falls.__getitem__)
-    return f"{told}; it falls most with '{most}'." if falls[most] > 0 else f"{told}; no step lowers it."
+def _known(levels: Mapping[str, Row]) -> str:
+    """What is reached without any reward."""
+    majority, author = (levels[name]["mean"] if name in levels else None for name in LEVELS)
+    told = [] if majority is None else [f"always the more frequent answer gives accuracy {_percent(majority)} %"]
+    told += [] if author is None else [f"knowing who wrote a text, and nothing of R*, gives AUROC {author:.3f}"]
+    return f"On the same texts {_listed(told)}." if told else ""
+
+
+def _falls(measures: Mapping[str, Sequence[Row]]) -> str:
+    """After which step the sd of each measure fell most; measures that share it are told together."""
+    told: dict[str, list[str]] = {}
+    for measure, rows in measures.items():
+        before, after = max(itertools.pairwise(rows), key=lambda pair: pair[0]["sd"] - pair[1]["sd"])
+        if after["sd"] < before["sd"]:
+            sds = f"of {measure} from {_sd(before['sd'], measure)} to {_sd(after['sd'], measure)}"
+            told.setdefault(str(after["step"]), []).append(sds)
+    found = [f"with '{step}' ({_listed(sds)})" for step, sds in told.items()]
+    if found:
+        return f"One choice after the other is taken back; the sd falls most {_listed(found)}."
+    return "No step lowers the sd of any of them." if measures else ""
 
 
 def _told(row: Row) -> str:
