@@ -65,7 +65,7 @@ def study(arguments: argparse.Namespace) -> int:
     from irl_exp.analysis import html, page, report, together
     from irl_exp.analysis import study as room
 
-    console = terminal(stderr=True)
+    console = terminal(sys.stderr)
     try:
         found = room.read(*arguments.folders) if len(arguments.folders) == 1 else together.read(arguments.folders)
         with console.status("report") as status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ def answer_help(arguments: Sequence[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
         return
     topics = [argument for argument in arguments if not argument.startswith("-")]
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help all | head` ends without a word
     try:
         print("\n\n".join(map(page_of, topics)) if topics else first_page(program()))
     except ConfigError as error:

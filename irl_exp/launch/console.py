@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, cast
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from irl_exp.launch.forecast import Forecast, Running, about
 from irl_exp.launch.log import Log
+from irl_exp.launch.output import Output
 from irl_exp.report.cells import Outcome, without
 from irl_exp.report.tables import WIDTH, Table, lines, show, terminal
 
@@ -38,7 +39,8 @@ class Console:
 
     def __init__(self, jobs: int, shared: Collection[str] = (), folder: Path | None = None) -> None:
         """`shared` are the overrides of all jobs, which their lines leave out; `folder` gets launch.log."""
-        self.rich = terminal()
+        self.output = Output()
+        self.rich = terminal(cast("IO[str]", self.output))
         self.jobs, self.finished, self.shared = jobs, 0, shared
         self.log = Log(folder)
         self.forecast = Forecast()
@@ -61,6 +63,7 @@ class Console:
         self.told: set[str] = set()
         self.done: set[int] = set()
         self.waited: set[int] = set()
+        self.unheard = False
         self.lock = threading.RLock()
         self.started = self.spoken = time.monotonic()
         self.stopped = threading.Event()
@@ -114,6 +117,13 @@ class Console:
         """A line; where a terminal ends, it goes on below."""
         self.log.write(text)
         self.rich.print(text, markup=False, soft_wrap=True)
+        self._heard()
+
+    def _heard(self) -> None:
+        """Where standard output has ended, the log says so, once."""
+        if self.output.trouble and not self.unheard:
+            self.unheard = True
+            self.log.write(f"nothing is written to standard output any more ({self.output.trouble}); this log goes on")
 
     def tell(self, text: str) -> None:
         """Say whole sentences, cut between words where the terminal ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import IO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -70,10 +71,10 @@ class Table:
         return any(len(cell) > LONG for row in self.rows for cell in row[self.names :])
 
 
-def terminal(*, stderr: bool = False) -> Console:
-    """Where text goes: as wide as the terminal, and WIDTH columns in a file."""
-    console = Console(highlight=False, stderr=stderr)
-    return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=WIDTH)
+def terminal(file: IO[str] | None = None) -> Console:
+    """Where text goes, standard output if no `file` is named: as wide as the terminal, and WIDTH columns in a file."""
+    console = Console(highlight=False, file=file)
+    return console if console.is_terminal else Console(highlight=False, file=file, width=WIDTH)
 
 
 def show(tables: Sequence[Table], console: Console) -> None:
