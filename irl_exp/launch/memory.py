@@ -160,14 +160,18 @@ def need(work: Work, place: Place) -> Need:
         "optimiser": 2 * NUMBER * trained,
         "features": _features(work),
     }
-    phases = [_training(work, place, trained), _sampling(work, place), _reading(work, place)]
+    phases = [*_training(work, place, trained), _sampling(work, place), _reading(work, place)]
     return Need(work, _joined(lasting, max(phases, key=lambda parts: sum(parts.values()))))
 
 
-def _training(work: Work, place: Place, trained: int) -> dict[str, int]:
-    """Graphs of all shards are kept; then each shard has gradients of its own, which are added to those before it."""
+def _training(work: Work, place: Place, trained: int) -> Iterator[dict[str, int]]:
+    """As the backward pass begins, and as it ends.
+
+    Graphs of all shards are kept, and the head comes first: its logits are made again, and it has its gradient. The
+    layers of a shard free their graph as they get gradients of its own, which are added to those of the shards before.
+    """
     if not work.trained:
-        return {}
+        return
     model, rows = work.model, _shard(work, place, work.rows, TOGETHER)
     shards = -(-work.rows // rows)
     at_once = min(place.threads, shards)
@@ -176,11 +180,15 @@ def _training(work: Work, place: Place, trained: int) -> dict[str, int]:
     of_adapters = 0 if work.rank is None else 2 * model.inputs
     logits = rows * work.predicted * model.vocabulary
     kept_logits = shards * logits if logits <= LOGITS_AT_ONCE[place.kind] else 0
-    copies = 3 + 2 * work.entropy
-    return {
-        "gradients": NUMBER * trained * min(shards, 1 + at_once),
-        "activations": round((kept + of_adapters) * tokens + model.passing * shard * at_once) + model.cast * shards,
-        "logits": NUMBER * (at_once * _copies(logits, place, copies, copies + 2) + kept_logits),
+    activations = round((kept + of_adapters) * tokens + model.passing * shard * at_once) + model.cast * shards
+    yield {
+        "gradients": NUMBER * at_once * model.head if work.rank is None else 0,
+        "activations": activations,
+        "logits": NUMBER * (at_once * _copies(logits, place, 3 + 2 * work.entropy, 2 + work.entropy) + kept_logits),
+    }
+    yield {
+        "gradients": NUMBER * trained * (at_once + (shards > at_once)),
+        "activations": activations * (shards - at_once) // shards,
     }
 
 
@@ -208,7 +216,7 @@ def _reading(work: Work, place: Place) -> dict[str, int]:
     logits = rows * work.predicted * model.vocabulary
     return {
         "activations": at_once * (round(states * rows * work.tokens) + model.cast),
-        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2, 6),
+        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2, 3),
     }
 
 
@@ -219,13 +227,12 @@ def _shard(work: Work, place: Place, rows: int, most: int) -> int:
 
 
 def _copies(logits: int, place: Place, whole: int, parts: int) -> int:
-    """Numbers that live while a shard's logits are worked on: `whole` copies at once, or copies of a part of them.
+    """Numbers that live while a shard's logits are worked on: so many copies of all, or of a part of them.
 
-    Of parts there are more: the part before is there too, and the allocator of a CPU keeps some of what was freed
-    (so many that prediction and measurement of benchmarks/memory.py agree).
+    Of parts of training there are fewer, as each is worked on in place. How many was seen at shapes of 1M and 14M.
     """
     part = LOGITS_AT_ONCE[place.kind]
-    return whole * logits if logits <= part else (parts if place.kind == "cpu" else whole + 1) * part
+    return whole * logits if logits <= part else parts * part
 
 
 def _features(work: Work) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -232,6 +234,11 @@ def pinned(visible: Sequence[str], rank: int) -> str:
     return visible[rank % len(visible)] if visible else ""
 
 
+LARGE = 4 * 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of mallopt's options, see malloc.h."""
+
+
 def prepare_process() -> None:
     """Settle what libraries would otherwise decide by the machine: threads, telemetry, chatter.
 
@@ -241,6 +248,7 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _one_thread_an_operation()
+    _large_blocks_are_given_back()
     import datasets
     import transformers
 
@@ -263,6 +271,19 @@ def _one_thread_an_operation() -> None:
     os.environ |= dict.fromkeys(THREADS, "1")
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
+
+
+@functools.cache
+def _large_blocks_are_given_back() -> None:
+    """Let glibc take blocks of LARGE bytes from the system, and return them, instead of cutting them from its heaps.
+
+    By itself it raises that bound to 32 MB as large blocks are freed, and the tensors of a pass then lie in heaps full
+    of holes, one a thread: reading the states of a model of 160M took 1.3 GiB in place of 1.1. It costs no time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, 16 * LARGE)
 
 
 @dataclass
