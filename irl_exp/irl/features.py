@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from irl_exp.config import FeaturesConfig, HiddenStateConfig, NgramConfig
 from irl_exp.irl.contrast import by_block
 from irl_exp.machinery.shards import in_order
-from irl_exp.policies.language_models import Completions, Policy, Progress, in_batches, pad
+from irl_exp.policies.language_models import Completions, Policy, Progress, in_batches, pad, without_cache
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts.sentiment import sentiments
 
@@ -198,7 +198,8 @@ def token_states(
     """What is pooled: (b, t, d) states of each config over prompt and completion, and (b, t) where completions are."""
     sequences = [prompt + written for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
     every = any(config.layers != (-1,) for config in configs)
-    output = base_model(**pad(sequences, policy, side="right"), output_hidden_states=every)
+    inputs = pad(sequences, policy, side="right")
+    output = base_model(**inputs, **without_cache(base_model), output_hidden_states=every)
     device = output.last_hidden_state.device
     ends = torch.tensor([len(sequence) for sequence in sequences], device=device)
     starts = torch.tensor([len(prompt) for prompt in batch.prompt_ids], device=device)

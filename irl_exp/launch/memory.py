@@ -152,11 +152,14 @@ def need(work: Work, place: Place) -> Need:
     model = work.model
     trained = 0 if not work.trained else model.parameters if work.rank is None else work.rank * model.adapted
     adapters = NUMBER * trained if work.rank is not None else 0
+    # A checkpoint in fp32 is mapped on a CPU: what nobody reads of it is not there, as the head where states are read.
+    states_alone = work.read_layers and not work.written and not work.trained and model.weight == NUMBER
+    unread = NUMBER * model.head if place.kind == "cpu" and states_alone else 0
     # Below adapters the head stays in fp32.
     widened = 0 if model.weight == NUMBER else (NUMBER - model.weight) * model.head
     lasting = {
         "process": place.process,
-        "weights": work.copies * (model.weights + widened) + adapters + work.beside,
+        "weights": work.copies * (model.weights + widened - unread) + adapters + work.beside,
         "optimiser": 2 * NUMBER * trained,
         "features": _features(work),
     }

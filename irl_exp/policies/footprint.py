@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from irl_exp.policies.language_models import writes
+from irl_exp.policies.language_models import without_cache, writes
 
 ATTENTION = "shape_only"
 """Name under which transformers knows `_attend`."""
@@ -175,21 +175,17 @@ def _passes(model: Any, length: int, *, bf16: bool) -> tuple[int, int, int]:
     given = [*model.parameters(), *model.buffers(), ids]
     body = getattr(model, "base_model", model)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), _counting(given) as kept:
-        states = body(input_ids=ids, **_without_cache(body)).last_hidden_state
+        states = body(input_ids=ids, **without_cache(body)).last_hidden_state
         in_graph = kept.now
     del states
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16), _counting(given) as passing:
-        body(input_ids=ids, **_without_cache(body))
+        body(input_ids=ids, **without_cache(body))
     if not writes(model.config):
         return in_graph, passing.peak, 0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         found = getattr(body(input_ids=ids, use_cache=True), "past_key_values", None)
     cached = [one for layer in getattr(found, "layers", ()) for one in (layer.keys, layer.values)]
     return in_graph, passing.peak, sum(one.numel() * one.element_size() for one in cached)
-
-
-def _without_cache(body: Any) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(body.config, "use_cache") else {}
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

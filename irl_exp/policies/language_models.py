@@ -371,6 +371,11 @@ CAUSAL = {
 """Classes of language models. A config alone does not say it: BERT's is in the mapping of language models too."""
 
 
+def without_cache(model: Any) -> dict[str, bool]:
+    """What a model is told that reads: else it keeps keys and values of all layers, as if it would write on."""
+    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+
+
 def prepare_tokenizer(tokenizer: Any, source: str) -> None:
     """Make sure of an EOS token, pad with it if nothing else is there, and pad on the left for generation.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from irl_exp.machinery.runtime import Device
-from irl_exp.policies.language_models import Policy, PolicyError
+from irl_exp.policies.language_models import Policy, PolicyError, without_cache
 
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**28}
 """Logits in fp32 that a head makes at once: 32 MB, which stay near the core; 1 GB, or 2,048 tokens of 128,000 words."""
@@ -68,7 +68,7 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
     plain = _has_plain_head(model, policy.device)
     half = policy.device.bf16 and plain
     with torch.autocast(policy.device.type, torch.bfloat16) if half else policy.device.exactly():
-        states = model.base_model(**inputs).last_hidden_state[:, -keep:]
+        states = model.base_model(**{**without_cache(model), **inputs}).last_hidden_state[:, -keep:]
     vocabulary = model.config.get_text_config().vocab_size
     if not plain:
         return states, Head(_own_head(model), vocabulary)
