@@ -14,10 +14,12 @@ SHAPES = {  # architecture, width, layers, heads, vocabulary
     "160M": ("neox", 768, 12, 12, 50304),
     "410M": ("neox", 1024, 24, 16, 50304),
     "1B": ("neox", 2048, 16, 8, 50304),
+    "1.4B": ("neox", 2048, 24, 16, 50304),
+    "Qwen 0.5B": ("qwen", 896, 24, 14, 151936),
     "Llama 1B": ("llama", 2048, 16, 32, 128256),
     "Llama 8B": ("llama", 4096, 32, 32, 128256),
 }
-"""Of Pythia (GPT-NeoX) and of Llama 3: those with 1M, 70M, ... parameters. 1M is the embedded default."""
+"""Of Pythia (GPT-NeoX), Qwen 2.5 and Llama 3: those with 1M, 70M, ... parameters. 1M is the embedded default."""
 LLAMA = {"Llama 1B": (8192, True), "Llama 8B": (14336, False)}
 """Width of the MLP, and whether the embeddings are tied."""
 
@@ -42,6 +44,14 @@ def configuration(shape: str) -> Any:
             max_position_embeddings=2048,
             rotary_pct=0.25,
             tie_word_embeddings=False,
+        )
+    if kind == "qwen":
+        return transformers.Qwen2Config(
+            **common,
+            intermediate_size=4864,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            max_position_embeddings=32768,
         )
     inner, tied = LLAMA[shape]
     return transformers.LlamaConfig(
@@ -75,6 +85,15 @@ def save(shape: str, folder: Path) -> None:
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(configuration(shape)).save_pretrained(folder)
     tokenizer(SHAPES[shape][4]).save_pretrained(folder)
+
+
+def without_weights(shape: str, folder: Path) -> None:
+    """A checkpoint that nobody loads: its configuration, and where the weights would be."""
+    config = configuration(shape)
+    kinds = {"gpt_neox": "GPTNeoX", "qwen2": "Qwen2", "llama": "Llama"}
+    config.architectures = [f"{kinds[config.model_type]}ForCausalLM"]
+    config.save_pretrained(folder)
+    (folder / "model.safetensors").touch()
 
 
 def prompts(count: int, tokens: int) -> list[str]:
