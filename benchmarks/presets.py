@@ -2,8 +2,8 @@
 
     python benchmarks/presets.py [--card H200] [--share 0.4] [model=llama_8b ...] [any other override]
 
-Nothing runs and nothing is downloaded: the configurations are those of the checkpoints that the presets name. Prompts are
-those of the embedded data unless something else is chosen, and have 16 tokens; a completion is as long as it may be.
+Nothing runs and nothing is downloaded: the configurations are those of the checkpoints that the presets name. Prompts
+are those of the embedded data unless something else is chosen, and have 16 tokens; a completion is as long as it may be.
 """
 
 from __future__ import annotations
@@ -104,13 +104,9 @@ def parts(config: Any, shape: str) -> Iterator[Part]:
         yield Part(f"{name}, written", texts, recipe.steps * new, cost.bytes)
         yield Part(f"{name}, learned from", readings * texts, steps, least=scale.TRAINING_STEP)
     data, each = config.data, config.demonstrations.completions_per_prompt
+    prompts = data.fit_prompts + data.select_prompts + data.test_prompts
     for name, count, at_once, readings in (
-        (
-            "demonstrations",
-            2 * each * (data.fit_prompts + data.select_prompts + data.test_prompts),
-            config.demonstrations,
-            3,
-        ),
+        ("demonstrations", 2 * each * prompts, config.demonstrations, 3),
         ("evaluate", 3 * each * data.test_prompts, config.evaluate, 2),
     ):
         texts = cost.read(count, PROMPT, new)
