@@ -3,7 +3,7 @@
     python benchmarks/presets.py [--card H200] [--share 0.4] [model=llama_8b ...] [any other override]
 
 Nothing runs and nothing is downloaded: the configurations are those of the checkpoints that the presets name. Prompts
-are those of the embedded data unless something else is chosen, and have 16 tokens; a completion is as long as it may be.
+are those of the embedded data, of 16 tokens, unless something else is chosen; completions are as long as they may be.
 """
 
 from __future__ import annotations
