@@ -1,6 +1,6 @@
 """What a launch predicts a stage to take in memory, beside what it takes.
 
-    python benchmarks/memory.py [--shapes 1M 14M 70M 160M 410M] [--cases sft rlhf ...] [--device cpu|cuda]
+    python benchmarks/memory.py [--shapes 1M 14M 70M ...] [--cases sft rlhf ...] [--tokens 16 48] [--device cpu|cuda]
 
 Each case is a process of its own with a model of the true shape and random weights, a few steps of a stage's work, and
 its peak: on the CPU the largest resident size since the libraries were loaded and used once, on a GPU what torch had
@@ -29,7 +29,7 @@ MIB = 2**20
 OURS = ("irl_exp.policies.policy_optimization", "irl_exp.policies.supervised", "irl_exp.irl.features")
 CASES = ("sft", "rlhf", "demonstrations", "log-probabilities", "features")
 PROMPT, WRITTEN = 16, 48
-"""Tokens of every prompt and of every completion."""
+"""Tokens of every prompt and of every completion, unless asked for others."""
 ROWS = {"1M": 128, "14M": 32, "70M": 32, "160M": 16, "410M": 8}
 """Completions a training step."""
 READ = {"1M": 1024, "14M": 256, "70M": 128, "160M": 128, "410M": 128}
@@ -44,7 +44,9 @@ def main() -> None:
     command.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     command.add_argument("--threads", type=int, default=0)
+    command.add_argument("--tokens", nargs=2, type=int, default=(PROMPT, WRITTEN), metavar=("PROMPT", "WRITTEN"))
     arguments = command.parse_args()
+    globals().update(zip(("PROMPT", "WRITTEN"), arguments.tokens, strict=True))
     from irl_exp.machinery.runtime import Device, cores, prepare_process
 
     cuda = arguments.device == "cuda"

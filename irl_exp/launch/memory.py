@@ -163,7 +163,7 @@ def need(work: Work, place: Place) -> Need:
         "optimiser": 2 * NUMBER * trained,
         "features": _features(work),
     }
-    phases = [*_training(work, place, trained), _sampling(work, place), _reading(work, place)]
+    phases = [*_training(work, place, trained), _sampling(work, place), *_reading(work, place)]
     return Need(work, _joined(lasting, max(phases, key=lambda parts: sum(parts.values()))))
 
 
@@ -209,18 +209,20 @@ def _sampling(work: Work, place: Place) -> dict[str, int]:
     }
 
 
-def _reading(work: Work, place: Place) -> dict[str, int]:
+def _reading(work: Work, place: Place) -> Iterator[dict[str, int]]:
+    """As the model reads, where states of all layers may be kept, and then as they become features, or logits."""
     if not work.read:
-        return {}
+        return
     model, rows = work.model, _shard(work, place, work.read, READ_TOGETHER)
     at_once = min(place.threads, -(-work.read // rows))
-    # States of all layers, then those that are joined and once more where they are pooled.
-    states = model.passing + (model.layers * model.state + 2 * NUMBER * work.features[1] if work.read_layers else 0)
-    logits = rows * work.predicted * model.vocabulary
-    return {
-        "activations": at_once * (round(states * rows * work.tokens) + model.cast),
-        "logits": 0 if work.read_layers else NUMBER * at_once * _copies(logits, place, 2, 3),
-    }
+    every = model.layers * model.state if work.read_layers else 0
+    # Of features: layers that are joined, and once more where they are pooled.
+    joined = 2 * NUMBER * work.features[1] if work.read_layers else 0
+    for states in (model.passing + every, every + joined):
+        yield {"activations": at_once * (round(states * rows * work.tokens) + model.cast)}
+    if not work.read_layers:
+        logits = rows * work.predicted * model.vocabulary
+        yield {"activations": at_once * model.cast, "logits": NUMBER * at_once * _copies(logits, place, 3, 3)}
 
 
 def _shard(work: Work, place: Place, rows: int, most: int) -> int:
