@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import IO
 
 
@@ -22,9 +23,9 @@ class Output(io.TextIOBase):
         self.trouble = ""
 
     @property
-    def _stdout(self) -> IO[str]:
-        """While bars are drawn `sys.stdout` is rich's, which would write here."""
-        found: IO[str] = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    def _stdout(self) -> IO[str] | None:
+        """While bars are drawn `sys.stdout` is rich's, which would write here. None for a program without any."""
+        found: IO[str] | None = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
         return found
 
     @property
@@ -32,28 +33,28 @@ class Output(io.TextIOBase):
         return getattr(self._stdout, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        return self._stdout.isatty()
+        return self._stdout is not None and self._stdout.isatty()
 
     def fileno(self) -> int:
-        return self._stdout.fileno()
+        return -1 if self._stdout is None else self._stdout.fileno()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        if not self.trouble:
-            try:
-                self._stdout.write(text)
-            except OSError as error:
-                self._lost(error)
+        self._until_it_fails(lambda out: out.write(text))
         return len(text)
 
     def flush(self) -> None:
-        if not self.trouble:
-            try:
-                self._stdout.flush()
-            except OSError as error:
-                self._lost(error)
+        self._until_it_fails(lambda out: out.flush())
+
+    def _until_it_fails(self, work: Callable[[IO[str]], object]) -> None:
+        if self.trouble or self._stdout is None:
+            return
+        try:
+            work(self._stdout)
+        except OSError as error:
+            self._lost(error)
 
     def _lost(self, error: OSError) -> None:
         """What is still buffered, and what libraries write, must not fail once more when Python ends."""
