@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from irl_exp.launch.stops import told_to_stop
+from irl_exp.launch.stops import stop_if_told, told_to_stop
 from irl_exp.launch.writing import WriteError
 from irl_exp.machinery.runtime import Context, Device, Event, Report, State, prepare_process
 from irl_exp.machinery.shards import lending_the_core
@@ -120,6 +120,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
         contexts = [_context(folder, stage, reporter) for folder in folders.values()]
         configs = [by_digest[digest].config for digest in folders]
         for info in module.run_many(configs, **_folders(steps[0], store), contexts=contexts):
+            stop_if_told()
             yield {**info, **_made_by(device)}
 
     with _failing_as(steps[0]):
@@ -197,6 +198,7 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
         module = importlib.import_module(f"irl_exp.stages.{step.stage}")
         context = _context(folder, step.stage, reporter)
         info: dict[str, Any] = module.run(step.config, **_folders(step, store), context=context)
+        stop_if_told()  # scikit-learn's networks answer Ctrl-C with a warning, and with what they are by then
         return {**info, **_made_by(reporter.device)}
 
     def waiting(identity: Identity) -> None:

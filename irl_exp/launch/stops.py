@@ -75,12 +75,21 @@ def told_to_stop() -> bool:
     return _stopped
 
 
+def stop_if_told() -> None:
+    """End here what a library has ended before: some take a stop for the wish for half a result.
+
+    Raises:
+        KeyboardInterrupt: this process was told to stop.
+    """
+    if _stopped:
+        raise KeyboardInterrupt
+
+
 def unless_stopped(report: Report) -> Report:
     """The same channel, which ends the job once it was told to stop."""
 
     def told(event: Event) -> None:
-        if _stopped:
-            raise KeyboardInterrupt
+        stop_if_told()
         report(event)
 
     return told

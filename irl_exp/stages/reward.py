@@ -33,7 +33,7 @@ from irl_exp.rewards.ground_truth import (
     save_ground_truth,
 )
 
-VERSION = 3
+VERSION = 4
 PROBES = 32
 STANDARDISED_ON = 2000  # texts: the standard deviation of a part is then known to about 2 %, whatever a part costs
 

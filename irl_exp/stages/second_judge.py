@@ -25,7 +25,7 @@ from irl_exp.rewards.ground_truth import (
     save_ground_truth,
 )
 
-VERSION = 2
+VERSION = 3
 PROBES = 32
 TEXTS = 4000  # seconds to fit
 FEWEST = 20  # of each label among the texts to fit on: less is no judge

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +122,33 @@ def test_a_stop_is_no_error_of_the_stage(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("irl_exp.stages.data.run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt), stops.terminate_like_interrupt():
         obtain(chain.build(compose(), DEVICE)["data"], Store(tmp_path), REPORTER)
+
+
+@pytest.mark.parametrize("stage", ["reward", "second_judge"])
+def test_a_judge_whose_fit_was_stopped_is_no_result(stage: str, tmp_path: Path) -> None:
+    """scikit-learn takes Ctrl-C for the end of training, and goes on with half a network."""
+    steps, store = chain.build(compose(), DEVICE), Store(tmp_path)
+    stopping = threading.Thread(target=_stop_in, args=("_fit_stochastic", threading.main_thread().ident))
+    with stops.terminate_like_interrupt():
+        obtain(steps["data"], store, REPORTER)
+        stopping.start()
+        with pytest.warns(UserWarning, match="interrupted by user"), pytest.raises(KeyboardInterrupt):
+            obtain(steps[stage], store, REPORTER)
+    stopping.join()
+    assert steps[stage].identity not in store
+    assert list((tmp_path / stage).glob("[!.]*")) == []
+
+
+def _stop_in(function: str, thread: int | None) -> None:
+    """Send Ctrl-C while a thread is in a function."""
+    while True:
+        frame = sys._current_frames().get(thread or 0)
+        while frame is not None:
+            if frame.f_code.co_name == function:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            frame = frame.f_back
+        time.sleep(0.01)
 
 
 def test_a_run_folder_that_is_full_is_no_error_of_the_stage_nor_of_the_store(tmp_path: Path) -> None:
