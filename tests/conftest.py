@@ -40,6 +40,7 @@ def _homes(folder: Path) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine in a test, and nothing of a test in the repository or in the next test."""
+    from irl_exp.launch import stops
     from irl_exp.machinery import tracking
 
     monkeypatch.chdir(tmp_path)
@@ -48,6 +49,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable, value in _homes(tmp_path).items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(tracking, "_decided", None)
+    monkeypatch.setattr(stops, "_stopped", False)
 
 
 # ------------------------------------------------------------------------------------------------- launches
