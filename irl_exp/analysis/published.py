@@ -128,15 +128,14 @@ def text(records: Sequence[Row]) -> str:
     levels = {name: next(iter(by_measure[name].values())) for name in LEVELS if name in by_measure}
     count = rows["accuracy"][0]["n"]
     recipe, ours = ([_told(found[end]) for found in rows.values()] for end in (0, -1))
-    return " ".join(
-        [
-            f"{count} runs of the paper's recipe, on one set of demonstrations and with seeds of their own, have "
-            f"{_listed(recipe)} (mean \N{PLUS-MINUS SIGN} sd over runs, least to most); accuracy is at threshold 0.",
-            _known(levels),
-            _falls({name: found for name, found in rows.items() if all("sd" in row for row in found)}),
-            f"With all of these choices taken back there is left {_listed(ours)}.",
-        ]
-    ).replace("  ", " ")
+    told = (
+        f"{count} runs of the paper's recipe, on one set of demonstrations and with seeds of their own, have "
+        f"{_listed(recipe)} (mean \N{PLUS-MINUS SIGN} sd over runs, least to most); accuracy is at threshold 0.",
+        _known(levels),
+        _falls({name: found for name, found in rows.items() if all("sd" in row for row in found)}),
+        f"With all of these choices taken back there is left {_listed(ours)}.",
+    )
+    return " ".join(filter(None, told))
 
 
 def _known(levels: Mapping[str, Row]) -> str:

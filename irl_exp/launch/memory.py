@@ -234,7 +234,7 @@ def _shard(work: Work, place: Place, rows: int, most: int) -> int:
 def _copies(logits: int, place: Place, whole: int, parts: int) -> int:
     """Numbers that live while a shard's logits are worked on: so many copies of all, or of a part of them.
 
-    Of parts of training there are fewer, as each is worked on in place. How many was seen at shapes of 1M and 14M.
+    Of parts of training there are fewer, as each is worked on in place. benchmarks/memory.py has shown how many.
     """
     part = LOGITS_AT_ONCE[place.kind]
     return whole * logits if logits <= part else parts * part
