@@ -10,8 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from unittest.mock import Mock
 import pytest
 import threadpoolctl
 import torch
+from sklearn.neural_network import MLPClassifier
 from small import DEVICE, compose
 
 from irl_exp import chain
@@ -125,30 +124,18 @@ def test_a_stop_is_no_error_of_the_stage(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("stage", ["reward", "second_judge"])
-def test_a_judge_whose_fit_was_stopped_is_no_result(stage: str, tmp_path: Path) -> None:
+def test_a_judge_whose_fit_was_stopped_is_no_result(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """scikit-learn takes Ctrl-C for the end of training, and goes on with half a network."""
     steps, store = chain.build(compose(), DEVICE), Store(tmp_path)
-    stopping = threading.Thread(target=_stop_in, args=("_fit_stochastic", threading.main_thread().ident))
-    with stops.terminate_like_interrupt():
-        obtain(steps["data"], store, REPORTER)
-        stopping.start()
-        with pytest.warns(UserWarning, match="interrupted by user"), pytest.raises(KeyboardInterrupt):
-            obtain(steps[stage], store, REPORTER)
-    stopping.join()
+    obtain(steps["data"], store, REPORTER)
+    monkeypatch.setattr(MLPClassifier, "_backprop", lambda *_: signal.raise_signal(signal.SIGTERM))
+    interrupted = pytest.warns(UserWarning, match="interrupted by user")
+    with stops.terminate_like_interrupt(), interrupted, pytest.raises(KeyboardInterrupt):
+        obtain(steps[stage], store, REPORTER)
     assert steps[stage].identity not in store
     assert list((tmp_path / stage).glob("[!.]*")) == []
-
-
-def _stop_in(function: str, thread: int | None) -> None:
-    """Send Ctrl-C while a thread is in a function."""
-    while True:
-        frame = sys._current_frames().get(thread or 0)
-        while frame is not None:
-            if frame.f_code.co_name == function:
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            frame = frame.f_back
-        time.sleep(0.01)
 
 
 def test_a_run_folder_that_is_full_is_no_error_of_the_stage_nor_of_the_store(tmp_path: Path) -> None:
