@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300
@@ -152,10 +154,25 @@ def launch(launcher: Launcher, tmp_path: Path) -> Callable[..., Launched]:
     return run
 
 
+def once(factory: pytest.TempPathFactory, name: str, launch: Callable[[Path], Launched]) -> Launched:
+    """A launch that all of xdist's processes share: the first that asks makes it, the others wait for it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    kept = folder / f"{name}.pickle"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            done = launch(folder / name)
+            kept.write_bytes(pickle.dumps((done.args, done.returncode, done.stdout, done.stderr)))
+        launched = Launched(*pickle.loads(kept.read_bytes()))
+    launched.cwd = folder / name
+    return launched
+
+
 @pytest.fixture(scope="session")
 def first_launch(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """The whole chain, once, in an empty folder."""
-    return launcher(tmp_path_factory.mktemp("first"), "scale=tiny", "tracking=none")
+    return once(tmp_path_factory, "first", lambda folder: launcher(folder, "scale=tiny", "tracking=none"))
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +184,8 @@ def warm_store(first_launch: Launched) -> Path:
 @pytest.fixture(scope="session")
 def three_seeds(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """Three seeds of one expert, from an empty store, in one process, with the report."""
-    folder = tmp_path_factory.mktemp("three")
     line = ("scale=tiny", "data.count=1000", "workers=1", "tracking=offline", "name=seeds")
-    return launcher(folder, *line, "irl.seed=0,1,2", "report=true")
+    return once(tmp_path_factory, "three", lambda folder: launcher(folder, *line, "irl.seed=0,1,2", "report=true"))
 
 
 # --------------------------------------------------------------------------------------- models and texts
