@@ -6,6 +6,7 @@ log-probabilities and features see the same sequence. A completion's ids end wit
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -448,15 +449,14 @@ def until_eos(ids: Ids, *ends: int) -> Ids:
 
 def pad(sequences: Sequence[Ids], policy: Policy, *, side: str, device: str | None = None) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask, both (b, longest), padded on the given side; on the policy's device."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), policy.tokenizer.pad_token_id)
-    mask = torch.zeros((len(sequences), longest), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        columns = slice(longest - len(sequence), None) if side == "left" else slice(len(sequence))
-        ids[row, columns] = torch.tensor(sequence)
-        mask[row, columns] = 1
+    lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    longest = int(lengths.max())
+    place = torch.arange(longest)
+    mask = place >= longest - lengths if side == "left" else place < lengths
+    ids = torch.full(mask.shape, policy.tokenizer.pad_token_id)
+    ids[mask] = torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.long)
     device = device or policy.device.name
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
 
 
 def in_batches(completions: Completions, device: Device, *, rows: int = 32) -> list[NDArray[np.int64]]:
