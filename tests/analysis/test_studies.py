@@ -311,15 +311,15 @@ def test_the_objectives_differ_in_their_weights_alone() -> None:
 def test_a_study_is_done_once(launcher: Launcher, warm_store: Path, tmp_path: Path) -> None:
     """The same command again computes nothing, and says the same; more seeds compute those alone."""
     shutil.copytree(warm_store, tmp_path / "multirun" / "store")
-    line = ("study=placebo", *TINY, "workers=1", "irl.prompt_fraction=0.5")
+    line = ("study=placebo", *TINY, "workers=1", "irl.prompt_fraction=0.5", "until=irl")
     first = launcher(tmp_path, *line, "irl.seed=range(2)")
     again = launcher(tmp_path, *line, "irl.seed=range(2)")
     more = launcher(tmp_path, *line, "irl.seed=range(3)")
     assert first.folder.parent.name == "placebo"
     assert sorted(path.name for path in first.folder.iterdir() if path.is_dir()) == ["0", "1"]
     assert _counts(again) == (_counts(first)[0], _counts(first)[0])
-    assert _counts(more) == (_counts(first)[0] + 4, _counts(first)[0])  # irl, explain, refinetune, evaluate
-    assert [row["cell"] for row in more.runs()] == ["scale=tiny,irl.prompt_fraction=0.5"] * 3
+    assert _counts(more) == (_counts(first)[0] + 2, _counts(first)[0])  # irl, evaluate
+    assert [row["cell"] for row in more.runs()] == ["scale=tiny,irl.prompt_fraction=0.5,until=irl"] * 3
     made = json.loads((first.folder / "0" / "config.json").read_text())["artifacts"]["irl"]
     manifest = (tmp_path / "multirun" / "store" / "irl" / made / "manifest.json").read_text()
     assert ", 24 pairs" in json.loads(manifest)["info"]["note"]  # half of 24 prompts, two completions each
