@@ -197,17 +197,23 @@ class _State:
 
 def signs(values: Values, tuned: Bools) -> Ints:
     """(k,) 1 where the tuned policy does it more, -1 less, 0 where LEAST_Z standard errors do not tell."""
-    means = [values[rows].mean(axis=0, dtype=np.float64) for rows in (tuned, ~tuned)]
-    error = sum(values[rows].var(axis=0, dtype=np.float64) / max(int(rows.sum()), 1) for rows in (tuned, ~tuned))
-    z = (means[0] - means[1]) / np.sqrt(np.maximum(error, 1e-12))
+    difference, variances = _difference(values, tuned)
+    error = sum(variance / max(int(rows.sum()), 1) for variance, rows in zip(variances, (tuned, ~tuned), strict=True))
+    z = difference / np.sqrt(np.maximum(error, 1e-12))
     return np.asarray(np.sign(z) * (np.abs(z) > LEAST_Z), dtype=np.int64)
 
 
 def standardised(values: NDArray[Real], tuned: Bools) -> Floats:
     """(k,) mean of the tuned policy less that of the base, in sd within the policies: Cohen's d (1988)."""
-    means = [values[rows].mean(axis=0, dtype=np.float64) for rows in (tuned, ~tuned)]
-    spread = sum(values[rows].var(axis=0, dtype=np.float64) for rows in (tuned, ~tuned)) / 2
-    return np.asarray((means[0] - means[1]) / np.sqrt(np.maximum(spread, 1e-12)))
+    difference, variances = _difference(values, tuned)
+    return np.asarray(difference / np.sqrt(np.maximum(sum(variances) / 2, 1e-12)))
+
+
+def _difference(values: NDArray[Real], tuned: Bools) -> tuple[Floats, list[Floats]]:
+    """(k,) mean of the tuned policy less that of the base, and the variance within each of the two."""
+    parts = [values[rows] for rows in (tuned, ~tuned)]
+    means = [part.mean(axis=0, dtype=np.float64) for part in parts]
+    return means[0] - means[1], [part.var(axis=0, dtype=np.float64) for part in parts]
 
 
 def apply(chosen: Sequence[Candidate], table: Table) -> Values:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.language_models import READ_TOGETHER, Completions, Policy
 from irl_exp.policies.likelihood import token_statistics
 
 LEAST = 20
@@ -23,7 +23,7 @@ def extreme_tokens(tuned: Policy, base: Policy, completions: Completions, *, cou
     Shrunk to 0 by LEAST places, so that a rare token has to be more extreme.
     """
     with torch.no_grad():
-        of = [token_statistics(policy, completions, together=32)[0] for policy in (tuned, base)]
+        of = [token_statistics(policy, completions, together=READ_TOGETHER)[0] for policy in (tuned, base)]
     ratios = np.concatenate([(one - other).double().cpu().numpy() for one, other in zip(*of, strict=True)])
     ids = np.concatenate([np.asarray(own, dtype=np.int64) for own in completions.completion_ids])
     names, index, places = np.unique(ids, return_inverse=True, return_counts=True)

@@ -41,10 +41,8 @@ from irl_exp.irl.methods import procedure
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies.gradients import in_shards
 from irl_exp.policies.language_models import Completions, Policy, in_batches
+from irl_exp.policies.likelihood import TRAINED_TOGETHER
 from irl_exp.policies.supervised import trainer_arguments
-
-TOGETHER = 16
-"""Completions of one shard at most, on a CPU, as in policies/likelihood.py."""
 
 
 class MarginModel(torch.nn.Module):
@@ -73,7 +71,7 @@ class MarginModel(torch.nn.Module):
     def _pooled(self, completions: Completions) -> Tensor:
         """(b, d) float64, in batches of similar length; on several threads, unless adapters draw."""
         device = self.policy.device
-        batches = in_batches(completions, device, rows=TOGETHER)
+        batches = in_batches(completions, device, rows=TRAINED_TOGETHER)
 
         def of(rows: NDArray[np.int64]) -> Tensor:
             # A thread has no precision of its own but fp32.

@@ -38,7 +38,10 @@ from irl_exp.irl.contrast import AT_ONCE, OVERSAMPLED
 from irl_exp.launch.models import PreflightError
 from irl_exp.machinery.runtime import READ_AT_ONCE
 from irl_exp.policies.footprint import Footprint, FootprintError, footprint
+from irl_exp.policies.language_models import READ_TOGETHER
+from irl_exp.policies.likelihood import TRAINED_TOGETHER
 from irl_exp.policies.logits import LOGITS_AT_ONCE
+from irl_exp.policies.sampling import SAMPLED_TOGETHER
 from irl_exp.report.tables import Table
 from irl_exp.stages.sft import HELD_OUT
 from irl_exp.stages.step import Step
@@ -52,8 +55,6 @@ LIBRARIES, BESIDE = 600 * 2**20, 30 * 2**20
 """What a process takes on the CPU with the libraries of a stage, and at work beside all that is counted here."""
 EASY = 0.1
 """Of the device: what needs less is no matter."""
-TOGETHER, WRITTEN_TOGETHER, READ_TOGETHER = 16, 128, 32
-"""Completions of a shard at most, on the CPU: of training, of sampling in RL, of reading."""
 WORD = 1.5
 """Tokens of a word, where nobody has counted them."""
 WRITERS = (Recipe, DemonstrationsConfig, EvaluateConfig, *get_args(BenchmarkConfig))
@@ -100,7 +101,7 @@ class Work:
     rows: int = 0
     fewest: int = 1
     written: int = 0
-    together: int = WRITTEN_TOGETHER
+    together: int = SAMPLED_TOGETHER
     read: int = 0
     batch_tokens: int = READ_AT_ONCE["cpu"]
     read_layers: bool = False
@@ -175,7 +176,7 @@ def _training(work: Work, place: Place, trained: int) -> Iterator[dict[str, int]
     """
     if not work.trained:
         return
-    model, rows = work.model, _shard(work, place, work.rows, TOGETHER)
+    model, rows = work.model, _shard(work, place, work.rows, TRAINED_TOGETHER)
     shards = -(-work.rows // rows)
     at_once = min(place.threads, shards)
     tokens, shard = work.rows * work.tokens, rows * work.tokens

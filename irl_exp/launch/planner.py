@@ -28,6 +28,7 @@ from irl_exp.launch.executors import run_all
 from irl_exp.launch.finish import finish
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob, job_name
 from irl_exp.launch.messages import ClusterError, LaunchError, program, short
+from irl_exp.launch.output import Output
 from irl_exp.launch.stops import on_stop, terminate_like_interrupt, told_to_stop
 from irl_exp.launch.writing import WriteError, check_writable, writing
 
@@ -265,7 +266,7 @@ def _composed(composer: Composer, job_overrides: Sequence[Sequence[str]], first:
         if not told and (passed := time.monotonic() - start) > PATIENCE:
             # To check a job and to find out what it needs takes as long as to compose it.
             left = 2 * passed * len(job_overrides) / len(composed) - passed
-            print(f"planning {len(job_overrides):,} jobs: about {left:.0f} s more", flush=True)
+            print(f"planning {len(job_overrides):,} jobs: about {left:.0f} s more", file=Output(), flush=True)
             told = True
     return composed
 

@@ -459,12 +459,13 @@ def pad(sequences: Sequence[Ids], policy: Policy, *, side: str, device: str | No
     return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
 
 
-def in_batches(completions: Completions, device: Device, *, rows: int = 32) -> list[NDArray[np.int64]]:
-    """Indices of the batches in which a model reads completions, as `by_length` makes them.
+READ_TOGETHER = 32
+"""Completions of a batch at most, on a CPU. Measured on 6,800 of them, with a model of the default size on one thread:
+as fast as any, and takes the least memory."""
 
-    Measured on 6,800 completions of a model of the default size, one CPU thread: 32 rows are as fast as any, and take
-    the least memory.
-    """
+
+def in_batches(completions: Completions, device: Device, *, rows: int = READ_TOGETHER) -> list[NDArray[np.int64]]:
+    """Indices of the batches in which a model reads completions, as `by_length` makes them."""
     pairs = zip(completions.prompt_ids, completions.completion_ids, strict=True)
     return by_length([len(prompt) + len(completion) for prompt, completion in pairs], device, rows=rows)
 

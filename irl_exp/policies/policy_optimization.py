@@ -28,7 +28,7 @@ from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Ids, Policy
 from irl_exp.policies.likelihood import as_read, log_probabilities, token_statistics
-from irl_exp.policies.sampling import sample
+from irl_exp.policies.sampling import SAMPLED_TOGETHER, sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
 CURVES = {
@@ -44,10 +44,6 @@ CURVES = {
 """TRL's log keys and ours. length counts EOS. kl and entropy are nats per token, as means over the tokens of the batch:
 kl of log pi / pi_ref of what was sampled (k1), so below 0 by chance; entropy of the whole distribution at each token.
 """
-
-
-SAMPLED_TOGETHER = 128
-"""Completions of one shard, on a CPU: one step of sampling is so little work that smaller shards wait for Python."""
 
 
 class OptimizationError(Exception):

@@ -23,8 +23,8 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import as_read, token_statistics
-from irl_exp.policies.policy_optimization import SAMPLED_TOGETHER, OptimizationError, rounding
-from irl_exp.policies.sampling import sample
+from irl_exp.policies.policy_optimization import OptimizationError, rounding
+from irl_exp.policies.sampling import SAMPLED_TOGETHER, sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
 CURVES = {

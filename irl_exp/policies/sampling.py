@@ -22,6 +22,8 @@ from irl_exp.policies.logits import predictions
 
 FULL = 0.8
 """Rows leave a batch when fewer than this fraction of it is still being written: to let them go copies the others."""
+SAMPLED_TOGETHER = 128
+"""Completions of a shard in RL, on a CPU: one step of sampling is so little work that smaller ones wait for Python."""
 BLOCK = 64
 """Probabilities that are summed before a draw looks for its place."""
 

@@ -298,7 +298,7 @@ def test_seeds_that_are_fitted_together_are_stored_as_if_alone(
     stores = [shutil.copytree(warm_store, tmp_path / how / "multirun" / "store") for how in ("together", "alone")]
     together = launcher(tmp_path / "together", *WARM, *sweep, "workers=2")
     launcher(tmp_path / "alone", *WARM, *sweep, "hydra/launcher=basic", "hydra/sweeper=basic")
-    assert "12 IRL fits that differ in their seed alone will be done together, in 8 batches" in together.stdout
+    assert "8 IRL fits that differ in their seed alone will be done together, in 4 batches" in together.stdout
     found = [{path.name: read_manifest(path) for path in artifacts(store)["irl"]} for store in stores]
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) == 13
