@@ -488,6 +488,7 @@ def test_tables_are_there_as_csv(three_seeds: Launched) -> None:
     assert opened["pair"].nunique() == json.loads((folder / "summary.json").read_text())["left_open"]["n_pairs"]
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_the_same_runs_give_the_same_report(copied: Path, tmp_path: Path) -> None:
     found = study.read(copied)
     pages = [report.write(found, tmp_path / name).folder for name in ("one", "two")]

@@ -33,7 +33,8 @@ def models(launcher: Launcher, small_policy: Path, tmp_path_factory: pytest.Temp
         *TINY,
         "model=pythia_70m,pythia_160m,pythia_410m,pythia_1b,pythia_1_4b,tiny_64,tiny_256,qwen_0_5b,llama_1b,llama_8b",
         f"model.path={small_policy}",
-        *("data.count=600", "rlhf=grpo", "refinetune=rloo", "irl/loss=hinge", "irl/features=last_token"),
+        *("data.count=600", "max_new_tokens=6", "rlhf=grpo", "refinetune=rloo"),
+        *("irl/loss=hinge", "irl/features=last_token"),
         *("shortcut=length", "shortcut.where=ground_truth"),
         *("explain=none", "tracking=none"),
     )
@@ -75,18 +76,6 @@ def recipes(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempP
     """Every recipe that trains on samples of the reference, and demonstrations whose writers are exchanged."""
     overrides = ("rlhf=dpo,best_of_n", "demonstrations.writers=kept,swapped", "explain=none")
     return on_warm_store(launcher, warm_store, tmp_path_factory.mktemp("recipes"), *overrides)
-
-
-@pytest.fixture(scope="module")
-def imported(launcher: Launcher, warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """A function of the user as ground truth."""
-    folder = tmp_path_factory.mktemp("imported")
-    shutil.copytree(warm_store, folder / "multirun" / "store")
-    (folder / "mine.py").write_text(
-        "def short(prompts, completions):\n    return [5.0 - len(c) for c in completions]\n"
-    )
-    overrides = ("tracking=none", "until=sft", "reward=imported", "reward.function=mine:short")
-    return launcher(folder, *TINY, *overrides, env={"PYTHONPATH": str(folder)})
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +258,6 @@ def test_every_option_of_every_group_has_run(
     parts: Launched,
     rewards: Launched,
     recipes: Launched,
-    imported: Launched,
     backbones: Launched,
     published: Launched,
     data: Launched,
@@ -282,11 +270,12 @@ def test_every_option_of_every_group_has_run(
     of_texts: Launched,
     first_launch: Launched,
 ) -> None:
-    launches = (models, methods, losses, parts, rewards, imported, backbones, data, formats, original, fifty)
+    launches = (models, methods, losses, parts, rewards, backbones, data, formats, original, fifty)
     launches = (*launches, recipes, published, benchmarks, nulls, checkpoint, of_texts, first_launch)
-    # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here. Of clusters
-    # tests/launch/test_slurm.py has one, the others only compose.
-    elsewhere = {"reward/question", *(f"executor/{name}" for name in ("slurm", "pbs", "lsf", "kubernetes"))}
+    # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here. A function of
+    # the user's is in tests/launch/test_dying_jobs.py, one of the clusters in test_slurm.py; the others only compose.
+    clusters = {f"executor/{name}" for name in ("slurm", "pbs", "lsf", "kubernetes")}
+    elsewhere = {"reward/question", "reward/imported", *clusters}
     assert OPTIONS - elsewhere - set().union(*map(options_that_ran, launches)) == set()
 
 
