@@ -40,6 +40,18 @@ def _homes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
+def _signals_are_left_as_they_were() -> Iterator[None]:
+    """What a test leaves here can end the whole process of tests in another one (SIGPIPE in a write to a pipe)."""
+    watched = [number for number in signal.valid_signals() if number != signal.SIGALRM]  # pytest-timeout's
+    before = {number: signal.getsignal(number) for number in watched}
+    yield
+    left = {number: signal.getsignal(number) for number in watched if signal.getsignal(number) != before[number]}
+    for number in left:
+        signal.signal(number, before[number])
+    assert not left
+
+
+@pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine in a test, and nothing of a test in the repository or in the next test."""
     from irl_exp.launch import stops

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from irl_exp.config import (
     swept_by,
 )
 from irl_exp.launch.messages import program
+from irl_exp.launch.output import Output
 
 # Hydra 1.3 wants a version_base, 1.4 deprecates it.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
@@ -37,11 +37,11 @@ def answer_help(arguments: Sequence[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
         return
     topics = [argument for argument in arguments if not argument.startswith("-")]
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help all | head` ends without a word
     try:
-        print("\n\n".join(map(page_of, topics)) if topics else first_page(program()))
+        text = "\n\n".join(map(page_of, topics)) if topics else first_page(program())
     except ConfigError as error:
         sys.exit(f"{error}")
+    print(text, file=Output(), flush=True)  # `--help all | head` ends without a word
     sys.exit(0)
 
 
