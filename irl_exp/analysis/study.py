@@ -28,7 +28,7 @@ from irl_exp.report.units import Units
 Values = Mapping[str, Any]
 UNLIKE = (
     *("job", "artifacts", "versions", "device_used", "store", "tracking", "workers", "threads", "name", "report"),
-    *("executor", "fail_fast", "objective", "control"),
+    *("executor", "ahead", "fail_fast", "objective", "control"),
 )
 """Of config.json: what may differ between runs of one cell."""
 SEEDS = (

@@ -94,6 +94,11 @@ class Config(Node):
         "CPU, 32,768 on a GPU; the results are the same up to rounding",
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
+    ahead: bool = Field(
+        True,
+        description="of one job alone on a CPU: a second process computes ahead what no training waits for; the "
+        "results are the same; not with workers=1",
+    )
     executor: ExecutorConfig = LocalExecutor()
     fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")
     objective: Annotated[str | None, AfterValidator(of_select)] = Field(

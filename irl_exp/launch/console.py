@@ -71,7 +71,7 @@ class Console:
     @property
     def stages(self) -> int:
         """Of a launch of one job: how many of its stages have to be computed."""
-        return sum(map(len, self.forecast.needed.values()))
+        return len({work.digest for works in self.forecast.needed.values() for work in works})
 
     def __enter__(self) -> Self:
         self.log.open()
@@ -106,11 +106,15 @@ class Console:
         if left:
             self.say(f"{about(left)} to the end, by what the like of it took before".capitalize())
 
-    def follow(self, owners: Mapping[int, int], stages: Mapping[int, str]) -> None:
-        """Stages that are computed for themselves, by the numbers that stand for them: job that needs them, digest."""
+    def follow(self, owners: Mapping[int, int], stages: Mapping[int, Sequence[str]]) -> None:
+        """Stages that are computed for themselves, by the numbers that stand for them: job that needs them, digests.
+
+        That their jobs wait for them need not be said.
+        """
         self.owners |= owners
+        self.waited |= set(owners.values())
         works = {work.digest: work for job in self.forecast.needed.values() for work in job}
-        alone = {number: [works[digest]] for number, digest in stages.items() if digest in works}
+        alone = {number: [works[one] for one in digests if one in works] for number, digests in stages.items()}
         self.forecast.needed = {**self.forecast.needed, **alone}
 
     def say(self, text: str) -> None:

@@ -19,6 +19,7 @@ from hydra.core.utils import JobStatus, setup_globals
 from hydra.core.utils import run_job as hydra_run_job
 
 from irl_exp.config import ClusterExecutor
+from irl_exp.launch import ahead
 from irl_exp.launch import jobs as room
 from irl_exp.launch.jobs import Batch, LaunchContext, PlannedJob
 from irl_exp.launch.messages import ClusterError, one_line, short
@@ -46,6 +47,7 @@ def run_all(
     missing: Mapping[str, Step],
     workers: int,
     console: Console,
+    beside: Sequence[Step] = (),
 ) -> Generator[Outcome, None, None]:
     """Run the batches and the jobs, each after its batch, and yield the outcome of each job as it ends.
 
@@ -55,6 +57,7 @@ def run_all(
     Args:
         missing: what has to be computed, by digest.
         workers: how many at once, on this machine.
+        beside: steps of a job that is alone, for a second process.
     """
     executor = jobs[0].config.executor
     if isinstance(executor, ClusterExecutor) and missing:
@@ -63,7 +66,7 @@ def run_all(
         graph = by_stages(jobs, batches, missing, declared(jobs[0].config))
         alone = [task.work for task in graph if isinstance(task.work, Lone)]
         console.follow(
-            {lone.number: lone.owner for lone in alone}, {lone.number: lone.step.identity.digest for lone in alone}
+            {lone.number: lone.owner for lone in alone}, {lone.number: [lone.step.identity.digest] for lone in alone}
         )
         with Pilots(executor, context, jobs, console) as pilots:
             yield from _Graph(pilots, graph, jobs, console).run()
@@ -71,7 +74,8 @@ def run_all(
         with Pool(context, jobs, workers, console) as pool:
             yield from _Graph(pool, by_jobs(jobs, batches), jobs, console).run()
     else:
-        yield from _here(context, jobs, batches, console)
+        with ahead.computing(beside, jobs[0], console):
+            yield from _here(context, jobs, batches, console)
 
 
 def _here(

@@ -131,7 +131,7 @@ def typed(composed: DictConfig) -> Config:
 def job_name(overrides: Sequence[str]) -> str:
     """What makes a job special, on one line: its overrides without those that say where and how to run."""
     elsewhere = re.compile(
-        r"(tracking|executor|workers|threads|device|store|name|seeds|study|report|fail_fast|objective)\b"
+        r"(tracking|executor|workers|ahead|threads|device|store|name|seeds|study|report|fail_fast|objective)\b"
     )
     own = [item.lstrip("+") for item in filter_overrides(overrides)]
     return ",".join(item for item in own if not elsewhere.match(item)) or "default"

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from irl_exp.launch.stops import stop_if_told, told_to_stop
@@ -44,6 +45,10 @@ class StageError(Exception):
         message = str(self).removeprefix(f"{self.stage}: ")
         trace = "".join(traceback.format_exception(self))
         return StageError(self.stage, self.digest, ElsewhereError(message, trace))
+
+
+class TakenError(Exception):
+    """Another process computes it, and there is other work to do."""
 
 
 class ElsewhereError(Exception):
@@ -108,8 +113,7 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
         number: stands for the job in what is reported.
     """
     reporter = Reporter(lambda stage, row: None, device, report, number)
-    for needed in _ancestors(steps[0]):
-        obtain(needed, store, reporter)
+    obtain_all(ancestors(steps[0]), store, reporter)
     module = importlib.import_module(f"irl_exp.stages.{steps[0].stage}")
     by_digest = {step.identity.digest: step for step in steps}
 
@@ -127,12 +131,16 @@ def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Repor
         return store.make([step.identity for step in steps], compute)
 
 
-def _ancestors(step: Step) -> list[Step]:
+def inputs(step: Step) -> list[Step]:
+    """The steps that a step reads."""
+    return [value for value in step.inputs.values() if isinstance(value, Step)]
+
+
+def ancestors(step: Step) -> list[Step]:
     """All that a step needs, in the order in which it can be computed."""
     found: dict[str, Step] = {}
-    for value in step.inputs.values():
-        if isinstance(value, Step):
-            found |= {needed.identity.digest: needed for needed in [*_ancestors(value), value]}
+    for value in inputs(step):
+        found |= {needed.identity.digest: needed for needed in [*ancestors(value), value]}
     return list(found.values())
 
 
@@ -185,8 +193,43 @@ class _Once:
             self.log(stage, row)
 
 
-def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
-    """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once."""
+def obtain_all(
+    steps: Iterable[Step], store: Store, reporter: Reporter, failed: Mapping[str, StageError] = MappingProxyType({})
+) -> dict[str, Artifact]:
+    """The artifacts of a job by stage. What can do without a step that another process computes comes before it.
+
+    Args:
+        failed: steps that others have tried in vain, by digest.
+
+    Raises:
+        StageError: of the first step that fails, here or elsewhere.
+    """
+    found: dict[str, Artifact] = {}
+    missing = list(steps)
+    while missing:
+        ready = [step for step in missing if found.keys() >= {needed.stage for needed in inputs(step)}]
+        if error := failed.get(ready[0].identity.digest):
+            raise error from error.error
+        made = first_free(ready, store, reporter) or obtain(ready[0], store, reporter)
+        found[made.identity.stage] = made
+        missing = [step for step in missing if step.stage not in found]
+    return found
+
+
+def first_free(steps: Iterable[Step], store: Store, reporter: Reporter) -> Artifact | None:
+    """The artifact of the first of the steps that no other process computes at this moment; None where all are."""
+    for step in steps:
+        with contextlib.suppress(TakenError):
+            return obtain(step, store, reporter, patient=False)
+    return None
+
+
+def obtain(step: Step, store: Store, reporter: Reporter, *, patient: bool = True) -> Artifact:
+    """The artifact of a step, from the store or computed now; either way its curve reaches the tracker once.
+
+    Raises:
+        TakenError: another process computes it, and this one is not patient.
+    """
     lent, curve = contextlib.ExitStack(), _Once(reporter.log)
     reporter = replace(reporter, log=curve)
 
@@ -202,6 +245,8 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
         return {**info, **_made_by(reporter.device)}
 
     def waiting(identity: Identity) -> None:
+        if not patient:
+            raise TakenError
         reporter.report(Event(reporter.job, step.stage, "waiting"))
         lent.enter_context(lending_the_core())
 
@@ -220,11 +265,12 @@ def obtain(step: Step, store: Store, reporter: Reporter) -> Artifact:
 def _failing_as(step: Step) -> Iterator[None]:
     """Whatever ends the computation of a step is an error of this step, also what would end the process.
 
-    Two things are not: a stop of the launch, and a run folder that cannot take the curve of the step.
+    Three things are not: a stop of the launch, a run folder that cannot take the curve of the step, and that it is
+    another process that computes it.
     """
     try:
         yield
-    except WriteError:
+    except (WriteError, TakenError):
         raise
     except BaseException as error:
         if told_to_stop():

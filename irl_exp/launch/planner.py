@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from irl_exp.config import ClusterExecutor, Config, check_name, check_place, question_of
-from irl_exp.launch import cluster, objective, resume
+from irl_exp.launch import ahead, cluster, objective, resume
 from irl_exp.launch.compose import Composer, check_all
 from irl_exp.launch.ending import ends_with_its_batch
 from irl_exp.launch.executors import run_all
@@ -102,6 +102,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         console = Console(len(jobs), shared_overrides(job.name for job in jobs), folder)
         working, missing = _missing(jobs)
         workers, told = _beside(jobs, len(working), device, planned)
+        beside = _steps_beside(jobs, missing, device, planned)
         batches = _announce(jobs, missing, workers, device, console)
         for line in told:
             console.say(line) if isinstance(line, str) else console.tables([line])
@@ -116,7 +117,7 @@ def launch(context: LaunchContext, job_overrides: Sequence[Sequence[str]], first
         try:
             with (
                 terminate_like_interrupt(),
-                contextlib.closing(run_all(context, jobs, batches, missing, workers, console)) as ended,
+                contextlib.closing(run_all(context, jobs, batches, missing, workers, console, beside)) as ended,
             ):
                 for outcome in ended:
                     outcomes[outcome.number] = outcome
@@ -342,6 +343,22 @@ def _beside(
     sharing = min(working, cluster.workers) if cluster else workers
     fitting = planned.at_once([[step.identity.digest for step in job.steps.values()] for job in jobs], sharing)
     return workers if asked else fitting, planned.told(sharing, fitting, asked)
+
+
+def _steps_beside(
+    jobs: Sequence[PlannedJob], missing: Mapping[str, Step], device: Device, planned: Planned
+) -> list[Step]:
+    """What a second process computes of a job that has a machine with more than one core for itself, if both fit."""
+    from irl_exp.machinery.runtime import cores
+
+    job, config = jobs[0], jobs[0].config
+    here = device.is_cpu and not isinstance(config.executor, ClusterExecutor)
+    if len(jobs) > 1 or not (config.ahead and here) or config.workers == 1 or cores() == 1:
+        return []
+    found = ahead.steps_beside(job.steps, missing)
+    apart = [step.identity.digest for step in found]
+    line = [step.identity.digest for step in job.steps.values() if step.identity.digest not in apart]
+    return found if planned.at_once([line, apart], 2) > 1 else []
 
 
 def _missing(jobs: Sequence[PlannedJob]) -> tuple[set[int], dict[str, Step]]:

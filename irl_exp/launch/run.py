@@ -16,7 +16,7 @@ from typing import Any
 from irl_exp.chain import build
 from irl_exp.config import Config
 from irl_exp.launch import lineage, resume
-from irl_exp.launch.obtain import Reporter, StageError, obtain, source_digest, versions
+from irl_exp.launch.obtain import Reporter, StageError, obtain_all, source_digest, versions
 from irl_exp.launch.writing import writing
 from irl_exp.machinery.runtime import Device, Report, find_device
 from irl_exp.machinery.store import Artifact, Store
@@ -86,11 +86,7 @@ def run(
                 tracker.log(stage, row)
 
         reporter = Reporter(log, device, report, job.number)
-        artifacts = {}
-        for step in steps.values():
-            if error := failed.get(step.identity.digest):
-                raise error from error.error
-            artifacts[step.stage] = obtain(step, store, reporter)
+        artifacts = obtain_all(steps.values(), store, reporter, failed)
         with writing(job.folder, *RESULTS):
             metrics = _record(artifacts, job, tracker)
         lineage.show(artifacts, config, job.name, tracker)
