@@ -8,25 +8,22 @@ through `given`.
 from __future__ import annotations
 
 from irl_exp.config import Config, Node
-from irl_exp.machinery.runtime import Device, Where
+from irl_exp.machinery.runtime import Device
 from irl_exp.stages.step import Step, Steps, first, given
 
-NEEDS: dict[str, Where] = {
-    **dict.fromkeys(("data", "reward", "second_judge", "judge"), "cpu"),  # gpu where R* is a language model
-    **dict.fromkeys(("sft", "rlhf", "checkpoint", "further", "demonstrations", "features", "irl"), "gpu"),
-    **dict.fromkeys(("candidates", "explain", "refinetune", "benchmark", "benchmark_refinetuned", "evaluate"), "gpu"),
-}
-"""What a worker needs for a stage, on a cluster where GPUs are asked for."""
+NO_GPU = ("data", "reward", "second_judge", "judge")
+"""Stages that need none, unless R* is a language model, on a cluster where GPUs are asked for."""
+AHEAD = ("baseline", "second_judge", "judge", "candidates", "explain", "benchmark")
+"""What no training has to wait for: where one job has a machine for itself, a second process computes it meanwhile."""
 
 
 def build(config: Config, device: Device) -> dict[str, Step]:
     """The steps of one run by stage, in the order in which they run."""
     steps = Steps(config.reaches, device.precision)
     stage = steps.add
-    # What there is before: texts, the ground truth R*, a judge of its own, the reference policy.
+    # What there is before: texts, the ground truth R*, the reference policy.
     data = stage("data", config.data, **given(expert=config.of_expert("texts")))
     truth = stage("reward", config.truth, data=data)
-    second_judge = stage("second_judge", config.second_judge, data=data)
     adapter = given(adapter=config.adapter_node)
     reference = stage("sft", config.sft, model=config.reference_model, data=data, **adapter)
     # The expert, by RL on R* or given, and what expert and reference write on the same prompts.
@@ -37,10 +34,10 @@ def build(config: Config, device: Device) -> dict[str, Step]:
         stage("further", config.of_expert("further"), reference=reference, data=data, **adapter),
         reference if config.of_expert("itself") else None,
     )
-    planted = given(shortcut=config.planted("demonstrations"))
+    baseline = stage("baseline", config.baseline, reference=reference, data=data)
+    planted = given(baseline=baseline, shortcut=config.planted("demonstrations"))
     writers = {"reference": reference, "expert": expert or config.of_expert("texts")}
     demos = stage("demonstrations", config.demonstrations, **writers, data=data, **planted)
-    judge = stage("judge", Node(), demonstrations=demos, data=data, reward=truth, second_judge=second_judge)
     # Inverse RL: the reward that tells the two apart.
     contrast = {"demonstrations": demos, "reference": reference, "data": data}
     features = stage("features", config.irl.frozen_features, **contrast)
@@ -53,6 +50,9 @@ def build(config: Config, device: Device) -> dict[str, Step]:
     stage("explain", config.explain_node, demonstrations=demos, **written, candidates=candidates, irl=learned)
     # RL on the recovered reward.
     refinetuned = stage("refinetune", config.rl_on_learned, reference=reference, irl=learned, data=data, **adapter)
+    # A second judge beside R*, and what both say of the demonstrations.
+    second_judge = stage("second_judge", config.second_judge, data=data)
+    judge = stage("judge", Node(), demonstrations=demos, data=data, reward=truth, second_judge=second_judge)
     # All policies on a second set of prompts: one step for those that a sweep of IRL shares, one for its own.
     judges = {"reference": reference, **given(reward=truth, second_judge=second_judge)}
     benchmark = stage("benchmark", config.second_prompts, data=data, **judges, **given(expert=expert))

@@ -48,7 +48,7 @@ ONLY_IN = {
     "matplotlib": {"analysis"},
     "parsl": {"launch/cluster.py"},
 }
-OF_THE_CHAIN = {("chain", "build"), ("chain", "NEEDS")}
+OF_THE_CHAIN = {("chain", "build"), ("chain", "NO_GPU"), ("chain", "AHEAD")}
 LEARNING = {"torch", "transformers", "trl", "datasets", "sklearn", "scipy", "numpy", "pandas", "safetensors"}
 HEAVY = {"torch", "transformers", "trl", "wandb", "matplotlib", "pandas", "datasets", "sklearn", "scipy", "numpy"}
 

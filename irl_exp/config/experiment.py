@@ -31,7 +31,10 @@ from irl_exp.config.shortcuts import NoShortcut, ShortcutConfig
 STAGES = ("sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate")
 """The stages that `until` may name, in the order in which they run."""
 
-PART_OF = {"features": "irl", "checkpoint": "rlhf", "further": "rlhf", "candidates": "explain"}
+PART_OF = {
+    **{"baseline": "demonstrations", "features": "irl", "candidates": "explain"},
+    **{"checkpoint": "rlhf", "further": "rlhf"},
+}
 """Stages that run for another one alone, or in its place."""
 
 
@@ -243,6 +246,13 @@ class Config(Node):
     @property
     def rl_on_truth(self) -> Node | None:
         return self.rlhf if self.expert.name == "rlhf" else None
+
+    @property
+    def baseline(self) -> Node | None:
+        """How the reference writes its part of the demonstrations: as it would beside any expert."""
+        if isinstance(self.expert, TextsExpert):
+            return None
+        return self.demonstrations.model_copy(update={"writers": "kept"})
 
     @property
     def truth(self) -> Node | None:

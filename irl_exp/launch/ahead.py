@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from irl_exp.launch import jobs as room
 from irl_exp.launch.jobs import PlannedJob
-from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop, unless_stopped
+from irl_exp.launch.stops import stop_if_told, terminate_like_interrupt, unless_stopped
 from irl_exp.launch.workers import Workers
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # these import torch, or are not needed to show --help
 
 NUMBER = -1
 """Stands for the second process in reports."""
-TRAININGS = ("sft", "rlhf", "irl", "refinetune")
 PAUSE = 2.0
 """Seconds between two looks for what can begin, at most: the longer nothing could, the longer."""
 
@@ -43,25 +42,25 @@ class Ahead:
     def run(self, report: Report) -> None:
         """Until all of them are there, whoever made them. A step that fails does so again in the job, which says it."""
         from irl_exp.launch import obtain
-        from irl_exp.machinery.shards import lending_the_core
+        from irl_exp.machinery.shards import holding_a_core
         from irl_exp.machinery.store import Store
 
         store = Store(self.store)
         reporter = obtain.Reporter(lambda stage, row: None, self.device, report, NUMBER)
         idle = time.monotonic()
         while _is_wanted() and (missing := [step for step in self.steps if step.identity not in store]):
-            ready = (step for step in missing if all(one.identity in store for one in obtain.inputs(step)))
-            try:
-                begun = obtain.first_free(ready, store, reporter)
-            except obtain.StageError:
-                if told_to_stop():
-                    raise
-                return
-            if begun:
-                idle = time.monotonic()
-                continue
-            with lending_the_core():
-                time.sleep(min(PAUSE, 0.05 + (time.monotonic() - idle) / 20))
+            ready = [step for step in missing if all(one.identity in store for one in obtain.inputs(step))]
+            if ready:
+                try:
+                    with holding_a_core():
+                        made = obtain.first_free(ready, store, reporter)
+                except obtain.StageError:
+                    stop_if_told()
+                    return
+                if made:
+                    idle = time.monotonic()
+                    continue
+            time.sleep(min(PAUSE, 0.05 + (time.monotonic() - idle) / 50))
 
 
 def _is_wanted() -> bool:
@@ -71,13 +70,12 @@ def _is_wanted() -> bool:
 
 
 def steps_beside(steps: Mapping[str, Step], missing: Mapping[str, Step]) -> list[Step]:
-    """The missing steps of a job that its trainings do not need; none unless the job has something to do meanwhile."""
-    from irl_exp.launch.obtain import ancestors
+    """The missing steps of a job that come ahead; none unless the job has something else to compute meanwhile."""
+    from irl_exp.chain import AHEAD
 
-    line = {step.identity.digest for stage in TRAININGS if stage in steps for step in ancestors(steps[stage])}
-    line |= {steps[stage].identity.digest for stage in TRAININGS if stage in steps}
-    beside = [step for step in steps.values() if step.identity.digest not in line and step.stage != "evaluate"]
-    return [step for step in beside if step.identity.digest in missing] if line & missing.keys() else []
+    found = [step for step in steps.values() if step.identity.digest in missing]
+    beside = [step for step in found if step.stage in AHEAD]
+    return beside if any(step.stage not in (*AHEAD, "evaluate") for step in found) else []
 
 
 @contextlib.contextmanager
@@ -118,8 +116,6 @@ def _start(shared: Any, rank: int, tell: Report) -> None:
 def _work(payload: bytes) -> None:
     import cloudpickle
 
-    from irl_exp.machinery.shards import holding_a_core
-
     assert room.reporting is not None
-    with holding_a_core(), terminate_like_interrupt():
+    with terminate_like_interrupt():
         cloudpickle.loads(payload).run(room.reporting)

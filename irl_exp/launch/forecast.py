@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # not needed to show --help
 Manifest = Mapping[str, Any]
 RECORDS = 50
 """The manifests of so many artifacts of a stage are read."""
-WHOLE = ("sft", "rlhf", "demonstrations", "refinetune")
+WHOLE = ("sft", "rlhf", "baseline", "demonstrations", "refinetune")
 """Stages whose progress is that of all they do; others report one part after the other."""
 SOON = 0.02
 """Of a stage: before that much of it is done, its progress says nothing of its end."""

@@ -602,11 +602,13 @@ def _demonstrations(step: Step, work: Work) -> Work:
     if isinstance(expert, TextsExpert):
         return replace(work, read=2 * _rows(step))
     data = cast(DataConfig, _input(step, "data"))
-    if step.stage == "demonstrations":
+    if step.stage in ("baseline", "demonstrations"):
         prompts = data.fit_prompts + data.select_prompts + data.test_prompts
     else:
         prompts = data.test_prompts if isinstance(config, EvaluateConfig) else config.prompts
     written, together = config.completions_per_prompt * prompts, config.batch_size
+    if step.stage == "baseline":
+        return replace(work, written=written, together=together, batch="demonstrations.batch_size")
     name = f"{step.stage.removesuffix('_refinetuned')}.batch_size"
     return replace(work, copies=2, written=written, together=together, read=written, batch=name)
 
@@ -661,6 +663,7 @@ _WORKS: Mapping[str, Callable[[Step, Work], Work | None]] = {
     "sft": _sft,
     "further": _sft,
     "rlhf": _rl,
+    "baseline": _demonstrations,
     "demonstrations": _demonstrations,
     "features": _read_states,
     "irl": _fit,

@@ -152,13 +152,13 @@ def declared(config: Config) -> Device:
 
 
 def where(step: Step) -> Where:
-    """What a stage needs, as the table of the chain says; a ground truth that is a language model needs a GPU too."""
-    from irl_exp.chain import NEEDS
+    """What a stage needs, as the chain says; a ground truth that is a language model needs a GPU too."""
+    from irl_exp.chain import NO_GPU
 
     truth = step if step.stage == "reward" else step.inputs.get("reward")
     if truth is not None and _is_model(getattr(truth, "config", None)):
         return "gpu"
-    return NEEDS[step.stage]
+    return "cpu" if step.stage in NO_GPU else "gpu"
 
 
 def _is_model(config: object) -> bool:

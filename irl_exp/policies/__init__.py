@@ -4,6 +4,7 @@ __all__ = [
     "adapters",
     "bases",
     "chat",
+    "demonstrated",
     "footprint",
     "gradients",
     "language_models",

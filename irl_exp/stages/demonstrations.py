@@ -5,7 +5,8 @@ Columns: part, prompt_id, policy (expert or baseline), sample, prompt, completio
 nothing reads them: IRL sees texts). policies.json: whose demonstrations they are.
 
 The baseline is the exact reference of the expert's RL run, so what IRL explains is the RL and not the fine-tuning
-before it. Expert rows come first; row i of the expert and row i of the baseline have the same prompt and sample.
+before it; its completions are those of the stage `baseline`, whatever the expert is. Expert rows come first; row i of
+the expert and row i of the baseline have the same prompt and sample.
 
 `writers=swapped` is a null: of half of the pairs, drawn by the seed, each completion counts as the other policy's.
 Prompt and sample stay, and so do the log-probabilities of a text. What tells the two apart then is chance.
@@ -30,15 +31,14 @@ import pandas as pd
 
 from irl_exp.config import DemonstrationsConfig, LengthShortcut, MarkerShortcut, TextsExpert
 from irl_exp.machinery.runtime import Context
+from irl_exp.policies.demonstrated import EXPERT, PARTS, places_of, write
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
-from irl_exp.policies.sampling import generate
 from irl_exp.rewards.shortcuts import plant
 from irl_exp.texts.data import prompts_of
 from irl_exp.texts.written import pairs, read_written
 
-VERSION = 5
-PARTS = ("fit", "select", "test")
+VERSION = 6
 
 
 def run(
@@ -47,26 +47,27 @@ def run(
     expert: Path | TextsExpert,
     reference: Path,
     data: Path,
+    baseline: Path | None = None,
     shortcut: MarkerShortcut | LengthShortcut | None = None,
     context: Context,
 ) -> dict[str, Any]:
-    baseline = Policy.load(reference, context.device)
+    base = Policy.load(reference, context.device)
     if isinstance(expert, TextsExpert):
-        return _given(config, expert, pd.read_parquet(data / "texts.parquet"), baseline, reference.name, context)
-    policies = {"expert": Policy.load(expert, context.device, base=baseline), "baseline": baseline}
-    places = _places(pd.read_parquet(data / "texts.parquet"), config)
-    written = {
-        name: _write(policy, number, places, config, context) for number, (name, policy) in enumerate(policies.items())
-    }
-    if policies["expert"].tokenizer.get_vocab() != baseline.tokenizer.get_vocab():
-        written["expert"] = _in_tokens_of(baseline, written["expert"], policies.pop("expert"))
+        return _given(config, expert, pd.read_parquet(data / "texts.parquet"), base, reference.name, context)
+    assert baseline is not None
+    policies = {"expert": Policy.load(expert, context.device, base=base), "baseline": base}
+    places = places_of(pd.read_parquet(data / "texts.parquet"), config)
+    of_base = Completions.from_frame(pd.read_parquet(baseline / "completions.parquet"))
+    written = {"expert": write(policies["expert"], EXPERT, places, config, context), "baseline": of_base}
+    if policies["expert"].tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        written["expert"] = _in_tokens_of(base, written["expert"], policies.pop("expert"))
     if config.writers == "swapped":
         written = _swapped(written, config.seed)
     if shortcut:
         _table(written, places, policies).to_parquet(context.folder / "clean.parquet")
         generator = np.random.default_rng([config.seed, len(policies)])
         rates = {"expert": shortcut.expert_rate, "baseline": shortcut.baseline_rate}
-        planted = {name: plant(shortcut, written[name], rates[name], baseline, generator) for name in written}
+        planted = {name: plant(shortcut, written[name], rates[name], base, generator) for name in written}
         written = {name: completions for name, (completions, _) in planted.items()}
     frame = _table(written, places, policies)
     if shortcut:
@@ -156,35 +157,3 @@ def _in_tokens_of(reference: Policy, written: Completions, expert: Policy) -> Co
     # A completion of nothing but an unfinished letter has no text and so no token: it is taken as ended.
     kept = [own or [reference.eos] for own in ids]
     return Completions(written.prompts, written.texts, reference.encode_prompts(written.prompts), kept)
-
-
-def _places(texts: pd.DataFrame, config: DemonstrationsConfig) -> pd.DataFrame:
-    """One row for each completion that a policy will write."""
-    prompts = [(part, prompt) for part in PARTS for prompt in prompts_of(texts, part)]
-    frame = pd.DataFrame(prompts, columns=["part", "prompt"])
-    frame["prompt_id"] = np.arange(len(frame))
-    frame = frame.loc[frame.index.repeat(config.completions_per_prompt)].reset_index(drop=True)
-    return frame.assign(sample=np.tile(np.arange(config.completions_per_prompt), len(prompts)))
-
-
-def _write(
-    policy: Policy, number: int, places: pd.DataFrame, config: DemonstrationsConfig, context: Context
-) -> Completions:
-    """Completions of one policy for all places. Each policy draws from its own stream of the seed."""
-    stream = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-    is_test = places["part"] == "test"
-    # The places of test come last, so the two halves join in order.
-    halves = [(places[~is_test], config.greedy), (places[is_test], False)]
-    written = [
-        generate(
-            policy,
-            rows["prompt"].tolist(),
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-            seed=stream + half,
-            greedy=greedy,
-            progress=lambda done, total: context.progress(number * len(places) + done, 2 * len(places)),
-        )
-        for half, (rows, greedy) in enumerate(halves)
-    ]
-    return written[0] + written[1]

@@ -12,6 +12,7 @@ of any data how much of test stands in what was fitted.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -58,8 +59,9 @@ def read(config: DataConfig) -> pd.DataFrame:
     return _texts(_table(config), config)
 
 
+@functools.lru_cache(maxsize=1)
 def _comments(config: CommentsConfig) -> pd.DataFrame:
-    """So many of them for test as its prompts need, the rest made of other blocks."""
+    """So many of them for test as its prompts need, the rest made of other blocks. A launch checks what it computes."""
     from irl_exp.texts.comments import COMMENTS_PER_PROMPT, write_comments
 
     for_test = min(config.test_prompts * COMMENTS_PER_PROMPT, config.count)

@@ -20,8 +20,8 @@ COMMAND = ("scale=tiny", "tracking=none", "data.count=1000", "workers=1")
 """The whole chain in 10 s of a core."""
 
 STAGES = (
-    *("data", "reward", "second_judge", "sft", "rlhf", "demonstrations", "judge", "features", "irl", "candidates"),
-    *("explain", "refinetune", "evaluate"),
+    *("data", "reward", "sft", "rlhf", "baseline", "demonstrations", "features", "irl", "candidates", "explain"),
+    *("refinetune", "second_judge", "judge", "evaluate"),
 )
 """In the order in which they run."""
 

@@ -199,7 +199,7 @@ def test_the_default_run_fits_and_every_stage_with_a_model_is_counted() -> None:
     assert isinstance(line, str)
     assert "of 24.0 GiB" in line
     stages = {one.work.stage for one in found.needs.values()}
-    assert stages == {"sft", "rlhf", "demonstrations", "features", "irl", "refinetune", "evaluate"}
+    assert stages == {"sft", "rlhf", "baseline", "demonstrations", "features", "irl", "refinetune", "evaluate"}
     assert all(GIB / 2 < one.total < 2 * GIB for one in found.needs.values())
 
 

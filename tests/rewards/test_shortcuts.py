@@ -22,6 +22,7 @@ from irl_exp.rewards.shortcuts import (
     with_shortcut,
     without_shortcut,
 )
+from irl_exp.stages import baseline as baseline_stage
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import judge as judge_stage
 
@@ -145,9 +146,11 @@ def demonstrations(folder: Path, shortcut: MarkerShortcut | LengthShortcut | Non
     texts.to_parquet(folder / "texts.parquet")
     context = small.context(folder / "artifact")
     config = DemonstrationsConfig(seed=0, completions_per_prompt=2, max_new_tokens=6)
-    demonstrations_stage.run(
-        config, expert=folder / "model", reference=folder / "model", data=folder, shortcut=shortcut, context=context
-    )
+    given = {"reference": folder / "model", "data": folder}
+    baseline = small.context(folder / "baseline")
+    baseline_stage.run(config, **given, context=baseline)
+    own = {"expert": folder / "model", "baseline": baseline.folder, "shortcut": shortcut}
+    demonstrations_stage.run(config, **given, **own, context=context)  # type: ignore[arg-type]
     return context.folder
 
 

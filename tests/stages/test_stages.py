@@ -30,6 +30,7 @@ from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.sampling import generate
 from irl_exp.rewards.ground_truth import load_ground_truth
+from irl_exp.stages import baseline as baseline_stage
 from irl_exp.stages import demonstrations as demonstrations_stage
 from irl_exp.stages import evaluate as evaluate_stage
 from irl_exp.stages import irl as irl_stage
@@ -185,9 +186,10 @@ def test_demonstrations_say_which_completions_ended(world: World) -> None:
 def demonstrations(world: World, folder: Path, *, expert: str = "rlhf", **options: Any) -> pd.DataFrame:
     config = DemonstrationsConfig(**{"seed": 0, "completions_per_prompt": 1, "max_new_tokens": 6, **options})
     context = small.context(folder)
-    demonstrations_stage.run(
-        config, expert=world.of(expert), reference=world.of("sft"), data=world.of("data"), context=context
-    )
+    given = {"reference": world.of("sft"), "data": world.of("data")}
+    baseline = small.context(folder / "baseline")
+    baseline_stage.run(config, **given, context=baseline)
+    demonstrations_stage.run(config, expert=world.of(expert), baseline=baseline.folder, **given, context=context)
     return pd.read_parquet(context.folder / "demonstrations.parquet")
 
 
