@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from warm_launches import WarmLaunches
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300
@@ -106,23 +107,30 @@ class Launcher:
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[str]] = []
+        self.warm = WarmLaunches()
 
     def __call__(
         self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None, check: bool = True
     ) -> Launched:
-        return self.end(self.start(cwd, *overrides, env=env), cwd, check=check)
+        """A launch from its start to its end, by a process that has loaded the libraries before."""
+        # --help loads nothing, and what a variable tells the interpreter it reads at its start.
+        if any(item.startswith(("-", "PYTHON")) for item in (*overrides, *(env or {}))):
+            return self.end(self.start(cwd, *overrides, env=env), cwd, check=check)
+        overrides, env = _without_report(overrides), _environment(cwd, env)
+        cwd.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as files:
+            done = Launched(overrides, *self.warm.run(cwd, overrides, env, Path(files), PATIENCE))
+        return _checked(done, cwd, check)
 
     def start(
         self, cwd: Path, *overrides: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        if not any(override.startswith(("report=", "-")) for override in overrides):
-            overrides = (*overrides, "report=false")  # seconds a launch; the tests of the report ask for it
+        """A launch that is watched while it runs, by an interpreter of its own."""
         cwd.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
         process = subprocess.Popen(
-            [*prefix, sys.executable, str(ROOT / "launch.py"), *overrides],
+            [*prefix, sys.executable, str(ROOT / "launch.py"), *_without_report(overrides)],
             cwd=cwd,
-            env=kept | _homes(cwd) | {"CUDA_VISIBLE_DEVICES": ""} | dict(env or {}),
+            env=_environment(cwd, env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,18 +142,33 @@ class Launcher:
 
     def end(self, process: subprocess.Popen[str], cwd: Path, *, check: bool = True) -> Launched:
         stdout, stderr = process.communicate(timeout=PATIENCE)
-        done = Launched(process.args, process.returncode, stdout, stderr)
-        done.cwd = cwd
-        if check:
-            assert done.returncode == 0, f"{process.args} ended with {done.returncode}\n{stdout}\n{stderr}"
-        return done
+        return _checked(Launched(process.args, process.returncode, stdout, stderr), cwd, check)
 
     def stop(self) -> None:
         """Kill what a failed test has left running."""
+        self.warm.stop()
         for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
+
+
+def _without_report(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """It takes seconds a launch; the tests of the report ask for it."""
+    asked = any(override.startswith(("report=", "-")) for override in overrides)
+    return overrides if asked else (*overrides, "report=false")
+
+
+def _environment(cwd: Path, more: Mapping[str, str] | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
+    return kept | _homes(cwd) | {"CUDA_VISIBLE_DEVICES": ""} | dict(more or {})
+
+
+def _checked(done: Launched, cwd: Path, check: bool) -> Launched:
+    done.cwd = cwd
+    if check:
+        assert done.returncode == 0, f"{done.args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 @pytest.fixture(scope="session")

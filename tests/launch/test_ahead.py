@@ -24,7 +24,7 @@ from irl_exp.machinery.runtime import Event
 from irl_exp.machinery.store import Store
 from irl_exp.stages.step import Step
 
-TINY = ("scale=tiny", "tracking=none", "ahead=true")
+TINY = ("scale=tiny", "data.count=1000", "tracking=none", "ahead=true")
 
 
 @pytest.fixture
@@ -145,9 +145,9 @@ def test_a_gpu_is_not_shared() -> None:
     assert planner._steps_beside([job], every(steps), replace(DEVICE, name="cuda:0"), fits) == []
 
 
-def test_it_changes_no_byte(launcher: Launcher, first_launch: Launched, tmp_path: Path) -> None:
+def test_it_changes_no_byte(launcher: Launcher, three_seeds: Launched, tmp_path: Path) -> None:
     done = launcher(tmp_path, *TINY)
-    assert done.text() == first_launch.text()
+    assert done.text() == three_seeds.text()
     assert set(done.states().values()) == {"computed"}
     assert "waiting for it" not in done.stdout
 
@@ -169,7 +169,7 @@ def test_it_does_not_stay_when_the_launch_is_gone(launcher: Launcher, tmp_path: 
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
-def test_the_second_process_may_die(launcher: Launcher, first_launch: Launched, tmp_path: Path) -> None:
+def test_the_second_process_may_die(launcher: Launcher, three_seeds: Launched, tmp_path: Path) -> None:
     process = launcher.start(tmp_path, *TINY)
     found: list[psutil.Process] = []
     deadline = time.monotonic() + 120
@@ -180,4 +180,4 @@ def test_the_second_process_may_die(launcher: Launcher, first_launch: Launched, 
         one.kill()
     done = launcher.end(process, tmp_path)
     assert found
-    assert done.text() == first_launch.text()
+    assert done.text() == three_seeds.text()
