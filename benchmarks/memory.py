@@ -16,9 +16,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
@@ -28,6 +28,8 @@ import shapes  # noqa: E402
 MIB = 2**20
 OURS = ("irl_exp.policies.policy_optimization", "irl_exp.policies.supervised", "irl_exp.irl.features")
 CASES = ("sft", "rlhf", "demonstrations", "log-probabilities", "features")
+SAVING = ("sft checkpointed", "rlhf checkpointed", "sft adapter", "sft adapter checkpointed")
+"""Trainings that take less: with gradient checkpointing, and with adapters on weights in bf16."""
 PROMPT, WRITTEN = 16, 48
 """Tokens of every prompt and of every completion, unless asked for others."""
 ROWS = {"1M": 128, "14M": 32, "70M": 32, "160M": 16, "410M": 8}
@@ -41,7 +43,7 @@ AT_ONCE = 64
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("--shapes", nargs="+", default=[*ROWS], choices=[*ROWS])
-    command.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    command.add_argument("--cases", nargs="+", default=CASES, choices=(*CASES, *SAVING))
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     command.add_argument("--threads", type=int, default=0)
     command.add_argument("--tokens", nargs=2, type=int, default=(PROMPT, WRITTEN), metavar=("PROMPT", "WRITTEN"))
@@ -54,7 +56,7 @@ def main() -> None:
     prepare_process()
     load()
     print(shapes.machine(device))
-    print(f"{'model':<6}{'work':<20}{'predicted':>11}{'measured':>11}{'ratio':>8}   predicted parts, MiB", flush=True)
+    print(f"{'model':<6}{'work':<26}{'predicted':>11}{'measured':>11}{'ratio':>8}   predicted parts, MiB", flush=True)
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as folder:
             of_itself("build", shape, Path(folder), device)
@@ -72,12 +74,12 @@ def load() -> None:
 
 def show(shape: str, case: str, found: Any) -> None:
     if found is None:
-        print(f"{shape:<6}{case:<20} failed", flush=True)
+        print(f"{shape:<6}{case:<26} failed", flush=True)
         return
     told = sum(found["parts"].values())
     parts = ", ".join(f"{name} {value / MIB:,.0f}" for name, value in found["parts"].items() if value)
     sizes = f"{told / MIB:>7,.0f} MiB{found['measured'] / MIB:>7,.0f} MiB{told / found['measured']:>8.2f}"
-    print(f"{shape:<6}{case:<20}{sizes}   {parts}", flush=True)
+    print(f"{shape:<6}{case:<26}{sizes}   {parts}", flush=True)
 
 
 def of_itself(case: str, shape: str, folder: Path, device: Any) -> Any:
@@ -112,27 +114,45 @@ def child(case: str, shape: str, folder: Path, device: Any, sender: Any) -> None
 
 def work(case: str, folder: Path, device: Any, rows: int, read: int) -> None:
     """Some steps of a stage, as the stage does them."""
-    {"sft": sft, "rlhf": rlhf}.get(case, reading(case))(folder, device, rows if case in ("sft", "rlhf") else read)
+    stage, *saving = case.split()
+    if stage in ("sft", "rlhf"):
+        {"sft": sft, "rlhf": rlhf}[stage](folder, device, rows, saving)
+    else:
+        reading(case)(folder, device, read)
 
 
-def sft(folder: Path, device: Any, rows: int) -> None:
-    from irl_exp.config import SftConfig
+def sft(folder: Path, device: Any, rows: int, saving: Sequence[str] = ()) -> None:
+    from irl_exp.config import LoraConfig, SftConfig
     from irl_exp.policies.language_models import Policy
     from irl_exp.policies.supervised import fine_tune
 
-    policy = Policy.load(folder, device)
-    config = SftConfig(seed=0, steps=2, batch_size=rows, max_tokens=PROMPT + WRITTEN)
-    fine_tune(policy, shapes.completions(policy, rows, PROMPT, WRITTEN), config, context=context(device))
+    adapter = LoraConfig() if "adapter" in saving else None
+    policy = Policy.load(folder, device, kept=adapter.dtype if adapter else "float32")
+    config = SftConfig(
+        seed=0,
+        steps=2,
+        batch_size=rows,
+        max_tokens=PROMPT + WRITTEN,
+        gradient_checkpointing="checkpointed" in saving,
+    )
+    completions = shapes.completions(policy, rows, PROMPT, WRITTEN)
+    fine_tune(policy, completions, config, adapter=adapter, context=context(device))
 
 
-def rlhf(folder: Path, device: Any, rows: int) -> None:
+def rlhf(folder: Path, device: Any, rows: int, saving: Sequence[str] = ()) -> None:
     import numpy as np
 
     from irl_exp.config import PolicyOptimizationConfig
     from irl_exp.policies.policy_optimization import optimize
 
     config = PolicyOptimizationConfig(
-        seed=0, steps=2, batch_size=rows, generations=4, max_new_tokens=WRITTEN, learning_rate=1e-6
+        seed=0,
+        steps=2,
+        batch_size=rows,
+        generations=4,
+        max_new_tokens=WRITTEN,
+        learning_rate=1e-6,
+        gradient_checkpointing="checkpointed" in saving,
     )
     generator = np.random.default_rng(0)
     optimize(
@@ -198,10 +218,14 @@ def resident(field: str) -> int:
 
 def predicted(case: str, shape: str, device: Any) -> dict[str, int]:
     """What a launch would say of this work; of the libraries, which are loaded already, nothing."""
+    from irl_exp.config import LoraConfig
     from irl_exp.launch import memory
     from irl_exp.policies.footprint import footprint
 
-    model = footprint(shapes.configuration(shape), precision=device.precision)
+    stage, *saving = case.split()
+    rank = LoraConfig().rank if "adapter" in saving else None
+    kept: Literal["fp32", "bf16"] = "fp32" if rank is None else "bf16"
+    model = footprint(shapes.configuration(shape), precision=device.precision, weights=kept)
     place = memory.Place("cpu" if device.is_cpu else "cuda", device.threads)
     tokens = {"tokens": PROMPT + WRITTEN, "predicted": WRITTEN}
     rows, read = ROWS[shape], READ[shape]
@@ -211,8 +235,9 @@ def predicted(case: str, shape: str, device: Any) -> dict[str, int]:
         "demonstrations": {**tokens, "written": read, "together": AT_ONCE},
         "log-probabilities": {**tokens, "read": read},
         "features": {**tokens, "read": read, "read_layers": True, "features": (read, 3 * model.width)},
-    }[case]
-    parts = memory.need(memory.Work(case, model, **work), place).parts
+    }[stage]
+    chosen = {"checkpointing": "checkpointed" in saving, "rank": rank}
+    parts = memory.need(memory.Work(stage, model, **work, **chosen), place).parts
     return {**parts, "process": max(0, parts["process"] - memory.LIBRARIES)}
 
 

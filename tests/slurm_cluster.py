@@ -47,8 +47,13 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=0
 KillWait=5
-PartitionName=toy Nodes=ALL Default=YES MaxTime=60 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=toy Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=5
+PartitionName=again Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
+"""A job of `urgent` takes the nodes of the others' jobs, which are cancelled in `toy` and queued again in `again`."""
 
 
 def lacks() -> str:

@@ -145,6 +145,21 @@ def test_a_cancelled_pilot_job_is_replaced(launcher: Launcher, slurm: Cluster, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("partition", ["toy", "again"], ids=["cancelled", "queued again"])
+def test_a_preempted_pilot_job_is_replaced(
+    launcher: Launcher, slurm: Cluster, tmp_path: Path, partition: str
+) -> None:
+    def preempt(worker: Mapping[str, Any]) -> None:
+        node = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={worker['job']}")
+        urgent = ("--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 10")
+        slurm.ask("sbatch", *urgent)
+        until(lambda: not alive(worker["pid"]), seconds=60)
+
+    asked = [f"executor.partition={partition}", "executor.options=[--requeue]"]
+    goes_on(launch_with(launcher, slurm, tmp_path, preempt, *asked))
+
+
+@pytest.mark.slow
 def test_a_stopped_worker_is_replaced(launcher: Launcher, slurm: Cluster, tmp_path: Path) -> None:
     def stop(worker: Mapping[str, Any]) -> None:
         os.kill(worker["pid"], signal.SIGSTOP)
