@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -152,15 +153,24 @@ def test_it_changes_no_byte(launcher: Launcher, three_seeds: Launched, tmp_path:
     assert "waiting for it" not in done.stdout
 
 
+def until(found: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 240
+    while not found():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+def second(launch: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The process beside the job."""
+    return [one for one in psutil.Process(launch.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
 def test_it_does_not_stay_when_the_launch_is_gone(launcher: Launcher, tmp_path: Path, how: str) -> None:
     process = launcher.start(tmp_path, *TINY, "sft.steps=100000", "until=demonstrations")
-    launch = psutil.Process(process.pid)
-    deadline = time.monotonic() + 120
-    while not (list(tmp_path.glob("multirun/store/second_judge/[!.]*"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = launch.children(recursive=True)
-    assert children
+    until(lambda: list(tmp_path.glob("multirun/store/second_judge/[!.]*")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert second(process)
     if how == "kill":
         os.kill(process.pid, signal.SIGKILL)
     else:
@@ -171,13 +181,7 @@ def test_it_does_not_stay_when_the_launch_is_gone(launcher: Launcher, tmp_path: 
 
 def test_the_second_process_may_die(launcher: Launcher, three_seeds: Launched, tmp_path: Path) -> None:
     process = launcher.start(tmp_path, *TINY)
-    found: list[psutil.Process] = []
-    deadline = time.monotonic() + 120
-    while not found and time.monotonic() < deadline:
-        found = [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
-        time.sleep(0.05)
-    for one in found:
-        one.kill()
+    until(lambda: second(process))
+    second(process)[0].kill()
     done = launcher.end(process, tmp_path)
-    assert found
     assert done.text() == three_seeds.text()

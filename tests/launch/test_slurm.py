@@ -146,9 +146,7 @@ def test_a_cancelled_pilot_job_is_replaced(launcher: Launcher, slurm: Cluster, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partition", ["toy", "again"], ids=["cancelled", "queued again"])
-def test_a_preempted_pilot_job_is_replaced(
-    launcher: Launcher, slurm: Cluster, tmp_path: Path, partition: str
-) -> None:
+def test_a_preempted_pilot_job_is_replaced(launcher: Launcher, slurm: Cluster, tmp_path: Path, partition: str) -> None:
     def preempt(worker: Mapping[str, Any]) -> None:
         node = slurm.ask("squeue", "--noheader", "--format=%N", f"--jobs={worker['job']}")
         urgent = ("--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 10")
