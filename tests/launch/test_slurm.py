@@ -153,7 +153,8 @@ def test_a_preempted_pilot_job_is_replaced(launcher: Launcher, slurm: Cluster, t
         slurm.ask("sbatch", *urgent)
         until(lambda: not alive(worker["pid"]), seconds=60)
 
-    asked = [f"executor.partition={partition}", "executor.options=[--requeue]"]
+    # The scheduler takes some seconds, and leaves the job five.
+    asked = [f"executor.partition={partition}", "executor.options=[--requeue]", "sft.steps=400"]
     goes_on(launch_with(launcher, slurm, tmp_path, preempt, *asked))
 
 
