@@ -1,12 +1,13 @@
 """launch.py in a process that is forked from one that has loaded the libraries: some 4 s less for each launch.
 
 All else is as for a user: a process and process group, a folder, an environment and files of its own. As a program it
-reads one request a line, and answers with the exit code when that launch has ended.
+reads one request a line, and answers with the id of the launch, and with its exit code when it has ended.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -33,6 +34,7 @@ class WarmLaunches:
 
     def __init__(self) -> None:
         self.server: subprocess.Popen[str] | None = None
+        self.running: int | None = None
 
     def run(
         self, cwd: Path, arguments: Sequence[str], env: Mapping[str, str], files: Path, patience: float
@@ -43,17 +45,23 @@ class WarmLaunches:
         assert server.stdout is not None
         out, err = files / "stdout", files / "stderr"
         asked = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
-        watch = threading.Timer(patience, server.kill)
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        self.running = int(server.stdout.readline())
+        watch = threading.Timer(patience, self._kill)
         watch.start()
         try:
-            server.stdin.write(json.dumps(asked) + "\n")
-            server.stdin.flush()
-            answer = server.stdout.readline()
+            code = int(server.stdout.readline())
         finally:
             watch.cancel()
-        told = out.read_text(), err.read_text()
-        assert answer, f"{arguments} took more than {patience} s\n{told[0]}\n{told[1]}"
-        return json.loads(answer), *told
+        self.running = None
+        return code, out.read_text(), err.read_text()
+
+    def _kill(self) -> None:
+        """End the launch that runs, with all that it has started."""
+        if self.running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running, signal.SIGKILL)
 
     def _begin(self, env: Mapping[str, str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -61,6 +69,7 @@ class WarmLaunches:
         )
 
     def stop(self) -> None:
+        self._kill()
         if self.server is not None:
             self.server.kill()
             self.server.communicate()
@@ -70,12 +79,12 @@ def serve() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     assert "wandb" not in sys.modules, "it makes a folder when it is imported, which the first launch would remove"
-    running: list[int] = []
     for line in sys.stdin:
-        running[:] = [os.fork()]
-        if not running[0]:
+        launch = os.fork()
+        if not launch:
             _launch(json.loads(line))
-        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(running[0], 0)[1])), flush=True)
+        print(launch, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(launch, 0)[1]), flush=True)
 
 
 def _launch(asked: Mapping[str, Any]) -> None:

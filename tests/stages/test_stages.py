@@ -193,6 +193,15 @@ def demonstrations(world: World, folder: Path, *, expert: str = "rlhf", **option
     return pd.read_parquet(context.folder / "demonstrations.parquet")
 
 
+@pytest.mark.parametrize(
+    "other", ["rlhf=dpo", "rlhf.seed=1", "expert=itself", "demonstrations.writers=swapped", "shortcut=marker"]
+)
+def test_all_experts_on_one_reference_share_what_it_writes(other: str) -> None:
+    one, another = (chain.build(small.compose(*more), small.DEVICE) for more in ((), (other,)))
+    assert another["baseline"].identity == one["baseline"].identity
+    assert another["demonstrations"].identity != one["demonstrations"].identity
+
+
 def test_greedy_demonstrations_are_greedy_on_fit_and_select_and_never_on_test(world: World, tmp_path: Path) -> None:
     demos = demonstrations(world, tmp_path, greedy=True)
     for name, stage in (("expert", "rlhf"), ("baseline", "sft")):
