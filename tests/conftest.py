@@ -28,6 +28,10 @@ pytest_plugins = ["campaign"]
 _hub = tempfile.TemporaryDirectory(prefix="irl-exp-tests-")
 os.environ |= {"HF_HOME": _hub.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+# Two processes of tests share the cores: with threads in each operation as well, they wait for each other.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+os.environ |= ONE_THREAD
+
 
 def _is_settled_elsewhere(variable: str) -> bool:
     """Whether a variable of this machine could change what a test sees."""
@@ -160,7 +164,9 @@ def _without_report(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _environment(cwd: Path, more: Mapping[str, str] | None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not _is_settled_elsewhere(name)}
+    kept = {
+        name: value for name, value in os.environ.items() if not (_is_settled_elsewhere(name) or name in ONE_THREAD)
+    }
     return kept | _homes(cwd) | {"CUDA_VISIBLE_DEVICES": ""} | dict(more or {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -194,6 +195,7 @@ def base_node(model: type[Node]) -> dict[str, Any]:
     return node
 
 
+@functools.cache
 def register() -> None:
     """Give Hydra the base nodes (group `schema`)."""
     from hydra.core.config_store import ConfigStore

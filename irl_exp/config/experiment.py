@@ -99,8 +99,8 @@ class Config(Node):
     workers: Annotated[int, Field(ge=0)] = Field(0, description="jobs at once; 0: one a core, one on a GPU")
     ahead: bool = Field(
         True,
-        description="of one job alone on a CPU: a second process computes ahead what no training waits for; the "
-        "results are the same; not with workers=1",
+        description="compute ahead what no training waits for: of one job alone on a CPU in a second process (not with "
+        "workers=1), in a sweep in place of waiting for another job; the results are the same",
     )
     executor: ExecutorConfig = LocalExecutor()
     fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")

@@ -107,12 +107,12 @@ def fit_margin(
     seeds = [seed for other in configs for seed in head_seeds(other)]
     members = len(seeds) // len(configs)
     candidates = _candidates(config, demonstrations)
-    chosen = _chosen(config, candidates, seeds)
+    chosen, tried = _chosen(config, candidates, seeds)
     numbers, heads = np.unique(chosen), dict[int, _Head]()
     for done, number in enumerate(numbers):
         rows = np.flatnonzero(chosen == number)
-        share = _share(progress, done, len(numbers))
-        found = candidates[number].fit(config, [seeds[row] for row in rows], progress=share)
+        own, share = tuple(seeds[row] for row in rows), _share(progress, done, len(numbers))
+        found = tried.get((number, own)) or candidates[number].fit(config, own, progress=share)
         heads |= {int(row): _Head(candidates[number], found, place) for place, row in enumerate(rows)}
     return [
         _reward(config, [heads[start + member] for member in range(members)], demonstrations)
@@ -158,14 +158,20 @@ def _scalings(demonstrations: Demonstrations, scaling: str, ridges: Sequence[flo
     return ((ridge, moments.with_ridge(ridge)) for ridge in ridges)
 
 
-def _chosen(config: HeadsConfig, candidates: Sequence[_Candidate], seeds: Sequence[int]) -> NDArray[np.int64]:
-    """(seeds,) which candidate each takes."""
+def _chosen(
+    config: HeadsConfig, candidates: Sequence[_Candidate], seeds: Sequence[int]
+) -> tuple[NDArray[np.int64], dict[tuple[int, tuple[int, ...]], Heads]]:
+    """(seeds,) which candidate each takes; and what was fitted to find out, by candidate and seeds, where it is of use.
+
+    It is where a seed decides for itself, as that of the default does.
+    """
     if len(candidates) == 1:
-        return np.zeros(len(seeds), dtype=np.int64)
-    choosing = seeds if isinstance(config, PlaceboConfig) else [CHOOSER]
+        return np.zeros(len(seeds), dtype=np.int64), {}
+    choosing = tuple(seeds) if isinstance(config, PlaceboConfig) else (CHOOSER,)
     whole = config.model_copy(update={"resample_pairs": False})
-    losses = [candidate.fit(whole, choosing).select_loss for candidate in candidates]
-    return np.broadcast_to(np.argmin(losses, axis=0), len(seeds))
+    tried = [candidate.fit(whole, choosing) for candidate in candidates]
+    chosen = np.broadcast_to(np.argmin([heads.select_loss for heads in tried], axis=0), len(seeds))
+    return chosen, {(number, choosing): heads for number, heads in enumerate(tried) if whole == config}
 
 
 @dataclass(frozen=True)

@@ -139,12 +139,17 @@ def job_name(overrides: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Steps of several jobs that are computed together, before these jobs; -1, -2, ... stand for it in reports."""
+    """Steps of several jobs that are computed together, before these jobs; -1, -2, ... stand for it in reports.
+
+    Attributes:
+        beside: other steps of these jobs, for a process that would wait for another one.
+    """
 
     number: int
     steps: Sequence[Step]
     store: Path
     device: Device
+    beside: Sequence[Step] = ()
 
     def needed_by(self, job: PlannedJob) -> bool:
         return not self._digests.isdisjoint(step.identity.digest for step in job.steps.values())
@@ -159,7 +164,7 @@ class Batch:
         from irl_exp.machinery.store import Store
 
         try:
-            obtain.run_batch(self.steps, Store(self.store), self.device, report, self.number)
+            obtain.run_batch(self.steps, Store(self.store), self.device, report, self.number, self.beside)
         except BaseException as error:
             if told_to_stop():
                 raise

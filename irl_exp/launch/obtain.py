@@ -104,16 +104,19 @@ def batches(steps: Iterable[Step], count: int) -> list[list[Step]]:
     return [batch for batch in found if len(batch) > 1]
 
 
-def run_batch(steps: Sequence[Step], store: Store, device: Device, report: Report, number: int) -> list[Artifact]:
+def run_batch(
+    steps: Sequence[Step], store: Store, device: Device, report: Report, number: int, beside: Sequence[Step] = ()
+) -> list[Artifact]:
     """Compute steps that differ in their seed alone in one go, and first what they need; each is an artifact.
 
     Steps that another process computes meanwhile are left to it. The jobs read the curves from the artifacts.
 
     Args:
         number: stands for the job in what is reported.
+        beside: what to compute in place of waiting for another process.
     """
     reporter = Reporter(lambda stage, row: None, device, report, number)
-    obtain_all(ancestors(steps[0]), store, reporter)
+    obtain_all(ancestors(steps[0]), store, reporter, beside=beside)
     module = importlib.import_module(f"irl_exp.stages.{steps[0].stage}")
     by_digest = {step.identity.digest: step for step in steps}
 
@@ -194,26 +197,46 @@ class _Once:
 
 
 def obtain_all(
-    steps: Iterable[Step], store: Store, reporter: Reporter, failed: Mapping[str, StageError] = MappingProxyType({})
+    steps: Iterable[Step],
+    store: Store,
+    reporter: Reporter,
+    failed: Mapping[str, StageError] = MappingProxyType({}),
+    beside: Sequence[Step] = (),
 ) -> dict[str, Artifact]:
     """The artifacts of a job by stage. What can do without a step that another process computes comes before it.
 
     Args:
         failed: steps that others have tried in vain, by digest.
+        beside: steps that nobody has asked for, to compute in place of waiting.
 
     Raises:
         StageError: of the first step that fails, here or elsewhere.
     """
     found: dict[str, Artifact] = {}
-    missing = list(steps)
+    missing, others = list(steps), list(beside)
     while missing:
-        ready = [step for step in missing if found.keys() >= {needed.stage for needed in inputs(step)}]
+        ready = _ready(missing, found)
         if error := failed.get(ready[0].identity.digest):
             raise error from error.error
-        made = first_free(ready, store, reporter) or obtain(ready[0], store, reporter)
+        made = first_free(ready, store, reporter) or _meanwhile(others, found, store, reporter)
+        made = made or obtain(ready[0], store, reporter)
         found[made.identity.stage] = made
         missing = [step for step in missing if step.stage not in found]
     return found
+
+
+def _ready(steps: Iterable[Step], found: Mapping[str, Artifact]) -> list[Step]:
+    """Those whose inputs are there."""
+    return [step for step in steps if found.keys() >= {needed.stage for needed in inputs(step)}]
+
+
+def _meanwhile(others: list[Step], found: Mapping[str, Artifact], store: Store, reporter: Reporter) -> Artifact | None:
+    """One of the others, each of which is tried once; one that fails does so again in its job, which says it."""
+    for step in _ready(others, found):
+        others.remove(step)
+        with contextlib.suppress(TakenError, StageError):
+            return obtain(step, store, reporter, patient=False)
+    return None
 
 
 def first_free(steps: Iterable[Step], store: Store, reporter: Reporter) -> Artifact | None:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -413,8 +414,12 @@ def _batches(jobs: Sequence[PlannedJob], missing: Mapping[str, Step], workers: i
     """The missing steps that are cheaper together; large groups are split, so that every worker has a part."""
     from irl_exp.launch import obtain
 
-    found = obtain.batches(missing.values(), workers)
-    return [Batch(-1 - index, steps, jobs[0].config.store.dir, device) for index, steps in enumerate(found)]
+    batches = []
+    for index, steps in enumerate(obtain.batches(missing.values(), workers)):
+        batch = Batch(-1 - index, steps, jobs[0].config.store.dir, device)
+        first = next(job for job in jobs if batch.needed_by(job))
+        batches.append(replace(batch, beside=ahead.steps_beside(first.steps, missing) if first.config.ahead else ()))
+    return batches
 
 
 def _workers(config: Config, device: Device) -> int:

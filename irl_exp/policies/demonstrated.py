@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from irl_exp.config import DemonstrationsConfig
 from irl_exp.machinery.runtime import Context
@@ -23,6 +24,11 @@ def places_of(texts: pd.DataFrame, config: DemonstrationsConfig) -> pd.DataFrame
     frame["prompt_id"] = np.arange(len(frame))
     frame = frame.loc[frame.index.repeat(config.completions_per_prompt)].reset_index(drop=True)
     return frame.assign(sample=np.tile(np.arange(config.completions_per_prompt), len(prompts)))
+
+
+def judged(places: pd.DataFrame) -> NDArray[np.int64]:
+    """Rows of the completions that anything reads log-probabilities of: those of select and test."""
+    return np.flatnonzero(places["part"] != "fit")
 
 
 def write(

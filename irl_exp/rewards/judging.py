@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from irl_exp.config import BenchmarkConfig, EvaluateConfig
-from irl_exp.machinery.runtime import Context
+from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.policies.sampling import generate
-from irl_exp.rewards.ground_truth import load_ground_truth
+from irl_exp.rewards.ground_truth import GroundTruth, load_ground_truth
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Where the reference policy lies, and R* and the second judge where there is an R*."""
+    """The reference policy, and R* and the second judge where there is an R*: opened once, when first asked for."""
 
-    reference: Path
-    reward: Path | None = None
-    second_judge: Path | None = None
+    folder: Path
+    reward: Path | None
+    second_judge: Path | None
+    device: Device
+
+    @cached_property
+    def reference(self) -> Policy:
+        return Policy.load(self.folder, self.device)
+
+    @cached_property
+    def truth(self) -> GroundTruth | None:
+        return load_ground_truth(self.reward, self.device) if self.reward else None
+
+    @cached_property
+    def second(self) -> GroundTruth | None:
+        return load_ground_truth(self.second_judge, self.device) if self.second_judge else None
 
 
 def judged(
@@ -38,9 +52,8 @@ def judged(
     Without an R* its columns are not there, and with another tokenizer than the reference's nor is the reference's
     log-probability. prompt_id is the place of the prompt in `prompts`.
     """
-    device, repeats = context.device, config.completions_per_prompt
-    reference = Policy.load(judges.reference, device)
-    policy = Policy.load(folder, device, base=reference)
+    reference, repeats = judges.reference, config.completions_per_prompt
+    policy = Policy.load(folder, judges.device, base=reference)
     completions = generate(
         policy,
         [prompt for prompt in prompts for _ in range(repeats)],
@@ -55,7 +68,7 @@ def judged(
     frame["log_probability"] = log_probabilities(policy, completions)
     if policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
         frame["reference_log_probability"] = log_probabilities(reference, completions)
-    for column, judge in (("truth", judges.reward), ("second", judges.second_judge)):
+    for column, judge in (("truth", judges.truth), ("second", judges.second)):
         if judge:
-            frame[column] = load_ground_truth(judge, device).score(completions)
+            frame[column] = judge.score(completions)
     return completions, frame

@@ -34,7 +34,7 @@ def run(
     found = read_benchmark(config)
     prompts, overlap = unseen(found, known, config)
     (context.folder / "prompts.json").write_text(json.dumps(prompts, indent=1), encoding="utf-8")
-    judges = Judges(reference, reward, second_judge)
+    judges = Judges(reference, reward, second_judge, context.device)
     policies = {name: folder for name, folder in (("reference", reference), ("expert", expert)) if folder}
     tables = [judged(name, folder, prompts, config, judges, context)[1] for name, folder in policies.items()]
     pd.concat(tables, ignore_index=True).to_parquet(context.folder / "completions.parquet")

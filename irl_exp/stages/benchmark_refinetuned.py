@@ -24,7 +24,7 @@ def run(
     context: Context,
 ) -> dict[str, Any]:
     prompts = json.loads((benchmark / "prompts.json").read_text(encoding="utf-8"))
-    judges = Judges(reference, reward, second_judge)
+    judges = Judges(reference, reward, second_judge, context.device)
     _, table = judged("refinetuned", refinetune, prompts, config, judges, context)
     table.to_parquet(context.folder / "completions.parquet")
     return {"note": f"{len(table):,} completions on {len(prompts):,} prompts"}

@@ -28,17 +28,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from irl_exp.config import DemonstrationsConfig, LengthShortcut, MarkerShortcut, TextsExpert
 from irl_exp.machinery.runtime import Context
-from irl_exp.policies.demonstrated import EXPERT, PARTS, places_of, write
+from irl_exp.policies.demonstrated import EXPERT, PARTS, judged, places_of, write
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards.shortcuts import plant
 from irl_exp.texts.data import prompts_of
 from irl_exp.texts.written import pairs, read_written
 
-VERSION = 6
+VERSION = 7
 
 
 def run(
@@ -57,19 +58,24 @@ def run(
     assert baseline is not None
     policies = {"expert": Policy.load(expert, context.device, base=base), "baseline": base}
     places = places_of(pd.read_parquet(data / "texts.parquet"), config)
-    of_base = Completions.from_frame(pd.read_parquet(baseline / "completions.parquet"))
-    written = {"expert": write(policies["expert"], EXPERT, places, config, context), "baseline": of_base}
+    of_base = pd.read_parquet(baseline / "completions.parquet")
+    known: NDArray[np.float64] | None = of_base["log_probability"].to_numpy()
+    written = {
+        "expert": write(policies["expert"], EXPERT, places, config, context),
+        "baseline": Completions.from_frame(of_base),
+    }
     if policies["expert"].tokenizer.get_vocab() != base.tokenizer.get_vocab():
         written["expert"] = _in_tokens_of(base, written["expert"], policies.pop("expert"))
     if config.writers == "swapped":
-        written = _swapped(written, config.seed)
+        written, known = _swapped(written, config.seed), None
     if shortcut:
-        _table(written, places, policies).to_parquet(context.folder / "clean.parquet")
+        _table(written, places, policies, known).to_parquet(context.folder / "clean.parquet")
+        known = None
         generator = np.random.default_rng([config.seed, len(policies)])
         rates = {"expert": shortcut.expert_rate, "baseline": shortcut.baseline_rate}
         planted = {name: plant(shortcut, written[name], rates[name], base, generator) for name in written}
         written = {name: completions for name, (completions, _) in planted.items()}
-    frame = _table(written, places, policies)
+    frame = _table(written, places, policies, known)
     if shortcut:
         frame["planted"] = np.concatenate([drawn for _, drawn in planted.values()])
     frame.to_parquet(context.folder / "demonstrations.parquet")
@@ -130,17 +136,33 @@ def _given(
     }
 
 
-def _table(written: Mapping[str, Completions], places: pd.DataFrame, policies: Mapping[str, Policy]) -> pd.DataFrame:
-    """Completions of expert and baseline, one below the other, with both log-probabilities of each."""
+def _table(
+    written: Mapping[str, Completions],
+    places: pd.DataFrame,
+    policies: Mapping[str, Policy],
+    known: NDArray[np.float64] | None = None,
+) -> pd.DataFrame:
+    """Completions of expert and baseline, one below the other, with both log-probabilities of each.
+
+    What one of them wrote is read apart from the other's: an expert that is the reference itself then reads the same
+    batches as the stage `baseline`, and its log ratio is 0 to the last bit.
+
+    Args:
+        known: (n,) what the baseline gives to its own completions, where they are as it wrote them.
+    """
     both = written["expert"] + written["baseline"]
     frame = pd.concat([places.assign(policy=name) for name in written], ignore_index=True)
     frame = frame.join(both.frame().drop(columns="prompt"))
     frame["ended"] = both.ended(*policies["baseline"].ends)
-    judged = np.flatnonzero(frame["part"] != "fit")
+    rows = judged(places)
     for column, name in (("expert_log_probability", "expert"), ("reference_log_probability", "baseline")):
         frame[column] = np.nan
-        if name in policies and policies[name].writes:
-            frame.loc[judged, column] = log_probabilities(policies[name], both[judged])
+        if name not in policies or not policies[name].writes:
+            continue
+        for number, (writer, completions) in enumerate(written.items()):
+            own = known[rows] if known is not None and name == writer == "baseline" else None
+            values = log_probabilities(policies[name], completions[rows]) if own is None else own
+            frame.loc[rows + number * len(places), column] = values
     return frame
 
 

@@ -26,7 +26,7 @@ from irl_exp.measures.reward_metrics import Metrics
 from irl_exp.policies.language_models import Completions, Ids, Policy, prompts_as_read
 from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.rewards import shortcuts
-from irl_exp.rewards.ground_truth import is_log_odds, load_ground_truth
+from irl_exp.rewards.ground_truth import is_log_odds
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
@@ -52,7 +52,8 @@ def run(
 ) -> dict[str, Any]:
     texts = pd.read_parquet(data / "texts.parquet")
     prompts = prompts_of(texts, "test")
-    sampler = _Sampler(config, prompts, Judges(reference, reward, second_judge), expert, irl, context)
+    judges = Judges(reference, reward, second_judge, context.device)
+    sampler = _Sampler(config, prompts, judges, expert, irl, context)
     metrics: Metrics = {"n_prompts": len(prompts)}
     tables: dict[str, pd.DataFrame] = {}
     if demonstrations:
@@ -214,31 +215,29 @@ class _Sampler:
 
     def table(self, name: str, folder: Path) -> pd.DataFrame:
         """One row a completion: texts, token counts, log-probabilities (nats) and rewards."""
-        device, judges = self.context.device, self.judges
-        completions, frame = judged(name, folder, self.prompts, self.config, judges, self.context)
+        completions, frame = judged(name, folder, self.prompts, self.config, self.judges, self.context)
         if self.expert and (by_expert := self._by_expert(completions)) is not None:
             frame["implicit"] = by_expert - frame["reference_log_probability"]
         if self.irl:
-            learned = LearnedReward.load(self.irl, device, reference=judges.reference)
+            learned = LearnedReward.load(self.irl, self.context.device, reference=self.judges.reference)
             frame["learned"] = learned.standardised(learned.score(completions))
         return frame
 
     def _by_expert(self, completions: Completions) -> NDArray[np.float64] | None:
         """(n,) log-probabilities under the expert; None where it reads other tokens than the reference."""
         assert self.expert
-        reference = Policy.load(self.judges.reference, self.context.device)
+        reference = self.judges.reference
         expert = Policy.load(self.expert, self.context.device, base=reference)
         alike = expert.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
         return log_probabilities(expert, completions) if alike else None
 
     def on_the_way(self, refinetune: Path, expert: Path) -> Metrics:
         """The way of refinetune, and that of the expert, judged by R* afterwards: what each earns at equal KL."""
-        assert self.judges.reward
-        truth = load_ground_truth(self.judges.reward, self.context.device)
+        assert self.judges.truth
         ways = {}
         for name, folder in (("refinetune", refinetune), ("rlhf", expert)):
             frame = pd.read_parquet(folder / "trajectory.parquet")
-            scores = truth.score(Completions.from_frame(frame))
+            scores = self.judges.truth.score(Completions.from_frame(frame))
             ways[name] = frame.assign(truth=scores, learned=frame["reward"] if name == "refinetune" else scores)
         curves = {
             policy: overoptimisation.curves(ways[name], overoptimisation.KL_WINDOWS)
@@ -252,11 +251,10 @@ class _Sampler:
 
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
         """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
-        judges, device = self.judges, self.context.device
         assert self.irl
-        assert judges.reward
-        learned = LearnedReward.load(self.irl, device, reference=judges.reference)
-        truth, completions = load_ground_truth(judges.reward, device), Completions.from_frame(test)
+        assert self.judges.truth
+        learned = LearnedReward.load(self.irl, self.context.device, reference=self.judges.reference)
+        truth, completions = self.judges.truth, Completions.from_frame(test)
         versions = []
         for change in (shortcuts.with_shortcut, shortcuts.without_shortcut):
             changed = change(shortcut, completions, learned.reference)

@@ -99,6 +99,53 @@ def test_a_job_does_other_things_before_it_waits(
     assert list(found) == ["data", "sft", "second_judge", "reward"]
 
 
+def test_a_batch_does_for_its_jobs_what_it_can_in_place_of_waiting(
+    steps: dict[str, Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what fails there is no failure of the batch."""
+    store, begun, done = Store(tmp_path), threading.Event(), threading.Event()
+    obtain(steps["data"], store, reporter())
+
+    def slow(*_: object, **__: object) -> dict[str, object]:
+        begun.set()
+        done.wait(60)
+        return {}
+
+    monkeypatch.setattr("irl_exp.stages.sft.run", slow)
+    monkeypatch.setattr("irl_exp.stages.reward.run", Mock(side_effect=ValueError("why")))
+    other = threading.Thread(target=obtain, args=(steps["sft"], store, reporter()))
+    other.start()
+    begun.wait(60)
+
+    def tell(event: Event) -> None:
+        if event.state == "waiting":
+            done.set()
+
+    beside = [steps[stage] for stage in ("baseline", "reward", "second_judge", "judge")]
+    found = obtain_all([steps["data"], steps["sft"]], store, reporter(tell), beside=beside)
+    other.join()
+    assert list(found) == ["data", "second_judge", "sft"]
+    assert steps["baseline"].identity not in store, (
+        "it reads what the batch has waited for, and nobody has asked for it"
+    )
+
+
+def test_a_sweep_knows_what_to_do_in_place_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from irl_exp.launch.jobs import PlannedJob
+
+    def batch(*overrides: str) -> list[str]:
+        jobs = []
+        for seed in range(2):
+            config = compose(f"irl.seed={seed}", *overrides)
+            jobs.append(PlannedJob(seed, "", Path(), Mock(), config, chain.build(config, DEVICE)))
+        missing = {digest: step for job in jobs for digest, step in every(dict(job.steps)).items()}
+        (found,) = planner._batches(jobs, missing, 1, DEVICE)
+        return [step.stage for step in found.beside]
+
+    assert batch("ahead=true") == ["baseline", "candidates", "explain", "second_judge", "judge"]
+    assert batch("ahead=false") == []
+
+
 def test_there_is_nothing_to_come_ahead_of_without_a_training(steps: dict[str, Step]) -> None:
     missing = every(steps)
     assert [step.stage for step in steps_beside(steps, missing)] == ["baseline", "second_judge", "judge"]

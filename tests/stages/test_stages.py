@@ -177,6 +177,13 @@ def test_demonstrations_carry_the_log_probabilities_of_both_policies(world: Worl
     assert (rows["expert_log_probability"] != rows["reference_log_probability"]).any()
 
 
+def test_an_expert_that_is_the_reference_itself_has_a_log_ratio_of_nothing_at_all(world: World, tmp_path: Path) -> None:
+    """Its completions are read by demonstrations, the reference's by baseline: rounding would tell the two apart."""
+    found = demonstrations(world, tmp_path / "itself", expert="sft")
+    rows = found[found["part"] != "fit"]
+    assert (rows["expert_log_probability"] == rows["reference_log_probability"]).all()
+
+
 def test_demonstrations_say_which_completions_ended(world: World) -> None:
     eos, demos = world.policy("sft").eos, world.demos
     assert demos["ended"].tolist() == [ids[-1] == eos for ids in demos["completion_ids"]]

@@ -70,7 +70,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     _fix_layout(figure)
-    figure.savefig(paths[0])
+    figure.savefig(paths[0], pil_kwargs={"compress_level": 1})  # a third more bytes, a tenth of the time
     figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
 
