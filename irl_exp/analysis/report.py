@@ -13,8 +13,9 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ from irl_exp.report.names import Words
 SUMMARY = "summary.json"
 FAILED = "an error of this program, please report it"
 Progress = Callable[[str, int, int], None]
-Draw = Callable[[Study, Summary], Picture]
+Save = Callable[[Picture, Path, str], Callable[[], bytes]]
+"""Begins to write a figure into a folder, under a name; what it returns waits for the end and has the SVG."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,6 @@ class Written:
     @property
     def page(self) -> Path:
         return self.folder / "index.html"
-
-
-def _of_study(draw: Callable[[Study], Picture]) -> Draw:
-    def drawn(study: Study, summary: Summary) -> Picture:
-        return draw(study)
-
-    drawn.__doc__ = draw.__doc__
-    return drawn
 
 
 def _left_open(study: Study, summary: Summary) -> Picture:
@@ -118,32 +112,53 @@ _left_open.__doc__ = spread.left_open.__doc__
 _variance_components.__doc__ = spread.variance_components.__doc__
 
 ROOMS = (rewards, distances, sweeps, policies, toxicity, epochs, heatmap, training, thresholds)
-FIGURES: dict[str, Draw] = {
+OF_SUMMARY: dict[str, Callable[[Study, Summary], Picture]] = {
     "audit": _audit,
     "published": _published,
     "redrawn": _redrawn,
     "left_open": _left_open,
     "paired_differences": _paired_differences,
     "variance_components": _variance_components,
-    **{name: _of_study(draw) for room in ROOMS for name, draw in room.FIGURES.items()},
 }
+OF_STUDY: dict[str, Callable[[Study], Picture]] = {name: draw for room in ROOMS for name, draw in room.FIGURES.items()}
 
 
-def write(study: Study, folder: Path | None = None, *, progress: Progress = lambda what, done, total: None) -> Written:
-    """Write the report of a study into `folder` (default: `Study.place`). An error leaves an earlier one."""
+def save_now(figure: Picture, folder: Path, name: str) -> Callable[[], bytes]:
+    """In this process, before anything else."""
+    image = drawing.save(figure, folder, name)
+    return lambda: image
+
+
+def write(
+    study: Study,
+    folder: Path | None = None,
+    *,
+    progress: Progress = lambda what, done, total: None,
+    save: Save = save_now,
+) -> Written:
+    """Write the report of a study into `folder` (default: `Study.place`). An error leaves an earlier one.
+
+    Args:
+        save: most of the time goes into the files of figures; other processes can write them.
+    """
     # Results depend on the order of sums, and on matrices of this size more threads wait for each other.
     with threadpoolctl.threadpool_limits(limits=1):
-        return _write(study, folder or study.place, progress)
+        return _write(study, folder or study.place, progress, save)
 
 
-def _write(study: Study, folder: Path, progress: Progress) -> Written:
-    summary = summarise(study, progress=lambda done, total: progress("what the demonstrations leave open", done, total))
-    tables = {**summary.tables, **_more_tables(study)}
+def _write(study: Study, folder: Path, progress: Progress, save: Save) -> Written:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".report-", dir=folder.parent))
     try:
-        drawn, missing = _draw(study, summary, draft, progress)
-        missing = {**summary.missing, **missing}
+        gallery = _Gallery(study, draft, save)
+        gallery.hang({name: partial(draw, study) for name, draw in OF_STUDY.items()})
+        summary = summarise(
+            study, progress=lambda done, total: progress("what the demonstrations leave open", done, total)
+        )
+        gallery.hang({name: partial(draw, study, summary) for name, draw in OF_SUMMARY.items()})
+        tables = {**summary.tables, **_more_tables(study)}
+        drawn = gallery.drawn([*OF_SUMMARY, *OF_STUDY], progress)
+        missing = {**summary.missing, **gallery.missing}
         for name, table in tables.items():
             table.to_csv(draft / f"{name}.csv", index=False)
         text = page.render(study, summary, drawn, missing, [f"{name}.csv" for name in tables])
@@ -203,30 +218,43 @@ def _distances(study: Study) -> pd.DataFrame:
     return pd.DataFrame(matrix, columns=names).assign(reward=names).set_index("reward").reset_index()
 
 
-def told_by(draw: Draw, words: Words) -> list[str]:
+def told_by(draw: Callable[..., Picture], words: Words) -> list[str]:
     """The paragraphs of a figure's docstring: its caption, and how to read it whatever the runs are."""
     text = inspect.cleandoc(draw.__doc__ or "").partition("\n\nArgs:")[0]
     return [" ".join(part.split()).replace("below 0 of R*", words.judged) for part in text.split("\n\n")]
 
 
-def _draw(study: Study, summary: Summary, folder: Path, progress: Progress) -> tuple[dict[str, Drawn], dict[str, str]]:
-    """All figures that these runs can fill, and why the others cannot."""
-    drawn: dict[str, Drawn] = {}
-    missing: dict[str, str] = {}
-    with drawing.style():
-        for number, (name, draw) in enumerate(FIGURES.items()):
-            progress("figures", number, len(FIGURES))
+@dataclass
+class _Gallery:
+    """The figures of a page: all that these runs can fill, and why the others cannot."""
+
+    study: Study
+    folder: Path
+    save: Save
+    hung: dict[str, tuple[Picture, Callable[[], bytes], list[str]]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def hang(self, draws: Mapping[str, partial[Picture]]) -> None:
+        """Draw figures, and begin to write their files."""
+        for name, draw in draws.items():
             try:
-                figure = draw(study, summary)
+                with drawing.style():
+                    figure = draw()
             except NotComputed as reason:
-                missing[name] = str(reason).rstrip(".")
+                self.missing[name] = str(reason).rstrip(".")
                 continue
             except Exception as error:  # a figure that fails costs the figure, not the page
-                missing[name] = f"{FAILED} ({type(error).__name__}: {error})"
+                self.missing[name] = f"{FAILED} ({type(error).__name__}: {error})"
                 continue
-            drawing.save(figure, folder, name)
-            caption, *told = told_by(draw, study.words)
+            self.hung[name] = figure, self.save(figure, self.folder, name), told_by(draw.func, self.study.words)
+
+    def drawn(self, order: Sequence[str], progress: Progress) -> dict[str, Drawn]:
+        """Those that are there, in this order, as soon as all are written."""
+        found = {}
+        for number, name in enumerate(name for name in order if name in self.hung):
+            progress("figures", number, len(self.hung))
+            figure, written, (caption, *told) = self.hung[name]
             reading = tuple(text for text in (*told, *figure.reading) if text)
-            image = base64.b64encode(drawing.svg(figure)).decode()
-            drawn[name] = Drawn(name, caption, reading, image, figure.get_figwidth() <= panels.NARROW)
-    return drawn, missing
+            image = base64.b64encode(written()).decode()
+            found[name] = Drawn(name, caption, reading, image, figure.get_figwidth() <= panels.NARROW)
+        return found

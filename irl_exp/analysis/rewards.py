@@ -250,13 +250,13 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     analysis.table.to_csv(runs, index=False)
     pd.DataFrame(analysis.agreement, index=names, columns=names).to_csv(agreement, index_label="run")
     summary.write_text(json.dumps(analysis.summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    written = [summary, runs, agreement]
     with drawing.style():
-        written += drawing.save(_runs_figure(analysis), folder, "runs")
-        written += drawing.save(_threshold_figure(analysis), folder, "threshold")
+        figures = {"runs": _runs_figure(analysis), "threshold": _threshold_figure(analysis)}
         if len(names) > 1:
-            written += drawing.save(_agreement_figure(analysis), folder, "agreement")
-    return written
+            figures["agreement"] = _agreement_figure(analysis)
+    for name, figure in figures.items():
+        drawing.save(figure, folder, name)
+    return [summary, runs, agreement, *(folder / f"{name}.{kind}" for name in figures for kind in ("png", "pdf"))]
 
 
 def _runs_figure(analysis: Analysis) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,12 @@ from irl_exp.launch.following import FOLDER
 from irl_exp.launch.jobs import PlannedJob
 from irl_exp.launch.messages import short
 from irl_exp.launch.resume import group_of, launches_of
+from irl_exp.launch.workers import Workers
 from irl_exp.launch.writing import WriteError, writing
 
 if TYPE_CHECKING:  # these import torch, or are not needed to show --help
-    from irl_exp.analysis.report import Written
+    from irl_exp.analysis.figures.drawing import Picture
+    from irl_exp.analysis.report import Save, Written
     from irl_exp.analysis.study import Study
     from irl_exp.launch.console import Console
     from irl_exp.report.cells import Outcome
@@ -160,11 +162,54 @@ def _study(config: Config, folder: Path, console: Console, notes: str) -> str:
     """The page of several jobs, with figures and tables, also as a run of its group in W&B with these notes."""
     from irl_exp.analysis import report, study
 
-    with console.working() as progress:
-        written = report.write(study.read(folder), progress=progress)
+    with console.working() as progress, _drawing() as save:
+        written = report.write(study.read(folder), progress=progress, save=save)
     _show_audits(written, folder, console)
     _track_report(config, written, notes)
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[Save]:
+    """While it lasts, processes on all cores write the files of figures."""
+    import cloudpickle
+
+    from irl_exp.machinery.runtime import cores
+
+    workers = Workers(cores(), start=_nothing, arguments=(), hear=_nothing)
+
+    def save(figure: Picture, folder: Path, name: str) -> Callable[[], bytes]:
+        begun = workers.submit(_save, cloudpickle.dumps(figure), folder, name)
+
+        def image() -> bytes:
+            found = begun.result()
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        return image
+
+    try:
+        yield save
+    finally:
+        workers.stop()
+        workers.shutdown()
+
+
+def _nothing(*_: object) -> None:
+    """A process that draws needs no preparation, and tells nothing meanwhile."""
+
+
+def _save(figure: bytes, folder: Path, name: str) -> bytes | Exception:
+    """In such a process: the files of one figure."""
+    import cloudpickle
+
+    from irl_exp.analysis.figures import drawing
+
+    try:
+        return drawing.save(cloudpickle.loads(figure), folder, name)
+    except Exception as error:
+        return error
 
 
 def _show_audits(written: Written, folder: Path, console: Console) -> None:

@@ -94,6 +94,11 @@ def as_read(policy: Policy, prompt_ids: Sequence[Ids], written: Sequence[Written
         return token_statistics(policy, Completions(blank, blank, list(prompt_ids), [one.ids for one in written]))[0]
 
 
+def of_whole(policy: Policy, prompt_ids: Sequence[Ids], written: Sequence[Written]) -> NDArray[np.float64]:
+    """The same of whole continuations, EOS included where there is one: (n,) in nats."""
+    return np.array([float(one.double().sum()) for one in as_read(policy, prompt_ids, written)])
+
+
 def _without_gradients(work: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
     """Gradients are switched on and off for each thread."""
 

@@ -22,9 +22,9 @@ from irl_exp.config import BestOfNConfig, DpoConfig, LoraConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Completions, Policy
-from irl_exp.policies.likelihood import as_read, token_statistics
+from irl_exp.policies.likelihood import of_whole, token_statistics
 from irl_exp.policies.policy_optimization import OptimizationError, rounding
-from irl_exp.policies.sampling import SAMPLED_TOGETHER, sample
+from irl_exp.policies.sampling import SAMPLED_TOGETHER, completed, sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
 CURVES = {
@@ -122,15 +122,13 @@ def _ranked(
         seed=int(generator.integers(2**31)),
         progress=lambda done, total: context.progress(done, 2 * total),
     )
-    ids = [one.ids for one in written]
-    texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    samples = Completions(chosen, texts, prompt_ids, ids)
+    samples = completed(policy, chosen, prompt_ids, written)
     rewards = np.asarray(reward(samples), dtype=np.float64)
     if not np.isfinite(rewards).all():
         worst = int(np.flatnonzero(~np.isfinite(rewards))[0])
-        raise OptimizationError(f"the reward of {texts[worst]!r} is {rewards[worst]}, not a finite number.")
+        raise OptimizationError(f"the reward of {samples.texts[worst]!r} is {rewards[worst]}, not a finite number.")
     by_prompt, first = rewards.reshape(groups, n), np.arange(groups) * n
-    log_probabilities = np.array([float(one.double().sum()) for one in as_read(policy, prompt_ids, written)])
+    log_probabilities = of_whole(policy, prompt_ids, written)
     return Ranked(samples, log_probabilities, rewards, first + by_prompt.argmax(1), first + by_prompt.argmin(1))
 
 

@@ -54,10 +54,16 @@ def generate(
     """One completion of each prompt (repeat a prompt for several)."""
     prompt_ids = policy.encode_prompts(prompts)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "greedy": greedy}
-    written = sample(policy, prompt_ids, seed=seed, progress=progress, **options)
+    return completed(policy, prompts, prompt_ids, sample(policy, prompt_ids, seed=seed, progress=progress, **options))
+
+
+def completed(
+    policy: Policy, prompts: Sequence[str], prompt_ids: Sequence[Ids], written: Sequence[Written]
+) -> Completions:
+    """What was written, as completions of the prompts."""
     completion_ids = [one.ids for one in written]
     texts = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    return Completions(list(prompts), texts, prompt_ids, completion_ids)
+    return Completions(list(prompts), texts, list(prompt_ids), completion_ids)
 
 
 def sample(

@@ -12,8 +12,8 @@ import pandas as pd
 from irl_exp.config import BenchmarkConfig, EvaluateConfig
 from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies.language_models import Completions, Policy
-from irl_exp.policies.likelihood import log_probabilities
-from irl_exp.policies.sampling import generate
+from irl_exp.policies.likelihood import log_probabilities, of_whole
+from irl_exp.policies.sampling import completed, sample
 from irl_exp.rewards.ground_truth import GroundTruth, load_ground_truth
 
 
@@ -54,20 +54,24 @@ def judged(
     """
     reference, repeats = judges.reference, config.completions_per_prompt
     policy = Policy.load(folder, judges.device, base=reference)
-    completions = generate(
+    asked = [prompt for prompt in prompts for _ in range(repeats)]
+    prompt_ids = policy.encode_prompts(asked)
+    written = sample(
         policy,
-        [prompt for prompt in prompts for _ in range(repeats)],
+        prompt_ids,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
         progress=context.progress,
     )
+    completions = completed(policy, asked, prompt_ids, written)
     frame = completions.frame().assign(policy=name, prompt_id=[row // repeats for row in range(len(completions))])
     frame["tokens"] = list(map(len, completions.completion_ids))
     frame["length"] = frame["tokens"] - completions.ended(*policy.ends)
-    frame["log_probability"] = log_probabilities(policy, completions)
+    frame["log_probability"] = own = of_whole(policy, prompt_ids, written)
     if policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
-        frame["reference_log_probability"] = log_probabilities(reference, completions)
+        itself = folder == judges.folder
+        frame["reference_log_probability"] = own if itself else log_probabilities(reference, completions)
     for column, judge in (("truth", judges.truth), ("second", judges.second)):
         if judge:
             frame[column] = judge.score(completions)

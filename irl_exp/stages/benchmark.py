@@ -17,7 +17,7 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import read_benchmark, unseen
 
-VERSION = 2
+VERSION = 3
 
 
 def run(

@@ -10,7 +10,7 @@ from irl_exp.config import BenchmarkConfig
 from irl_exp.machinery.runtime import Context
 from irl_exp.rewards.judging import Judges, judged
 
-VERSION = 2
+VERSION = 3
 
 
 def run(

@@ -30,7 +30,7 @@ from irl_exp.rewards.ground_truth import is_log_odds
 from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
-VERSION = 13
+VERSION = 14
 
 
 def run(

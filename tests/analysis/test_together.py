@@ -84,7 +84,8 @@ def test_a_launch_is_named_once(tmp_path: Path) -> None:
 def test_the_command_writes_beside_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "FIGURES", {})
+    monkeypatch.setattr(report, "OF_SUMMARY", {})
+    monkeypatch.setattr(report, "OF_STUDY", {})
     folders = [write(tmp_path / name / time, [Made(seed=int(time))]) for name, time in (("a", "1"), ("b", "2"))]
     assert command.main(list(map(str, folders))) == 0
     page = tmp_path / "b" / "a-1+b-2" / "index.html"

@@ -139,9 +139,9 @@ def test_one_epoch_and_rows_written_twice(name: str, tmp_path: Path) -> None:
     make(name, found)
 
 
-@pytest.mark.parametrize("name", report.FIGURES)
+@pytest.mark.parametrize("name", [*report.OF_SUMMARY, *report.OF_STUDY])
 def test_a_caption_is_one_sentence_and_the_rest_is_behind_the_fold(name: str) -> None:
-    caption, *reading = report.told_by(report.FIGURES[name], Words("toxic", "civil"))
+    caption, *reading = report.told_by({**report.OF_SUMMARY, **report.OF_STUDY}[name], Words("toxic", "civil"))
     assert caption.endswith((".", "?"))
     assert len(caption) < 130
     assert all(text.endswith(".") for text in reading)
