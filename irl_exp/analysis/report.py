@@ -13,7 +13,8 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,10 +124,15 @@ OF_SUMMARY: dict[str, Callable[[Study, Summary], Picture]] = {
 OF_STUDY: dict[str, Callable[[Study], Picture]] = {name: draw for room in ROOMS for name, draw in room.FIGURES.items()}
 
 
-def save_now(figure: Picture, folder: Path, name: str) -> Callable[[], bytes]:
+@contextmanager
+def at_once() -> Iterator[Save]:
     """In this process, before anything else."""
-    image = drawing.save(figure, folder, name)
-    return lambda: image
+
+    def save(figure: Picture, folder: Path, name: str) -> Callable[[], bytes]:
+        image = drawing.save(figure, folder, name)
+        return lambda: image
+
+    yield save
 
 
 def write(
@@ -134,30 +140,32 @@ def write(
     folder: Path | None = None,
     *,
     progress: Progress = lambda what, done, total: None,
-    save: Save = save_now,
+    saving: Callable[[], AbstractContextManager[Save]] = at_once,
 ) -> Written:
     """Write the report of a study into `folder` (default: `Study.place`). An error leaves an earlier one.
 
     Args:
-        save: most of the time goes into the files of figures; other processes can write them.
+        saving: how figures are written, most of the time; afterwards nothing writes any more.
     """
     # Results depend on the order of sums, and on matrices of this size more threads wait for each other.
     with threadpoolctl.threadpool_limits(limits=1):
-        return _write(study, folder or study.place, progress, save)
+        return _write(study, folder or study.place, progress, saving)
 
 
-def _write(study: Study, folder: Path, progress: Progress, save: Save) -> Written:
+def _write(
+    study: Study, folder: Path, progress: Progress, saving: Callable[[], AbstractContextManager[Save]]
+) -> Written:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".report-", dir=folder.parent))
     try:
-        gallery = _Gallery(study, draft, save)
-        gallery.hang({name: partial(draw, study) for name, draw in OF_STUDY.items()})
-        summary = summarise(
-            study, progress=lambda done, total: progress("what the demonstrations leave open", done, total)
-        )
-        gallery.hang({name: partial(draw, study, summary) for name, draw in OF_SUMMARY.items()})
-        tables = {**summary.tables, **_more_tables(study)}
-        drawn = gallery.drawn([*OF_SUMMARY, *OF_STUDY], progress)
+        with saving() as save:
+            gallery = _Gallery(study, draft, save)
+            gallery.hang({name: partial(draw, study) for name, draw in OF_STUDY.items()})
+            told = partial(progress, "what the demonstrations leave open")
+            summary = summarise(study, progress=told)
+            gallery.hang({name: partial(draw, study, summary) for name, draw in OF_SUMMARY.items()})
+            tables = {**summary.tables, **_more_tables(study)}
+            drawn = gallery.drawn([*OF_SUMMARY, *OF_STUDY], progress)
         missing = {**summary.missing, **gallery.missing}
         for name, table in tables.items():
             table.to_csv(draft / f"{name}.csv", index=False)

@@ -162,15 +162,15 @@ def _study(config: Config, folder: Path, console: Console, notes: str) -> str:
     """The page of several jobs, with figures and tables, also as a run of its group in W&B with these notes."""
     from irl_exp.analysis import report, study
 
-    with console.working() as progress, _drawing() as save:
-        written = report.write(study.read(folder), progress=progress, save=save)
+    with console.working() as progress:
+        written = report.write(study.read(folder), progress=progress, saving=_on_all_cores)
     _show_audits(written, folder, console)
     _track_report(config, written, notes)
     return f"{short(written.page)} ({len(written.images)} figures; opens offline in any browser)"
 
 
 @contextlib.contextmanager
-def _drawing() -> Iterator[Save]:
+def _on_all_cores() -> Iterator[Save]:
     """While it lasts, processes on all cores write the files of figures."""
     import cloudpickle
 

@@ -8,7 +8,7 @@ import pytest
 
 from irl_exp.analysis import report
 from irl_exp.analysis.figures import drawing
-from irl_exp.launch.finish import _drawing
+from irl_exp.launch.finish import _on_all_cores
 
 
 def figure(text: str) -> drawing.Picture:
@@ -22,8 +22,9 @@ def figure(text: str) -> drawing.Picture:
 
 def test_other_processes_write_the_same_files(tmp_path: Path) -> None:
     names = ("one", "two", "three")
-    alone = [report.save_now(figure(name), tmp_path / "alone", name)() for name in names]
-    with _drawing() as save:
+    with report.at_once() as save:
+        alone = [save(figure(name), tmp_path / "alone", name)() for name in names]
+    with _on_all_cores() as save:
         waiting = [save(figure(name), tmp_path / "others", name) for name in names]
         assert [image() for image in waiting] == alone
     files = [sorted((tmp_path / name).iterdir()) for name in ("alone", "others")]
@@ -35,7 +36,7 @@ def test_other_processes_write_the_same_files(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_an_error_of_the_report(tmp_path: Path) -> None:
     (tmp_path / "one.pdf").mkdir()
-    with _drawing() as save:
+    with _on_all_cores() as save:
         waiting = [save(figure(name), tmp_path, name) for name in ("one", "two")]
         with pytest.raises(IsADirectoryError, match=r"one\.pdf"):
             waiting[0]()
