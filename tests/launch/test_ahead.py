@@ -212,7 +212,7 @@ def second(launch: subprocess.Popen[str]) -> list[psutil.Process]:
     return [one for one in psutil.Process(launch.pid).children() if "spawn_main" in " ".join(one.cmdline())]
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+@pytest.mark.parametrize("how", [pytest.param("Ctrl-C", marks=pytest.mark.slow), "kill"])
 def test_it_does_not_stay_when_the_launch_is_gone(launcher: Launcher, tmp_path: Path, how: str) -> None:
     process = launcher.start(tmp_path, *TINY, "sft.steps=100000", "until=demonstrations")
     until(lambda: list(tmp_path.glob("multirun/store/second_judge/[!.]*")))
