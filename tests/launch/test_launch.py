@@ -515,8 +515,9 @@ def test_after_any_end_the_same_command_goes_on(stopped: dict[str, Stopped]) -> 
 
 def test_a_stop_before_the_first_job_is_tidy_too(launcher: Launcher, tmp_path: Path) -> None:
     """While libraries load and jobs are checked, which takes seconds."""
-    process = launcher.start(tmp_path, *TINY)
+    process = launcher.start(tmp_path, *TINY, "irl.seed=range(300)")
     wait_for(lambda: list(tmp_path.glob("multirun/chain/*/multirun.yaml")))
+    time.sleep(0.5)  # Hydra writes the file in the moment before the planner begins
     os.killpg(process.pid, signal.SIGINT)
     done = launcher.end(process, tmp_path, check=False)
     assert done.returncode == 130
