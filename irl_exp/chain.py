@@ -19,7 +19,7 @@ AHEAD = ("baseline", "second_judge", "judge", "candidates", "explain", "benchmar
 
 def build(config: Config, device: Device) -> dict[str, Step]:
     """The steps of one run by stage, each after what it reads, and in this order unless another process is at it."""
-    steps = Steps(config.reaches, device.precision)
+    steps = Steps(config.reaches, device.precision, device.sampler)
     stage = steps.add
     # What there is before: texts, the ground truth R*, the reference policy.
     data = stage("data", config.data, **given(expert=config.of_expert("texts")))

@@ -46,6 +46,7 @@ ONLY_IN = {
     "pydantic": {"config"},
     "textblob": {"texts/sentiment.py"},
     "matplotlib": {"analysis"},
+    "vllm": {"policies/vllm_engine.py"},
     "parsl": {"launch/cluster.py"},
 }
 OF_THE_CHAIN = {("chain", "build"), ("chain", "NO_GPU"), ("chain", "AHEAD")}

@@ -97,6 +97,7 @@ from irl_exp.config.rewards import (
     WeightedConfig,
     source_of,
 )
+from irl_exp.config.sampler import VllmSampler
 from irl_exp.config.shortcuts import LengthShortcut, MarkerShortcut, NoShortcut
 
 __all__ = [
@@ -189,6 +190,7 @@ __all__ = [
     "SquaredLoss",
     "TextsExpert",
     "UnitStatements",
+    "VllmSampler",
     "WeightedConfig",
     "base_node",
     "check_choices",

@@ -75,6 +75,7 @@ from irl_exp.config.rewards import (
     SequenceClassifierPart,
     WeightedConfig,
 )
+from irl_exp.config.sampler import OwnSampler, VllmSampler
 from irl_exp.config.shortcuts import LengthShortcut, MarkerShortcut, NoShortcut
 
 BASE_NODES: Mapping[str, type[Node]] = {
@@ -82,6 +83,8 @@ BASE_NODES: Mapping[str, type[Node]] = {
     "model": ModelConfig,
     "no_adapter": NoAdapter,
     "lora_adapter": LoraConfig,
+    "own_sampler": OwnSampler,
+    "vllm_sampler": VllmSampler,
     "comments": CommentsConfig,
     "jigsaw": JigsawConfig,
     "real_toxicity_prompts": RealToxicityPromptsConfig,

@@ -26,6 +26,7 @@ from irl_exp.config.policies import (
     SftConfig,
 )
 from irl_exp.config.rewards import NoReward, RewardConfig
+from irl_exp.config.sampler import OwnSampler, SamplerConfig, VllmSampler
 from irl_exp.config.shortcuts import NoShortcut, ShortcutConfig
 
 STAGES = ("sft", "rlhf", "demonstrations", "irl", "explain", "refinetune", "evaluate")
@@ -103,6 +104,7 @@ class Config(Node):
         "workers=1), in a sweep in place of waiting for another job; the results are the same",
     )
     executor: ExecutorConfig = LocalExecutor()
+    sampler: SamplerConfig = OwnSampler()
     fail_fast: bool = Field(False, description="stop at the first job that fails; else the others go on")
     objective: Annotated[str | None, AfterValidator(of_select)] = Field(
         None, description="metric of select for a sweeper such as optuna; irl/select_loss"
@@ -273,6 +275,11 @@ class Config(Node):
     def adapter_node(self) -> LoraConfig | None:
         """What is trained in place of the weights, if that is chosen."""
         return None if isinstance(self.adapter, NoAdapter) else self.adapter
+
+    @property
+    def vllm(self) -> VllmSampler | None:
+        """vLLM, if that writes."""
+        return None if isinstance(self.sampler, OwnSampler) else self.sampler
 
     @property
     def is_refinetuned(self) -> bool:

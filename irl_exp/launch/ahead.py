@@ -90,7 +90,7 @@ def computing(steps: Sequence[Step], job: PlannedJob, console: Console) -> Itera
     from irl_exp.machinery.shards import holding_a_core, share_cores
 
     config = job.config
-    device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
+    device = find_device(config.device, config.precision, config.threads, config.batch_tokens, config.vllm)
     console.follow({NUMBER: job.number}, {NUMBER: [step.identity.digest for step in steps]})
     shared = multiprocessing.get_context("spawn").Semaphore(cores())
     second = Workers(1, start=_start, arguments=(shared,), hear=console.show)

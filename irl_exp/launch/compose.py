@@ -110,6 +110,7 @@ def _check_shared(configs: Sequence[Config]) -> None:
         "store.dir": lambda config: config.store.dir,
         "workers": lambda config: config.workers,
         "executor": lambda config: config.executor,
+        "sampler": lambda config: config.sampler,
         "report": lambda config: config.report,
     }
     for key, of in shared.items():

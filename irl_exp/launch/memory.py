@@ -117,7 +117,8 @@ class Work:
 class Place:
     """Where it is done: the kind of device, its threads, and the bytes that it has (None: not known).
 
-    `name` is what has them, and `workers` the option that says how many share them.
+    `name` is what has them, `workers` the option that says how many share them, `engine` the bytes of vLLM's cache,
+    where that writes.
     """
 
     kind: str = "cpu"
@@ -126,6 +127,7 @@ class Place:
     batch_tokens: int = READ_AT_ONCE["cpu"]
     name: str = "this machine"
     workers: str = "workers"
+    engine: int = 0
 
     @property
     def process(self) -> int:
@@ -160,9 +162,10 @@ def need(work: Work, place: Place) -> Need:
     widened = 0 if model.weight == NUMBER else (NUMBER - model.weight) * model.head
     lasting = {
         "process": place.process,
-        "weights": work.copies * (model.weights + widened - unread) + adapters + work.beside,
+        "weights": work.copies * (model.weights + widened - unread) + adapters + work.beside + _engine(work, place),
         "optimiser": 2 * NUMBER * trained,
         "features": _features(work),
+        "cache": place.engine,
     }
     phases = [*_training(work, place, trained), _sampling(work, place), *_reading(work, place)]
     return Need(work, _joined(lasting, max(phases, key=lambda parts: sum(parts.values()))))
@@ -196,8 +199,17 @@ def _training(work: Work, place: Place, trained: int) -> Iterator[dict[str, int]
     }
 
 
+def _engine(work: Work, place: Place) -> int:
+    """vLLM has the weights once more, in the numbers of the arithmetic; adapters are added to them on the way there."""
+    if not place.engine:
+        return 0
+    model = work.model
+    number = NUMBER // 2 if model.cast else model.weight
+    return number * model.parameters + (model.weights if work.rank is not None else 0) + place.process
+
+
 def _sampling(work: Work, place: Place) -> dict[str, int]:
-    if not work.written:
+    if not work.written or place.engine:
         return {}
     model, together = work.model, min(work.written, work.together)
     at_once = min(place.threads, -(-work.written // together))

@@ -156,15 +156,17 @@ def _folders(step: Step, store: Store) -> dict[str, Any]:
 
 def _made_by(device: Device) -> dict[str, Any]:
     """Where an artifact comes from."""
-    made_by: dict[str, Any] = {"device": str(device), "versions": versions(), "source": source_digest()}
+    made_by: dict[str, Any] = {"device": str(device), "versions": versions(device.sampler), "source": source_digest()}
     made_by["peak_mib"] = _peak_mib()
     return made_by
 
 
 @functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on."""
-    return {package: importlib.metadata.version(package) for package in VERSIONS}
+def versions(sampler: str | None) -> dict[str, str]:
+    """Versions of the libraries that results depend on, with that of a sampler which is not ours."""
+    # vLLM for the CPU is a distribution of another name.
+    named = importlib.metadata.packages_distributions()[sampler][:1] if sampler else []
+    return {package: importlib.metadata.version(package) for package in (*VERSIONS, *named)}
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _plan(
         if isinstance(executor, ClusterExecutor):
             device = declared(config)
         else:
-            device = find_device(config.device, config.precision, config.threads, config.batch_tokens)
+            device = find_device(config.device, config.precision, config.threads, config.batch_tokens, config.vllm)
         sweep = composition.hydra.sweep
         folder = Path(sweep.dir).absolute() / str(sweep.subdir)
         name = job_name(composition.hydra.overrides.task)
@@ -324,11 +324,12 @@ def _place(config: Config, device: Device) -> Place:
     from irl_exp.machinery.runtime import memory
 
     kind, executor = "cpu" if device.is_cpu else "cuda", config.executor
+    engine = round(config.vllm.cache * GIB) if config.vllm else 0
     if not isinstance(executor, ClusterExecutor):
         name = "this machine" if device.is_cpu else "the GPU"
-        return Place(kind, device.threads, memory(device), device.batch_tokens, name)
+        return Place(kind, device.threads, memory(device), device.batch_tokens, name, engine=engine)
     of, size = ("a GPU", executor.gpu_memory) if executor.gpus else ("a node", executor.memory)
-    return Place(kind, device.threads, size and size * GIB, device.batch_tokens, of, "executor.workers")
+    return Place(kind, device.threads, size and size * GIB, device.batch_tokens, of, "executor.workers", engine)
 
 
 def _beside(

@@ -59,7 +59,7 @@ def run(
     Returns:
         The metrics, as in metrics.json.
     """
-    device = planned or find_device(config.device, config.precision, config.threads, config.batch_tokens)
+    device = planned or find_device(config.device, config.precision, config.threads, config.batch_tokens, config.vllm)
     store = Store(config.store.dir)
     steps = build(config, device)
     group = resume.group_of(job.folder.parent, config.name)
@@ -101,7 +101,7 @@ def _record_config(config: Config, job: Job, steps: Mapping[str, Step], device: 
         "artifacts": {step.stage: step.identity.digest for step in steps.values()},
         "job": {"number": job.number, "name": job.name, "cell": cell_of(job.name), "group": group},
         "device_used": str(device),
-        "versions": versions(),
+        "versions": versions(device.sampler),
         "code": source_digest(),
     }
     with writing(job.folder, "config.json"):

@@ -148,7 +148,7 @@ def declared(config: Config) -> Device:
     """The device of workers elsewhere: that of the plan, and what each worker has to have."""
     from irl_exp.machinery.runtime import declared_device
 
-    return declared_device(config.device, config.precision, config.batch_tokens)
+    return declared_device(config.device, config.precision, config.batch_tokens, config.vllm)
 
 
 def where(step: Step) -> Where:

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib.util
+import logging
 import os
 import platform
 import time
@@ -18,6 +20,8 @@ from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from irl_exp.config import VllmSampler
 
 Where = Literal["cpu", "gpu"]
 """What a stage needs."""
@@ -62,6 +66,7 @@ class Device:
 
     Attributes:
         batch_tokens: that a model reads at once, padding included.
+        vllm: what writes in place of our sampler.
         declared: it is that of workers elsewhere; what this machine has says nothing of it.
     """
 
@@ -69,11 +74,17 @@ class Device:
     precision: Literal["fp32", "bf16"]
     threads: int
     batch_tokens: int = READ_AT_ONCE["cpu"]
+    vllm: VllmSampler | None = None
     declared: bool = False
 
     @property
     def bf16(self) -> bool:
         return self.precision == "bf16" and not _everything_in_fp32
+
+    @property
+    def sampler(self) -> str | None:
+        """What writes, where our sampler does not."""
+        return self.vllm.name if self.vllm else None
 
     @property
     def is_cpu(self) -> bool:
@@ -176,7 +187,9 @@ def _limits(own: Path, groups: Path) -> Iterator[int]:
                 yield int((group / name).read_text(encoding="utf-8"))
 
 
-def find_device(device: str, precision: str, threads: int, batch_tokens: int | None = None) -> Device:
+def find_device(
+    device: str, precision: str, threads: int, batch_tokens: int | None = None, vllm: VllmSampler | None = None
+) -> Device:
     """Resolve `auto`: a GPU where there is one, and bf16 on a GPU that has it; threads=0: one a core.
 
     batch_tokens=None: by the device.
@@ -185,8 +198,12 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
     its batches over them.
 
     Raises:
-        DeviceError: there is no GPU here.
+        DeviceError: there is no GPU here, or no vLLM.
     """
+    if vllm and importlib.util.find_spec("vllm") is None:
+        raise DeviceError(
+            "sampler=vllm: vLLM is not installed here: python -m pip install 'irl-exp[vllm]', or set sampler=own."
+        )
     if device != "cpu":
         gpus()  # remembers all of them
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -199,14 +216,16 @@ def find_device(device: str, precision: str, threads: int, batch_tokens: int | N
     # On a GPU several threads would only take each other's memory.
     workers = (threads or cores()) if name == "cpu" else 1
     at_once = batch_tokens or READ_AT_ONCE["cpu" if name == "cpu" else "cuda"]
-    return Device(name, "bf16" if precision == "bf16" else "fp32", workers, at_once)
+    return Device(name, "bf16" if precision == "bf16" else "fp32", workers, at_once, vllm)
 
 
-def declared_device(device: str, precision: str, batch_tokens: int | None = None) -> Device:
+def declared_device(
+    device: str, precision: str, batch_tokens: int | None = None, vllm: VllmSampler | None = None
+) -> Device:
     """The device of workers elsewhere, as the config says it; a CPU computes in fp32 unless told otherwise."""
     name = "cuda:0" if device == "cuda" else "cpu"
     at_once = batch_tokens or READ_AT_ONCE[device]
-    return Device(name, "bf16" if precision == "bf16" else "fp32", 1, at_once, declared=True)
+    return Device(name, "bf16" if precision == "bf16" else "fp32", 1, at_once, vllm, declared=True)
 
 
 def check_declared(planned: Device, threads: int) -> Device:
@@ -215,7 +234,8 @@ def check_declared(planned: Device, threads: int) -> Device:
     Raises:
         DeviceError: it is not; says what this machine has.
     """
-    found = find_device("cpu" if planned.is_cpu else "cuda", planned.precision, threads, planned.batch_tokens)
+    kind = "cpu" if planned.is_cpu else "cuda"
+    found = find_device(kind, planned.precision, threads, planned.batch_tokens, planned.vllm)
     if found.bf16 and not found.is_cpu and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"{found.name} of this machine has no bf16, and the launch was planned with precision=bf16.")
     return found
@@ -248,6 +268,7 @@ def prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # TRL opens it wherever it is installed
     _one_thread_an_operation()
     _large_blocks_are_given_back()
     import datasets
@@ -255,6 +276,7 @@ def prepare_process() -> None:
 
     # TRL's own calls of deprecated names of transformers: nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")  # ours is asked, not TRL's
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

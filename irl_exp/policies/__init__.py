@@ -14,4 +14,5 @@ __all__ = [
     "ranked_samples",
     "sampling",
     "supervised",
+    "vllm_engine",
 ]

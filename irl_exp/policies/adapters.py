@@ -120,6 +120,31 @@ def merge(model: Any, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
+def merged(model: Any) -> dict[str, torch.Tensor]:
+    """The weights by their names without adapters, with what those that are on add to them; the model stays as it is.
+
+    Raises:
+        AdapterError: an adapter does more than to add to weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for config in model.peft_config.values():
+        if config.peft_type != "LORA" or config.use_dora or config.modules_to_save:
+            raise AdapterError("its adapter is no plain LoRA, which alone is a sum of weights")
+    weights = {
+        name.replace(".base_layer.", "."): weight.detach()
+        for name, weight in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or layer.disable_adapters:
+            continue
+        below = weights[f"{name}.weight"]
+        added = sum(layer.get_delta_weight(active).float() for active in layer.active_adapters)
+        weights[f"{name}.weight"] = (below.float() + added).to(below.dtype)
+    return weights
+
+
 def save(model: Any, folder: Path, base: str) -> None:
     """Write the adapter that lies in a model, in the files and names of peft; the same bytes each time.
 

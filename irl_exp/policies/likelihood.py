@@ -84,11 +84,12 @@ def token_statistics(
 def as_read(policy: Policy, prompt_ids: Sequence[Ids], written: Sequence[Written]) -> list[torch.Tensor]:
     """log pi of each token of what the policy has written, as reading has it, (t,) each: what may be reported.
 
-    Sampling in fp32 has found it by the same code (policies/logits.py). In bf16 it rounds the states of one token after
-    another in another way than those of a whole text.
+    Our sampling in fp32 has found it by the same code (policies/logits.py). In bf16 it rounds the states of one token
+    after another in another way than those of a whole text, and vLLM has code of its own.
     """
-    if not policy.device.bf16:
-        return [one.log_probabilities for one in written]
+    known = [one.log_probabilities for one in written if one.log_probabilities is not None]
+    if len(known) == len(written) and not policy.device.bf16:
+        return known
     blank = [""] * len(written)
     with torch.no_grad():
         return token_statistics(policy, Completions(blank, blank, list(prompt_ids), [one.ids for one in written]))[0]

@@ -156,7 +156,7 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
 
 
 def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None = None) -> Any:
-    """TRL's trainer with our log-probabilities and gradients; on a CPU, and with an adapter, sampling is ours too.
+    """TRL's trainer with our log-probabilities and gradients; on a CPU, with an adapter, and with vLLM sampling too.
 
     With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.
     """
@@ -165,7 +165,7 @@ def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: Lo
     trainer = trl.RLOOTrainer if config.algorithm == "rloo" else trl.GRPOTrainer
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
-    ours = policy.device.is_cpu or adapter is not None
+    ours = policy.device.is_cpu or adapter is not None or policy.device.vllm is not None
     return _with_our_numbers(trainer, policy, config, samples=ours)
 
 

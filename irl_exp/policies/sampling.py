@@ -17,6 +17,7 @@ import transformers
 from numpy.typing import NDArray
 
 from irl_exp.machinery.shards import in_order
+from irl_exp.policies import vllm_engine
 from irl_exp.policies.language_models import Completions, Ids, Policy, Progress, pad, until_eos
 from irl_exp.policies.logits import predictions
 
@@ -34,11 +35,11 @@ class Written:
 
     Attributes:
         ids: its tokens; EOS is kept where it ended by itself.
-        log_probabilities: (t,) of each token, in nats.
+        log_probabilities: (t,) of each token, in nats; None of a sampler whose numbers may not be reported.
     """
 
     ids: Ids
-    log_probabilities: torch.Tensor
+    log_probabilities: torch.Tensor | None = None
 
 
 def generate(
@@ -76,7 +77,10 @@ def sample(
     greedy: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> list[Written]:
-    """One continuation of each prompt; at most batch_size in a shard."""
+    """One continuation of each prompt; at most batch_size in a shard, unless vLLM writes, which has no shards."""
+    if policy.device.vllm:
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "greedy": greedy}
+        return [Written(ids) for ids in vllm_engine.write(policy, prompt_ids, progress=progress, **options)]
     policy.model.eval()
     shards = [(number, rows) for number, rows in enumerate(_by_prompt(prompt_ids, batch_size))]
 

@@ -41,6 +41,11 @@ def history_callback(context: Context, names: Mapping[str, str]) -> Any:
     return History()
 
 
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in transformers.TrainingArguments.__dataclass_fields__)
+"""Its name since transformers 5.20, or before: vLLM wants an older one."""
+
+
 def trainer_arguments(policy: Policy, *, seed: int, checkpointing: bool = False) -> dict[str, Any]:
     """Arguments that every trainer of the chain shares: no checkpoints on disk, no reports of its own, repeatable.
 
@@ -62,8 +67,8 @@ def trainer_arguments(policy: Policy, *, seed: int, checkpointing: bool = False)
         "use_cpu": device.is_cpu,
         "bf16": device.bf16,
         "dataloader_pin_memory": not device.is_cpu,
-        "activation_checkpointing": checkpointing,
-        "activation_checkpointing_kwargs": again if checkpointing else None,
+        CHECKPOINTING: checkpointing,
+        f"{CHECKPOINTING}_kwargs": again if checkpointing else None,
     }
 
 

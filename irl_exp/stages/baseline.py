@@ -20,6 +20,7 @@ from irl_exp.policies.language_models import Policy
 from irl_exp.policies.likelihood import log_probabilities
 
 VERSION = 2
+WRITES = True
 
 
 def run(config: DemonstrationsConfig, *, reference: Path, data: Path, context: Context) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import read_benchmark, unseen
 
 VERSION = 3
+WRITES = True
 
 
 def run(

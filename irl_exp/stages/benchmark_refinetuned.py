@@ -11,6 +11,7 @@ from irl_exp.machinery.runtime import Context
 from irl_exp.rewards.judging import Judges, judged
 
 VERSION = 3
+WRITES = True
 
 
 def run(

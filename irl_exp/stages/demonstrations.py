@@ -40,6 +40,7 @@ from irl_exp.texts.data import prompts_of
 from irl_exp.texts.written import pairs, read_written
 
 VERSION = 7
+WRITES = True
 
 
 def run(

@@ -31,6 +31,7 @@ from irl_exp.rewards.judging import Judges, judged
 from irl_exp.texts.data import prompts_of, test_texts
 
 VERSION = 14
+WRITES = True
 
 
 def run(

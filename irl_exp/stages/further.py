@@ -16,6 +16,7 @@ from irl_exp.policies.supervised import fine_tune
 from irl_exp.texts.data import prompts_of
 
 VERSION = 2
+WRITES = True
 OWN = 8
 """Texts of its own that the reference writes on each prompt of fit."""
 

@@ -15,6 +15,7 @@ from irl_exp.policies.policy_optimization import optimize
 from irl_exp.texts.data import prompts_of
 
 VERSION = 5
+WRITES = True
 
 
 def run(

@@ -20,6 +20,7 @@ from irl_exp.rewards.shortcuts import shortcut_reward
 from irl_exp.texts.data import prompts_of
 
 VERSION = 5
+WRITES = True
 SAMPLES = 256
 """Completions of the reference that give the sd of R*, the unit of a shortcut's strength."""
 

@@ -31,10 +31,12 @@ class Steps:
     Attributes:
         reaches: whether the run gets to a stage.
         precision: of the device that computes them, a part of every identity.
+        sampler: what writes, where that is not ours: a part of the identity of stages that say WRITES.
     """
 
     reaches: Callable[[str], bool]
     precision: str
+    sampler: str | None = None
     by_stage: dict[str, Step] = field(default_factory=dict)
 
     def add(self, stage: str, config: Node | None, **inputs: Step | Node | None) -> Step | None:
@@ -43,8 +45,11 @@ class Steps:
         if config is None or len(there) < len(inputs) or not self.reaches(stage):
             return None
         sources = {name: _source(value) for name, value in there.items()}
-        version = importlib.import_module(f"irl_exp.stages.{stage}").VERSION
-        identity = Identity(stage, version, _content(config), {**sources, "precision": self.precision})
+        module = importlib.import_module(f"irl_exp.stages.{stage}")
+        sources["precision"] = self.precision
+        if self.sampler and hasattr(module, "WRITES"):
+            sources["sampler"] = self.sampler
+        identity = Identity(stage, module.VERSION, _content(config), sources)
         step = self.by_stage[stage] = Step(stage, config, there, identity)
         return step
 

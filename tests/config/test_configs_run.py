@@ -274,8 +274,9 @@ def test_every_option_of_every_group_has_run(
     launches = (*launches, recipes, published, benchmarks, nulls, checkpoint, of_texts, first_launch)
     # The comments ask no question: tests/rewards/test_goals.py has the goal, and that it is refused here. A function of
     # the user's is in tests/launch/test_dying_jobs.py, one of the clusters in test_slurm.py; the others only compose.
+    # vLLM is in tests/policies/test_vllm_engine.py.
     clusters = {f"executor/{name}" for name in ("slurm", "pbs", "lsf", "kubernetes")}
-    elsewhere = {"reward/question", "reward/imported", *clusters}
+    elsewhere = {"reward/question", "reward/imported", "sampler/vllm", *clusters}
     assert OPTIONS - elsewhere - set().union(*map(options_that_ran, launches)) == set()
 
 
