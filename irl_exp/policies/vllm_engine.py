@@ -38,7 +38,7 @@ SHORTEST = 512
 """Tokens of a sequence that an engine is made for at least, so that it need not be made again for longer prompts."""
 AS_IT_SPEAKS = {"fp32": 0.01, "bf16": 0.5}
 """Nats a token, as a mean, by which the two may differ in what they say of a text. In bf16 up to 0.32 were seen."""
-SAID = 16
+SAID = 8
 """Tokens on which that is looked at."""
 PATIENCE = 10.0
 """Seconds that it gets to end."""

@@ -69,6 +69,17 @@ def test_adapters_have_one_copy_of_the_weights_and_train_little() -> None:
     assert found["weights"] == 2 * LIGHT.parameters + 2 * LIGHT.head + 4 * 8 * LIGHT.adapted
 
 
+def test_vllm_has_the_weights_once_more_and_a_cache_of_its_own() -> None:
+    place = replace(CARD, engine=4 * GIB)
+    more = {
+        name: memory.need(replace(READING, model=model), place).parts["weights"]
+        - memory.need(replace(READING, model=model), CARD).parts["weights"]
+        for name, model in (("fp32", SHAPE), ("bf16", replace(SHAPE, cast=1)), ("adapters", LIGHT))
+    }
+    assert more == {"fp32": SHAPE.weights, "bf16": 2 * SHAPE.parameters, "adapters": LIGHT.weights}
+    assert memory.need(READING, place).parts["cache"] == 4 * GIB
+
+
 @pytest.mark.parametrize("name", ["rows", "tokens", "copies"])
 def test_more_of_anything_takes_more(name: str) -> None:
     sizes = [size(replace(TRAINING, **{name: factor * getattr(TRAINING, name)})) for factor in (1, 2, 4)]
