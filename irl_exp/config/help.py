@@ -33,7 +33,7 @@ WANTED = (
     ),
     *("sft.steps", "rlhf.steps", "rlhf.learning_rate", "rlhf.kl_coefficient"),
     *("demonstrations.completions_per_prompt", "irl.seed", "irl.epochs", "irl.ridge", "irl.max_norm"),
-    *("irl.prompt_fraction", "refinetune.steps", "refinetune.kl_coefficient", "evaluate.bootstrap", "tracking.project"),
+    *("refinetune.steps", "refinetune.kl_coefficient", "evaluate.bootstrap", "tracking.project"),
 )
 """The options of the first page."""
 
