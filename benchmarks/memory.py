@@ -128,6 +128,8 @@ def sft(folder: Path, device: Any, rows: int, saving: Sequence[str] = ()) -> Non
 
     adapter = LoraConfig() if "adapter" in saving else None
     policy = Policy.load(folder, device, kept=adapter.dtype if adapter else "float32")
+    if adapter and device.is_cpu:
+        forget_peak()  # the file that was read is mapped until then: pages that the system takes back where it is short
     config = SftConfig(
         seed=0,
         steps=2,
@@ -201,8 +203,13 @@ def settled(device: Any) -> int:
     import ctypes
 
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    forget_peak()
     return resident("VmRSS")
+
+
+def forget_peak() -> None:
+    """It begins anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: Any) -> int:

@@ -38,7 +38,7 @@ def test_the_first_page_has_the_groups_and_what_people_want() -> None:
         for path in (CONF / group).glob("*.yaml"):
             assert path.parent.name == "local" or re.search(rf"\b{path.stem}\b", page)
     assert OPTION.findall(page) == list(WANTED)
-    assert len(WANTED) == 29
+    assert len(WANTED) == 28
     assert "  rlhf.kl_coefficient=0.7       beta, on the scale of the reward" in page.splitlines()
 
 
