@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,11 +54,16 @@ def check_choices(keys: Sequence[str], chosen: Mapping[str, Sequence[Sequence[st
 
 def _chosen_by(files: Iterable[Path]) -> dict[str, list[list[str]]]:
     """What the defaults lists of files choose for other groups: `- override /irl: ensemble`, the last one wins."""
-    texts = [path.read_text(encoding="utf-8") for path in files if path.exists()]
+    texts = map(_text, files)
     found = [
         pair for text in texts for pair in re.findall(rf"^\s*- override /([\w/]+): {_OPTIONS}", text, re.MULTILINE)
     ]
     return {group: [re.findall(r"\w+", options)] for group, options in found if group in known_groups()}
+
+
+def _text(path: Path) -> str:
+    """Of a file of conf/; "" where there is none, or could not be: the name of an option is whatever was typed."""
+    return path.read_text(encoding="utf-8") if os.path.exists(path) else ""
 
 
 def swept_by(group: str, option: str) -> list[str]:
@@ -65,7 +71,7 @@ def swept_by(group: str, option: str) -> list[str]:
     import yaml
 
     path = CONF / group / f"{option}.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    values = yaml.safe_load(_text(path))
     for key in ("hydra", "sweeper"):
         values = (values or {}).get(key)
     found = [(values or {}).get("params") or {}, *((values or {}).get("controls") or {}).values()]
@@ -144,7 +150,7 @@ _OPTIONS = r"(\[[\w, ]*\]|\w+)"
 
 def _default_options(path: Path, group: str) -> list[str]:
     """What the defaults list of a YAML file says for a group: `- loss: hinge` or `- features: [length, ngram]`."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = _text(path)
     found = re.search(rf"^\s*- {group}: {_OPTIONS}", text, re.MULTILINE)
     return re.findall(r"\w+", found[1]) if found else []
 

@@ -124,7 +124,7 @@ def _doubled(found: re.Match[str]) -> str:
 def _options(override: Override) -> list[list[str]]:
     """The values of an override of a group, one a job of the sweep; each is one option or a list of options."""
     value = override.value()
-    if isinstance(value, RangeSweep):
+    if isinstance(value, RangeSweep | IntervalSweep):
         raise ConfigError(f"{override.input_line}: {override.key_or_group} is a config group and takes no numbers.")
     if value is None:
         raise ConfigError(

@@ -98,7 +98,7 @@ def check_all(composed: Sequence[DictConfig]) -> list[Config]:
         except ConfigError as error:
             complaints.append(str(error))
     if complaints:
-        raise ConfigError("\n".join(dict.fromkeys(complaints)))
+        raise ConfigError("\n".join(dict.fromkeys(line for one in complaints for line in one.splitlines())))
     _check_shared(configs)
     return configs
 

@@ -8,12 +8,13 @@ differ. Nothing heavy is imported here.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from irl_exp.machinery.store import ArtifactError, read_manifest
 
 if TYPE_CHECKING:  # not needed to show --help
     from irl_exp.launch.jobs import PlannedJob
@@ -157,10 +158,10 @@ def forecast(jobs: Sequence[PlannedJob], missing: Collection[str], workers: int)
 def _some(folder: Path) -> list[Manifest]:
     """Manifests of some artifacts of a stage; one that is damaged says nothing."""
     found = [path for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")]
-    manifests = []
+    manifests: list[Manifest] = []
     for path in found[:RECORDS]:
-        with contextlib.suppress(OSError, ValueError):
-            manifests.append(json.loads(path.read_bytes()))
+        with contextlib.suppress(ArtifactError):
+            manifests.append(read_manifest(path.parent))
     return manifests
 
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from irl_exp.config import Config, ConfigError, parse
-from irl_exp.launch.messages import one_line
+from irl_exp.launch.messages import LaunchError, one_line
 from irl_exp.launch.stops import terminate_like_interrupt, told_to_stop
 from irl_exp.report.cells import Facts, flat
 
@@ -83,7 +83,10 @@ def run_job(composed: DictConfig) -> dict[str, float] | float:
 
     The planner gets the metrics in any case.
     """
-    config = typed(composed)
+    try:
+        config = typed(composed)
+    except ConfigError as error:  # of a launcher that does not ask before
+        raise LaunchError(str(error)) from None
     from irl_exp.launch import objective, run
 
     hydra_config = OmegaConf.structured(HydraConfig.get())

@@ -301,6 +301,8 @@ def test_base_nodes_are_valid_as_they_are(name: str, tmp_path: Path) -> None:
         ("irl.features.length.layers=[1]", "irl.features.length.layers: there is no such option."),
         ("seeds=10", "seeds=10: seeds is a config group; choose one of fifty, one, ten."),
         ("irl=range(3)", "irl=range(3): irl is a config group and takes no numbers."),
+        ("model=interval(0,1)", "model=interval(0,1): model is a config group and takes no numbers."),
+        (f"seeds={'b' * 300}", f"seeds={'b' * 300}: there is no option "),
         ("irl/loss=range(1000000000000)", "irl/loss=range(1000000000000): irl/loss is a config group and takes no"),
         ("data=null", "data=null: data is a config group: one of its options is taken."),
         ("store.dir=~/x", "store.dir=~/x: write the path in full, store.dir=/"),

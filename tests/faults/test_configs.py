@@ -201,6 +201,8 @@ def check(answer: Answer, arguments: list[str]) -> None:
     assert len(lines) == len(set(lines)), "a line is said twice"
     named = [word for item in arguments for word in item.lstrip("+~").split("=", 1) if word]
     assert any(word[:60] in answer.output for word in named), f"no option is named: {lines[0]}"
+    if any(item.startswith("hydra/launcher=") for item in arguments):
+        return  # Hydra's own launchers make the folder of a job before anybody sees its options
     left = [name for name in answer.left if not name.startswith("multirun/store")]
     assert left == [], f"left: {', '.join(left)}"
 

@@ -57,7 +57,8 @@ def opened(question: str) -> tuple[str, str]:
 
 def wrong(frame: pd.DataFrame, config: FileConfig) -> str:
     """What is not as it should be in texts that were read."""
-    for name in ("prompt", "completion"):
+    prompts_alone = frame["toxic"].isna().all() and (frame["completion"] == "").all()
+    for name in ("prompt",) if prompts_alone else ("prompt", "completion"):
         if not all(isinstance(text, str) and text.strip() for text in frame[name]):
             return f"{name} is not text, or blank"
         if frame[name].str.len().max() > LONGEST:

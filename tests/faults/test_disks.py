@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -198,7 +199,9 @@ def test_a_disk_of_the_store_that_fills(
             with trials("the store on a disk that fills while a stage computes", stage):
                 process = launcher.start(tmp_path, *COMMAND)
                 wait_until(lambda stage=stage: computing(store, stage), process)
+                os.killpg(process.pid, signal.SIGSTOP)  # a stage may be quicker than a disk
                 filler = fill(store)
+                os.killpg(process.pid, signal.SIGCONT)
                 done = launcher.end(process, tmp_path, check=False)
                 filler.unlink()
                 check_message(done, str(store))

@@ -131,7 +131,7 @@ ROWS = {
 
 def test_a_worker_that_is_killed(trials: Trials, launcher: Launcher, tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
-    command = (*COMMAND, "tracking=offline", "until=sft", "sft.steps=100000,12", "workers=2")
+    command = (*COMMAND, "tracking=offline", "until=sft", "sft.steps=5000,12", "workers=2")
     with trials("SIGKILL of the worker that trains"):
         process = launcher.start(tmp_path, *command)
 

@@ -208,7 +208,8 @@ def test_records_are_those_of_the_same_amount_of_work() -> None:
 
 
 def test_a_damaged_manifest_says_nothing(tmp_path: Path) -> None:
-    for name, text in {"a": json.dumps(manifest(3.0)), "b": "{", ".c.tmp-1": "{}"}.items():
+    fields = {"format_version": 1, "digest": "a", "created": "", "files": {}, "info": {}, "provenance": {}}
+    for name, text in {"a": json.dumps({**manifest(3.0), **fields}), "b": "{", "c": "{}", ".d.tmp-1": "{}"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(text)
     assert [found["seconds"] for found in forecast_module._some(tmp_path)] == [3.0]

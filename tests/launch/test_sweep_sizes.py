@@ -147,6 +147,18 @@ def test_what_all_jobs_share_is_not_swept(line: list[str], told: str) -> None:
         compose.check_all([composer.compose([f"{key}={value}"], 0) for value in values.split(",")])
 
 
+def test_what_is_wrong_in_all_jobs_is_said_once() -> None:
+    composer, _ = launched()
+    jobs = [composer.compose([f"irl.seed={seed}", "sft.steps=x"], 0) for seed in ("a", "b")]
+    with pytest.raises(ConfigError) as caught:
+        compose.check_all(jobs)
+    assert sorted(line.split(":")[0] for line in str(caught.value).splitlines()) == [
+        "irl.seed=a",
+        "irl.seed=b",
+        "sft.steps=x",
+    ]
+
+
 def test_planning_that_takes_long_says_how_long(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
