@@ -64,7 +64,7 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
         raise PolicyError(
             f"{type(policy.model).__name__} is an encoder: it reads texts, and gives no probabilities to them."
         )
-    model = _itself(policy.model)
+    model = itself(policy.model)
     plain = _has_plain_head(model, policy.device)
     half = policy.device.bf16 and plain
     with torch.autocast(policy.device.type, torch.bfloat16) if half else policy.device.exactly():
@@ -79,10 +79,10 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
 
 def know_head(policy: Policy) -> None:
     """Find out what `predictions` asks of a model once; before threads share it, whose dropout this switches off."""
-    _has_plain_head(_itself(policy.model), policy.device)
+    _has_plain_head(itself(policy.model), policy.device)
 
 
-def _itself(model: Any) -> Any:
+def itself(model: Any) -> Any:
     """The language model with its adapters in it, without what peft wraps around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

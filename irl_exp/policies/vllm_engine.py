@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from irl_exp.policies import adapters
 from irl_exp.policies.language_models import Ids, Policy, PolicyError, Progress, first_line
-from irl_exp.policies.logits import predictions
+from irl_exp.policies.logits import itself, predictions
 
 QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # it is in a process already
@@ -57,7 +57,7 @@ class _Shape:
     def of(cls, policy: Policy, tokens: int) -> _Shape:
         """An engine for this policy, and for sequences of so many tokens."""
         assert policy.device.vllm
-        model = _plain(policy)
+        model = itself(policy.model)
         config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_OF_SHAPE}
         config["architectures"] = [type(model).__name__]
         longest = max(SHORTEST, 1 << (tokens - 1).bit_length())
@@ -164,7 +164,7 @@ class _Engine:
             own = head(states[0, :-1]).log_softmax(-1).gather(-1, inputs[0, -len(ids) :, None])[:, 0]
         off = float((own.cpu() - torch.tensor(values)).abs().mean())
         if not off < AS_IT_SPEAKS["bf16" if policy.device.bf16 else "fp32"]:
-            name = type(_plain(policy)).__name__
+            name = type(itself(policy.model)).__name__
             raise OtherWeightsError(
                 f"sampler=vllm: vLLM is {off:.2g} nats a token off what {name} says itself. {REMEDY}"
             )
@@ -216,7 +216,7 @@ def _as_saved(policy: Policy) -> dict[str, torch.Tensor]:
     """Weights under the names that they have in files, which vLLM reads; tied ones once, as there."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = _plain(policy)
+    model = itself(policy.model)
     own = adapters.merged(model) if adapters.is_adapted(model) else model.state_dict()
     found: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
@@ -226,12 +226,6 @@ def _as_saved(policy: Policy) -> dict[str, torch.Tensor]:
             found[name] = weight.detach()
     saved: dict[str, torch.Tensor] = revert_weight_conversion(model, found)
     return saved
-
-
-def _plain(policy: Policy) -> Any:
-    """The language model with its adapters in it, without what peft wraps around it."""
-    model = policy.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 # ------------------------------------------------------------------------------------------- its own process

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from irl_exp import config
 from irl_exp.config import ConfigError
-from irl_exp.launch import command_line, compose, planner, sweeps
+from irl_exp.launch import command_line, compose, jobs, planner, sweeps
 from irl_exp.launch.jobs import LaunchContext
 from irl_exp.launch.messages import LaunchError
 
@@ -157,6 +157,12 @@ def test_what_is_wrong_in_all_jobs_is_said_once() -> None:
         "irl.seed=b",
         "sft.steps=x",
     ]
+
+
+def test_below_launchers_that_do_not_ask_before_a_refusal_is_one_line_too() -> None:
+    composer, _ = launched()
+    with pytest.raises(LaunchError, match=r"^sft\.steps=x: input should be a valid integer"):
+        jobs.run_job(composer.compose(["sft.steps=x"], 0))
 
 
 def test_planning_that_takes_long_says_how_long(

@@ -237,7 +237,7 @@ def test_an_engine_that_is_killed_is_said_and_started_again() -> None:
 @needs_vllm
 def test_what_it_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = with_vllm(wide("neox"))
-    monkeypatch.setattr(vllm_engine, "_plain", lambda policy: SimpleNamespace(config=policy.model.config))
+    monkeypatch.setattr(vllm_engine, "itself", lambda model: SimpleNamespace(config=model.config))
     with pytest.raises(PolicyError, match=r"vLLM cannot run this model.*sampler=own"):
         written(policy, list(small.PROMPTS))
 
@@ -268,4 +268,6 @@ def test_an_engine_with_other_weights_is_found_out(monkeypatch: pytest.MonkeyPat
 def test_the_chain_runs_on_it(launch: Callable[..., Launched]) -> None:
     done = launch("sampler=vllm", "sampler.cache=0.25", "scale=tiny")
     assert done.states()["evaluate"] == "computed"
-    assert not [one for one in psutil.process_iter(["environ"]) if "VLLM_NO_USAGE_STATS" in (one.info["environ"] or {})]
+    here = [one.info for one in psutil.process_iter(["cwd", "cmdline"]) if one.info["cwd"] == str(done.cwd)]
+    left = [one for one in here if "spawn_main" in " ".join(one["cmdline"] or [])]
+    assert left == [], "the engine works in the folder of its launch, and ends with it"
