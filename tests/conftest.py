@@ -44,6 +44,11 @@ def _homes(folder: Path) -> dict[str, str]:
     return dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), home)
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As behind `&` in a script: processes that tests start would inherit it, and Ctrl-C would stop none of them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _signals_are_left_as_they_were() -> Iterator[None]:
     """What a test leaves here can end the whole process of tests in another one (SIGPIPE in a write to a pipe)."""

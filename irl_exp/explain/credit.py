@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from irl_exp.config import FeaturesConfig, HiddenStateConfig
-from irl_exp.irl.features import Featurizer, token_states, untrained
+from irl_exp.irl.features import Featurizer, reading, token_states, untrained
 from irl_exp.irl.learned_rewards import ImplicitScorer, LearnedReward, LinearScorer, TrainedScorer
 from irl_exp.policies.language_models import Completions, Policy, in_batches
 from irl_exp.policies.likelihood import token_statistics
@@ -120,7 +120,8 @@ def _of_states(config: HiddenStateConfig, policy: Policy, weights: Floats, compl
     vector, found = torch.from_numpy(weights), dict[int, Floats]()
     for rows in in_batches(completions, policy.device):
         with policy.device.inference():
-            (states,), inside = token_states([config], policy, policy.model.base_model, completions[rows])
+            output = reading([config], policy, policy.model.base_model, completions[rows])
+        (states,), inside = token_states([config], output, completions[rows])
         values = states.double().cpu() @ vector
         for place, row in enumerate(rows):
             own = values[place][inside[place].cpu()].numpy()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts.sentiment import sentiments
 
 Features = NDArray[np.float32]
+Pooled = list[torch.Tensor]
+"""(b, d) states of a batch, of each part that is pooled from states of the reference."""
 
 
 class FeatureError(Exception):
@@ -38,6 +41,8 @@ class Featurizer:
 
     def __init__(self, config: FeaturesConfig, policy: Policy, ngrams: Ngrams | None = None) -> None:
         self.config, self.policy, self.ngrams = config, policy, ngrams
+        self._states = {name: part for name, part in config.states.items() if name != "random"}
+        self._heard: dict[Any, Pooled] = {}
         self._untrained = untrained(policy, seed=config.random.seed) if config.random else None
 
     @classmethod
@@ -72,10 +77,9 @@ class Featurizer:
 
     def _passes(self) -> list[Callable[[Completions, Progress], dict[str, Features]]]:
         """What runs over the completions, one after the other; parts that read the same states share a pass."""
-        trained = {name: part for name, part in self.config.states.items() if name != "random"}
         passes: list[Callable[[Completions, Progress], dict[str, Features]]] = []
-        if trained:
-            passes.append(partial(hidden_states, trained, self.policy))
+        if self._states:
+            passes.append(partial(hidden_states, self._states, self.policy, heard=self._heard))
         if self.config.random and self._untrained:
             passes.append(partial(hidden_states, {"random": self.config.random}, self._untrained))
         if self.config.reference_log_probability:
@@ -92,6 +96,23 @@ class Featurizer:
         if self.config.length:
             found["length"] = lengths(completions, self.policy.eos)
         return found
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Within, what the policy reads for its log-probabilities is not read again for features: the same bytes.
+
+        Ask for features of the same completions next: what was heard before that is forgotten then.
+        """
+        if self._states and self.policy.hears is None:
+            self.policy.hears = self._hear
+        try:
+            yield
+        finally:
+            self.policy.hears = None
+            self._heard.clear()
+
+    def _hear(self, batch: Completions, output: Any) -> None:
+        self._heard[_key(batch)] = pool_all([*self._states.values()], output, batch)
 
     def save(self, folder: Path) -> None:
         """Write the config and what was fitted; the policy lies elsewhere."""
@@ -147,18 +168,27 @@ def hidden_states(
     policy: Policy,
     completions: Completions,
     progress: Progress = lambda done, total: None,
+    heard: dict[Any, Pooled] | None = None,
 ) -> dict[str, Features]:
     """Hidden states of the policy that has read prompt and completion, (n, d) for each part, from one forward pass.
 
     Pooled over the completion's tokens only, EOS included where it ended: `last` is the state that predicts what
     follows the completion, `mean` the average over it.
+
+    Args:
+        heard: batches that the policy has just read for somebody else, and what was pooled of them then; emptied.
     """
     policy.model.eval()
     batches = in_batches(completions, policy.device)
+    known = {} if heard is None else heard
 
     def of(rows: NDArray[np.int64]) -> list[Features]:
-        with policy.device.inference():
-            pooled = pool_all([*parts.values()], policy, policy.model.base_model, completions[rows])
+        batch = completions[rows]
+        pooled = known.pop(_key(batch), None)
+        if pooled is None:
+            with policy.device.inference():
+                output = reading([*parts.values()], policy, policy.model.base_model, batch)
+                pooled = pool_all([*parts.values()], output, batch)
         return [states.float().cpu().numpy() for states in pooled]
 
     found: dict[str, Features] = {}
@@ -169,19 +199,37 @@ def hidden_states(
                 found[name] = np.empty((len(completions), states.shape[1]), dtype=np.float32)
             found[name][rows] = states
         progress(done := done + len(rows), len(completions))
+    known.clear()
     return found
 
 
 def pool(config: HiddenStateConfig, policy: Policy, base_model: torch.nn.Module, batch: Completions) -> torch.Tensor:
     """(b, d) pooled states of one batch; differentiable. The language-model head, most of the work, is not run."""
-    return pool_all([config], policy, base_model, batch)[0]
+    return pool_all([config], reading([config], policy, base_model, batch), batch)[0]
 
 
-def pool_all(
+def _key(batch: Completions) -> tuple[Any, ...]:
+    """What a model sees of a batch, and what is pooled of that."""
+    return tuple(map(tuple, batch.prompt_ids)), tuple(map(tuple, batch.completion_ids))
+
+
+def reading(
     configs: Sequence[HiddenStateConfig], policy: Policy, base_model: torch.nn.Module, batch: Completions
-) -> list[torch.Tensor]:
+) -> Any:
+    """What the model says of prompts and completions, with the states that the configs ask for."""
+    sequences = [prompt + written for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
+    inputs = pad(sequences, policy, side="right")
+    return base_model(**inputs, **without_cache(base_model), output_hidden_states=_deep(configs))
+
+
+def _deep(configs: Sequence[HiddenStateConfig]) -> bool:
+    """Whether a layer below the last is asked for: else the others need not be kept."""
+    return any(config.layers != (-1,) for config in configs)
+
+
+def pool_all(configs: Sequence[HiddenStateConfig], output: Any, batch: Completions) -> Pooled:
     """As `pool`, for several configs from one forward pass: (b, d) of each."""
-    states, inside = token_states(configs, policy, base_model, batch)
+    states, inside = token_states(configs, output, batch)
     lengths = [
         len(prompt) + len(written) for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)
     ]
@@ -193,23 +241,16 @@ def pool_all(
 
 
 def token_states(
-    configs: Sequence[HiddenStateConfig], policy: Policy, base_model: torch.nn.Module, batch: Completions
+    configs: Sequence[HiddenStateConfig], output: Any, batch: Completions
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What is pooled: (b, t, d) states of each config over prompt and completion, and (b, t) where completions are."""
-    sequences = [prompt + written for prompt, written in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
-    every = any(config.layers != (-1,) for config in configs)
-    inputs = pad(sequences, policy, side="right")
-    output = base_model(**inputs, **without_cache(base_model), output_hidden_states=every)
     device = output.last_hidden_state.device
-    ends = torch.tensor([len(sequence) for sequence in sequences], device=device)
     starts = torch.tensor([len(prompt) for prompt in batch.prompt_ids], device=device)
+    ends = starts + torch.tensor([len(written) for written in batch.completion_ids], device=device)
     position = torch.arange(output.last_hidden_state.shape[1], device=device)
     inside = (position >= starts[:, None]) & (position < ends[:, None])
-    states = [
-        torch.cat([output.hidden_states[layer] for layer in config.layers] if every else [output.last_hidden_state], -1)
-        for config in configs
-    ]
-    return states, inside
+    found = output.hidden_states if _deep(configs) else {-1: output.last_hidden_state}
+    return [torch.cat([found[layer] for layer in config.layers], -1) for config in configs], inside
 
 
 # ----------------------------------------------------------------------------------------- single columns

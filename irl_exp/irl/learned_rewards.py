@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -221,6 +222,11 @@ class LearnedReward:
     def score(self, completions: Completions, progress: Progress = lambda done, total: None) -> Scores:
         """(n,) rewards as the method left them: no constant is identified."""
         return self.scorer.score(completions, progress)[0]
+
+    def hearing(self) -> AbstractContextManager[None]:
+        """Within, what the reference reads for its log-probabilities need not be read again for `score`."""
+        featurizer = self.scorer.featurizer if isinstance(self.scorer, LinearScorer) else None
+        return featurizer.hearing() if featurizer else nullcontext()
 
     def standardised(self, scores: Scores) -> Scores:
         """Mean 0 and standard deviation 1 on the fit demonstrations."""

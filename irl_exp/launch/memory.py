@@ -582,7 +582,7 @@ def _rl(step: Step, work: Work) -> Work:
     name = f"{step.stage}.micro_batch_size"
     work = replace(work, trained=True, written=config.batch_size, micro=name, beside=_judge(step))
     if isinstance(config, PolicyOptimizationConfig):
-        copies = 1 + (config.kl_coefficient > 0) + (step.stage == "refinetune")
+        copies = 2  # and the reference
         read = config.batch_size if config.algorithm == "grpo" or step.stage == "refinetune" else 0
         return replace(work, rows=micro, fewest=config.generations, copies=copies, read=read, entropy=True)
     sides = 2 if isinstance(config, DpoConfig) else 1

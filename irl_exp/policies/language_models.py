@@ -98,12 +98,15 @@ class Policy:
 
     Attributes:
         known: what the weights are called and kept in, where a chain with adapters has written it down.
+        hears: asked for log-probabilities, it tells this of each batch and of what the model said of it, states of all
+            layers included: who wants them too need not let it read the batch again.
     """
 
     model: Any
     tokenizer: Any
     device: Device
     known: bases.Base | None = None
+    hears: Callable[[Completions, Any], None] | None = None
 
     @classmethod
     def load(
@@ -195,7 +198,7 @@ class Policy:
 
     def beside(self) -> Policy:
         """A policy of the same weights, not copied, that can get an adapter of its own."""
-        return replace(self, model=adapters.beside(self.model))
+        return replace(self, model=adapters.beside(self.model), hears=None)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, tokenizer beside them."""

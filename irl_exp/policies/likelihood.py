@@ -117,7 +117,8 @@ def _of_tokens(policy: Policy, batch: Completions, *, entropy: bool = False) -> 
     # The vocabulary is most of the work: only positions that predict a completion token get logits.
     first = min(map(len, batch.prompt_ids)) - 1
     keep = inputs["input_ids"].shape[1] - first
-    states, head = predictions(policy, keep, **inputs)
+    told = partial(policy.hears, batch) if policy.hears else None
+    states, head = predictions(policy, keep, told, **inputs)
     ids = torch.nn.functional.pad(inputs["input_ids"][:, first + 1 :], (0, 1))
     wanted = _predicting(batch, first, keep).to(ids.device)
     size = head.rows(policy.device.name)

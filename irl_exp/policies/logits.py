@@ -51,13 +51,16 @@ class Head:
         return max(1, LOGITS_AT_ONCE[torch.device(device).type] // self.vocabulary)
 
 
-def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]:
+def predictions(
+    policy: Policy, keep: int, told: Callable[[Any], None] | None = None, **inputs: Any
+) -> tuple[Tensor, Head]:
     """States of the last `keep` positions, (b, keep, d), and the head that makes logits of some of them.
 
     Nothing is computed in bf16 of a model that does more to its logits than one linear map (a cap, as Gemma; a scale,
     as Cohere).
 
     Args:
+        told: hears what the model says, states of all layers included, if it says it as `Device.inference` would.
         inputs: what the model's forward takes.
     """
     if not policy.writes:
@@ -67,8 +70,12 @@ def predictions(policy: Policy, keep: int, **inputs: Any) -> tuple[Tensor, Head]
     model = itself(policy.model)
     plain = _has_plain_head(model, policy.device)
     half = policy.device.bf16 and plain
+    every = told is not None and half == policy.device.bf16
     with torch.autocast(policy.device.type, torch.bfloat16) if half else policy.device.exactly():
-        states = model.base_model(**{**without_cache(model), **inputs}).last_hidden_state[:, -keep:]
+        output = model.base_model(**{**without_cache(model), **inputs}, output_hidden_states=every)
+        if told and every:
+            told(output)
+    states = output.last_hidden_state[:, -keep:]
     vocabulary = model.config.get_text_config().vocab_size
     if not plain:
         return states, Head(_own_head(model), vocabulary)

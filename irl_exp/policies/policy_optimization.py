@@ -13,7 +13,6 @@ takes 1 / generations from the reward alone: it gets the KL as a second reward f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from numpy.typing import NDArray
 from irl_exp.config import LoraConfig, PolicyOptimizationConfig
 from irl_exp.machinery.runtime import Context, Device
 from irl_exp.policies import adapters
-from irl_exp.policies.language_models import Completions, Ids, Policy
-from irl_exp.policies.likelihood import as_read, log_probabilities, token_statistics
+from irl_exp.policies.language_models import READ_TOGETHER, Completions, Ids, Policy
+from irl_exp.policies.likelihood import TRAINED_TOGETHER, as_read, log_probabilities, token_statistics
 from irl_exp.policies.sampling import SAMPLED_TOGETHER, sample
 from irl_exp.policies.supervised import history_callback, trainer_arguments
 
@@ -71,7 +70,7 @@ def optimize(
         reward: takes b completions, gives (b,) rewards.
         prompts: distinct prompts; each step draws batch_size / generations of them.
         adapter: the weights of the reference stay, are in memory once, and are the reference with the adapter off.
-        opened: the reference, where it is open already: an adapter lies on its weights.
+        opened: the reference, where it is open already: the KL is to it, and an adapter lies on its weights.
 
     Raises:
         OptimizationError: the reward is not finite, or the policy did not start at its reference.
@@ -84,13 +83,13 @@ def optimize(
             f"there are {len(prompts)}: lower batch_size, or raise data.fit_prompts."
         )
     opened = opened or Policy.load(reference, context.device)
-    policy = opened.beside() if adapter else opened
+    policy = opened.beside() if adapter else Policy.load(reference, context.device)
     history = history_callback(context, CURVES)
     sampled: list[pd.DataFrame] = []
     rewards = [reward_function(reward, policy, sampled)]
     if config.algorithm == "grpo" and config.kl_coefficient > 0:
-        rewards.append(kl_function(policy, opened if adapter else Policy.load(reference, context.device)))
-    trainer = _trainer_class(config, policy, adapter)(
+        rewards.insert(0, kl_function(policy, opened))  # first: what it reads, a learned reward need not read again
+    trainer = _trainer_class(config, policy, opened, adapter)(
         model=policy.model,
         reward_funcs=rewards,
         args=_arguments(config, policy),
@@ -100,6 +99,8 @@ def optimize(
         callbacks=[history],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if trainer.ref_model is not None:
+        trainer.ref_model = opened.model  # TRL has opened it once more
     # The constructor draws from the global generators; start from the same state whatever it drew.
     transformers.set_seed(config.seed)
     trainer.train()
@@ -155,7 +156,9 @@ def kl_function(policy: Policy, reference: Policy) -> Callable[..., list[float]]
     return kl
 
 
-def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: LoraConfig | None = None) -> Any:
+def _trainer_class(
+    config: PolicyOptimizationConfig, policy: Policy, opened: Policy, adapter: LoraConfig | None = None
+) -> Any:
     """TRL's trainer with our log-probabilities and gradients; on a CPU, with an adapter, and with vLLM sampling too.
 
     With an adapter everywhere: what is in bf16 and what in fp32 is then the same as in all other stages.
@@ -166,7 +169,7 @@ def _trainer_class(config: PolicyOptimizationConfig, policy: Policy, adapter: Lo
     if policy.chats:
         trainer = _with_our_prompts(trainer, policy)
     ours = policy.device.is_cpu or adapter is not None or policy.device.vllm is not None
-    return _with_our_numbers(trainer, policy, config, samples=ours)
+    return _with_our_numbers(trainer, policy, opened, config, samples=ours)
 
 
 def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
@@ -179,10 +182,13 @@ def _with_our_prompts(trainer: Any, policy: Policy) -> Any:
     return WithOurPrompts
 
 
-def _with_our_numbers(trainer: Any, policy: Policy, config: PolicyOptimizationConfig, *, samples: bool) -> Any:
+def _with_our_numbers(
+    trainer: Any, policy: Policy, opened: Policy, config: PolicyOptimizationConfig, *, samples: bool
+) -> Any:
     """The trainer with log-probabilities of policies/likelihood.py, whatever samples; its algorithm stays.
 
     Args:
+        opened: the reference, which reads in the batches of features if somebody hears it.
         samples: with our sampler, too. What is asked of the policy that has just sampled is known then, which saves a
             pass of three.
     """
@@ -216,12 +222,13 @@ def _with_our_numbers(trainer: Any, policy: Policy, config: PolicyOptimizationCo
             compute_entropy: bool = False,
             **options: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-            own = model is self.model
-            if own and self.just_sampled and not torch.is_grad_enabled() and not adapters.off(model):
+            of_reference = model is not self.model or adapters.off(model)
+            if not of_reference and self.just_sampled and not torch.is_grad_enabled():
                 return _padded(self.just_sampled, logits_to_keep, input_ids.device), None, None
             completions = _unpadded(input_ids, attention_mask, logits_to_keep)
-            owner = policy if own else replace(policy, model=model)
-            values, entropies = token_statistics(owner, completions, entropy=compute_entropy)
+            together = READ_TOGETHER if of_reference and opened.hears else TRAINED_TOGETHER
+            owner = opened if of_reference else policy
+            values, entropies = token_statistics(owner, completions, together=together, entropy=compute_entropy)
             found = [_padded(one, logits_to_keep, input_ids.device) for one in (values, entropies)]
             return found[0], found[1], None
 
@@ -264,7 +271,7 @@ def _arguments(config: PolicyOptimizationConfig, policy: Policy) -> Any:
     }
     if config.algorithm == "rloo":
         return trl.RLOOConfig(**common, beta=config.kl_coefficient)
-    weights = [1.0, -config.kl_coefficient] if config.kl_coefficient > 0 else [1.0]
+    weights = [-config.kl_coefficient, 1.0] if config.kl_coefficient > 0 else [1.0]
     # Advantages divided by the sd of their group would leave beta without a scale (arXiv 2503.20783).
     return trl.GRPOConfig(**common, beta=0.0, reward_weights=weights, scale_rewards="none")
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +218,18 @@ class _Sampler:
 
     def table(self, name: str, folder: Path) -> pd.DataFrame:
         """One row a completion: texts, token counts, log-probabilities (nats) and rewards."""
-        completions, frame = judged(name, folder, self.prompts, self.config, self.judges, self.context)
+        with self._learned.hearing() if self._learned else nullcontext():
+            completions, frame = judged(name, folder, self.prompts, self.config, self.judges, self.context)
+            if self._learned:
+                frame["learned"] = self._learned.standardised(self._learned.score(completions))
         if self.expert and (by_expert := self._by_expert(completions)) is not None:
             frame["implicit"] = by_expert - frame["reference_log_probability"]
-        if self.irl:
-            learned = LearnedReward.load(self.irl, self.context.device, reference=self.judges.reference)
-            frame["learned"] = learned.standardised(learned.score(completions))
         return frame
+
+    @cached_property
+    def _learned(self) -> LearnedReward | None:
+        reference = self.judges.reference
+        return LearnedReward.load(self.irl, self.context.device, reference=reference) if self.irl else None
 
     def _by_expert(self, completions: Completions) -> NDArray[np.float64] | None:
         """(n,) log-probabilities under the expert; None where it reads other tokens than the reference."""
@@ -252,10 +259,9 @@ class _Sampler:
 
     def shortcut(self, shortcut: shortcuts.Shortcut, test: pd.DataFrame) -> Metrics:
         """How much of the learned reward rests on the planted shortcut: each test completion with it and without."""
-        assert self.irl
-        assert self.judges.truth
-        learned = LearnedReward.load(self.irl, self.context.device, reference=self.judges.reference)
-        truth, completions = self.judges.truth, Completions.from_frame(test)
+        learned, truth, completions = self._learned, self.judges.truth, Completions.from_frame(test)
+        assert learned
+        assert truth
         versions = []
         for change in (shortcuts.with_shortcut, shortcuts.without_shortcut):
             changed = change(shortcut, completions, learned.reference)

@@ -14,7 +14,7 @@ from irl_exp.policies.language_models import Policy
 from irl_exp.policies.policy_optimization import optimize
 from irl_exp.texts.data import prompts_of
 
-VERSION = 5
+VERSION = 6
 WRITES = True
 
 
@@ -28,17 +28,18 @@ def run(
     context: Context,
 ) -> dict[str, Any]:
     prompts = prompts_of(pd.read_parquet(data / "texts.parquet"), "fit")
-    # With an adapter the encoder of the reward is what the policy lies on: one model in memory.
-    shared = Policy.load(reference, context.device) if adapter else None
-    learned = LearnedReward.load(irl, context.device, reference=shared or reference)
-    policy = optimize(
-        reference,
-        lambda completions: learned.standardised(learned.score(completions)),
-        prompts,
-        config,
-        adapter=adapter,
-        opened=shared,
-        context=context,
-    )
+    # One model in memory for the KL and for the encoder of the reward, which reads once for both.
+    opened = Policy.load(reference, context.device)
+    learned = LearnedReward.load(irl, context.device, reference=opened)
+    with learned.hearing():
+        policy = optimize(
+            reference,
+            lambda completions: learned.standardised(learned.score(completions)),
+            prompts,
+            config,
+            adapter=adapter,
+            opened=opened,
+            context=context,
+        )
     policy.save_trained(context.folder)
     return {"note": f"{config.algorithm}, {config.steps} steps x {config.batch_size} completions"}

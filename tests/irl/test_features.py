@@ -8,6 +8,9 @@ import math
 import re
 import socket
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import small
 import torch
+import transformers
 from numpy.typing import NDArray
 
 from irl_exp import chain
@@ -23,6 +27,7 @@ from irl_exp.irl.features import FeatureError, Featurizer, check_layers, pool, u
 from irl_exp.launch import preflight
 from irl_exp.machinery.runtime import Device
 from irl_exp.policies.language_models import Completions, Policy
+from irl_exp.policies.likelihood import log_probabilities
 from irl_exp.texts import sentiment
 
 every_model = pytest.mark.parametrize("name", small.MODELS)
@@ -153,6 +158,72 @@ def test_parts_that_share_a_pass_are_what_they_are_alone(name: str) -> None:
     states = {part: EVERY_PART[part] for part in ("hidden_state", "last_token")}
     alone = [fitted(parts(**{part: config}), model, completions) for part, config in states.items()]
     np.testing.assert_array_equal(fitted(parts(**states), model, completions), np.concatenate(alone, axis=1))
+
+
+@contextmanager
+def counted(model: Policy) -> Iterator[list[int]]:
+    """Rows of each batch that the model reads within."""
+    rows: list[int] = []
+    hook = model.model.base_model.register_forward_hook(lambda module, given, output: rows.append(len(output[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def capped() -> Policy:
+    """Of an architecture whose logits are more than a linear map of its states."""
+    tokenizer = small.policy("llama").tokenizer
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings = transformers.Gemma2Config(
+        vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=8, pad_token_id=0, **shape
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Policy(transformers.Gemma2ForCausalLM(settings).eval(), tokenizer, small.DEVICE)
+
+
+@pytest.mark.parametrize("name", [*small.MODELS, "capped"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("chosen", [{"hidden_state": {"layers": (-1, 0)}, "length": {}}, {"last_token": {}}])
+def test_what_was_read_for_log_probabilities_is_not_read_again_for_features(
+    name: str, precision: Any, chosen: dict[str, Any]
+) -> None:
+    """The same bytes as of a pass of their own, on one thread or two."""
+    policy = capped() if name == "capped" else small.policy(name)
+    model = replace(policy, device=Device("cpu", precision, 2, batch_tokens=40))
+    written = small.written(model)
+    featurizer = Featurizer.fit(parts(**chosen), model, written)
+    values, features = log_probabilities(model, written), featurizer.extract(written)
+    with featurizer.hearing(), counted(model) as rows:
+        np.testing.assert_array_equal(log_probabilities(model, written), values)
+        assert sum(rows) == len(written)
+        np.testing.assert_array_equal(featurizer.extract(written), features)
+    # In bf16 a model with a cap on its logits is read in fp32 for them: its features are another pass.
+    assert sum(rows) == len(written) * (2 if (name, precision) == ("capped", "bf16") else 1)
+    with counted(model) as rows:
+        np.testing.assert_array_equal(log_probabilities(model, written), values)
+        np.testing.assert_array_equal(featurizer.extract(written), features)
+    assert sum(rows) == 2 * len(written), "heard no longer"
+
+
+def test_what_was_heard_serves_once_and_for_the_same_completions_alone() -> None:
+    model = small.policy("neox")
+    written = small.written(model)
+    some, others = written[: len(written) // 2], written[len(written) // 2 :]
+    featurizer = Featurizer.fit(parts(hidden_state={}), model, written)
+    alone = [featurizer.extract(one) for one in (some, others)]
+    log_probabilities(model, some)  # what is found out of a model once, has been
+    with featurizer.hearing(), counted(model) as rows:
+        log_probabilities(model, some)
+        np.testing.assert_array_equal(featurizer.extract(others), alone[1])
+        assert sum(rows) == len(written)
+        np.testing.assert_array_equal(featurizer.extract(some), alone[0])
+        assert sum(rows) == len(written) + len(some), "what was not asked for next is forgotten"
+        log_probabilities(model, others)
+        for _ in range(2):
+            np.testing.assert_array_equal(featurizer.extract(others), alone[1])
+        assert sum(rows) == len(written) + len(some) + 2 * len(others)
 
 
 def test_pooled_states_can_be_trained_through() -> None:

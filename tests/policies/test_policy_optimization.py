@@ -176,12 +176,14 @@ def test_without_a_kl_coefficient_there_is_no_reference_to_compare_with(referenc
 def test_a_start_that_is_not_the_reference_on_disk_is_detected(
     reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Policy.load
+    load, opened = Policy.load, 0
 
     def altered(*arguments: Any, **options: Any) -> Policy:
-        policy = load(*arguments, **options)
-        with torch.no_grad():
-            policy.model.lm_head.weight.mul_(1.5)
+        nonlocal opened
+        policy, opened = load(*arguments, **options), opened + 1
+        if opened % 2 == 0:  # after the reference
+            with torch.no_grad():
+                policy.model.lm_head.weight.mul_(1.5)
         return policy
 
     monkeypatch.setattr(policy_optimization.Policy, "load", altered)

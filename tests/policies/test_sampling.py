@@ -128,22 +128,27 @@ def test_what_the_trainer_is_told_of_a_policy_is_what_it_would_compute(
     small.policy(name).save(tmp_path / "reference")
     compared = 0
 
-    def watching(config: Any, policy: Policy, *rest: Any) -> Any:
-        theirs = base(config, policy).__mro__[1]
-        ours = policy_optimization._with_our_numbers(theirs, policy, config, samples=samples)
+    def watching(config: Any, policy: Policy, opened: Policy, *rest: Any) -> Any:
+        theirs = base(config, policy, opened).__mro__[1]
+        ours = policy_optimization._with_our_numbers(theirs, policy, opened, config, samples=samples)
 
         class Watching(ours):  # type: ignore[misc, valid-type]
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**options)
+                self.copy = self.ref_model  # which TRL has opened, and fitted with a head of its own
+
             def _get_per_token_logps_and_entropies(
                 self, model: Any, ids: Any, mask: Any, kept: int, *rest: Any, **options: Any
             ) -> Any:
                 nonlocal compared
                 asked = {"compute_entropy": options.get("compute_entropy", False)}
                 mine = super()._get_per_token_logps_and_entropies(model, ids, mask, kept, **asked)
-                theirs = super(ours, self)._get_per_token_logps_and_entropies(model, ids, mask, kept, **asked)
+                own = model if model is self.model else self.copy
+                theirs = super(ours, self)._get_per_token_logps_and_entropies(own, ids, mask, kept, **asked)
                 written = mask[:, -kept:].bool()
-                for own, other in zip(mine[:2], theirs[:2], strict=True):
+                for ours_says, other in zip(mine[:2], theirs[:2], strict=True):
                     if other is not None:
-                        assert torch.allclose(own[written], other[written], atol=1e-4)
+                        assert torch.allclose(ours_says[written], other[written], atol=1e-4)
                         compared += 1
                 return mine
 

@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from irl_exp import chain
 from irl_exp.config import Config, DemonstrationsConfig, EvaluateConfig, IrlConfig, ModelConfig, SftConfig
+from irl_exp.irl import features
 from irl_exp.irl.contrast import IrlError
 from irl_exp.irl.features import Featurizer
 from irl_exp.irl.learned_rewards import LearnedReward
@@ -453,6 +454,28 @@ def test_completions_of_the_refinetuned_policy_carry_their_scores(world: World) 
     ended = written.ended(world.policy("sft").eos)
     assert rows["tokens"].tolist() == [len(ids) for ids in written.completion_ids]
     assert (rows["tokens"] - rows["length"]).tolist() == ended.astype(int).tolist(), "EOS does not count"
+
+
+@pytest.mark.parametrize("options", [(), ("refinetune=grpo",), ("adapter=lora",)], ids=["rloo", "grpo", "lora"])
+def test_the_reference_reads_once_for_its_log_probabilities_and_for_the_reward(
+    root: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """Of what refinetune samples, and of what the policy writes at the end; the check of a loaded reward is apart."""
+    rows: list[int] = []
+    pooled = features.hidden_states
+
+    def counting(parts: Any, policy: Policy, completions: Completions, *rest: Any, **named: Any) -> Any:
+        forward = policy.model.base_model.register_forward_hook(lambda *given: rows.append(len(given[-1][0])))
+        try:
+            return pooled(parts, policy, completions, *rest, **named)
+        finally:
+            forward.remove()
+
+    world_of(root, "until=irl", *options)
+    monkeypatch.setattr(features, "hidden_states", counting)
+    found = world_of(root, "explain=none", "refinetune.seed=77", *options)
+    assert SEEN == ["refinetune", "evaluate"]
+    assert sum(rows) == 2 * len(found.table("irl", "probes.parquet")), "each of the two opens the reward once"
 
 
 def judged(world: World) -> pd.DataFrame:
