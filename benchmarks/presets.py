@@ -98,11 +98,11 @@ def parts(config: Any, shape: str) -> Iterator[Part]:
         steps, rows = config.sft.steps, config.sft.batch_size
         texts = 3 * cost.read(steps * rows, 1, config.sft.max_tokens - 1)
         yield Part("sft", texts, steps * _passes(config.sft, rows), least=scale.TRAINING_STEP)
-    for name, recipe, readings in (("rlhf", config.rlhf, 4), ("refinetune", config.refinetune, 5)):
+    for name, recipe in (("rlhf", config.rlhf), ("refinetune", config.refinetune)):
         rows = recipe.steps * recipe.batch_size
         texts, steps = cost.read(rows, PROMPT, new), recipe.steps * _passes(recipe, recipe.batch_size)
         yield Part(f"{name}, written", texts, recipe.steps * new, cost.bytes)
-        yield Part(f"{name}, learned from", readings * texts, steps, least=scale.TRAINING_STEP)
+        yield Part(f"{name}, learned from", 4 * texts, steps, least=scale.TRAINING_STEP)
     data, each = config.data, config.demonstrations.completions_per_prompt
     prompts = data.fit_prompts + data.select_prompts + data.test_prompts
     for name, count, at_once, readings in (

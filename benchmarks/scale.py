@@ -168,7 +168,7 @@ def paper(seeds: int = 50) -> list[Part]:
         Part("the same, pairs by 32 (instead)", trained, seeds * 50 * 16, least=TRAINING_STEP),
         Part(f"IRL, frozen: features once for {seeds} seeds", cost.read(2000, 50, 50, head=False)),
         Part("refinetuning, as RLHF: written", cost.read(2 * rl, prompt, new), rl * new, cost.bytes),
-        Part("refinetuning: read, learned from, scored", 5 * cost.read(2 * rl, prompt, new), rl, least=TRAINING_STEP),
+        Part("refinetuning: read, learned from, scored", 4 * cost.read(2 * rl, prompt, new), rl, least=TRAINING_STEP),
     ]
 
 
@@ -186,7 +186,7 @@ def audit() -> list[Part]:
         Part("LoRA chain: RLHF, 200 steps of 128: written", written, steps * new, cost.bytes),
         Part("LoRA chain: RLHF, read and learned from", 4 * written, steps, least=TRAINING_STEP),
         Part("LoRA chain: refinetuning, as RLHF: written", written, steps * new, cost.bytes),
-        Part("LoRA chain: refinetuning, read and learned from", 5 * written, steps, least=TRAINING_STEP),
+        Part("LoRA chain: refinetuning, read and learned from", 4 * written, steps, least=TRAINING_STEP),
     ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from irl_exp.config import SftConfig
-from irl_exp.policies import policy_optimization
+from irl_exp.policies import policy_optimization, sampling
 from irl_exp.policies.gradients import in_shards
 from irl_exp.policies.language_models import Completions, Policy
 from irl_exp.policies.likelihood import log_probabilities, token_statistics
@@ -75,6 +75,27 @@ def test_the_log_probabilities_of_sampling_are_those_of_reading(name: str) -> No
     texts = policy.tokenizer.batch_decode([one.ids for one in written])
     read = log_probabilities(policy, Completions(prompts, texts, ids, [one.ids for one in written]))
     assert np.allclose([float(one.log_probabilities.sum()) for one in written], read, atol=1e-3)
+
+
+@every_model
+def test_keys_and_values_that_grow_in_place_write_the_same_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From their first token on, in a batch whose rows end one after the other, and with prompts that are read once."""
+    policy = small.policy(name)
+    ids = policy.encode_prompts([prompt for prompt in small.PROMPTS for _ in range(6)])
+    grown: list[int] = []
+    longer = sampling._longer
+    monkeypatch.setattr(sampling, "_longer", lambda kept, length: grown.append(length) or longer(kept, length))
+    joined = sample(policy, ids, max_new_tokens=40, batch_size=16, seed=1)
+    assert not grown, "small blocks are joined"
+    monkeypatch.setattr(sampling, "LARGE", 1)
+    found = sample(policy, ids, max_new_tokens=40, batch_size=16, seed=1)
+    assert len(set(grown)) > 2
+    for one, other in zip(found, joined, strict=True):
+        assert one.ids == other.ids
+        assert one.log_probabilities is not None
+        assert other.log_probabilities is not None
+        assert torch.equal(one.log_probabilities, other.log_probabilities)
+    assert len({len(one.ids) for one in found}) > 1
 
 
 @every_model
