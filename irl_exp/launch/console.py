@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -151,6 +152,8 @@ class Console:
         if event.state in ("computing", "waiting"):
             self._runs(event)
             return
+        if event.state == "reused" and self._made_beside(event):
+            event = replace(event, state="computed")
         self._ended(event.job)
         self.forecast.end(event.job, event.stage, event.seconds)
         if event.state == "computed":
@@ -161,6 +164,11 @@ class Console:
             if self.total is not None:
                 self.bars.update(self.total, completed=len(self.forecast.ended))
             self.say(f"{event.stage:<22} {event.state:<9} {event.seconds:7.1f} s  {event.note}")
+
+    def _made_beside(self, event: Event) -> bool:
+        """Whether the one job finds what the process beside it has just made, and has not come to say."""
+        others = (found for number, found in self.running.items() if self.owners.get(number) == event.job)
+        return self.jobs == 1 and any(found.stage == event.stage and not found.waiting for found in others)
 
     def _runs(self, event: Event) -> None:
         """A stage begins, or is further than before."""

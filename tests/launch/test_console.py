@@ -88,6 +88,19 @@ def test_a_short_stage_has_its_one_line(clock: Clock) -> None:
     assert said(console) == ["sft                    computed      4.0 s  done"]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_the_process_beside_has_just_made_is_computed_whoever_says_so_first(clock: Clock, waits: bool) -> None:
+    """The job finds it in the store before the other process, which writes to a pipe, is heard."""
+    console = piped()
+    console.follow({-1: 0}, {-1: ["e"]})
+    console.show(Event(-1, "evaluate", "waiting" if waits else "computing"))
+    console.show(Event(0, "evaluate", "reused", seconds=9.0, note="5,250 completions"))
+    console.show(Event(-1, "evaluate", "reused" if waits else "computed", seconds=9.0, note="5,250 completions"))
+    word = "reused" if waits else "computed"
+    ends = [line for line in said(console) if "completions" in line]
+    assert ends == [f"evaluate               {word:<9}     9.0 s  5,250 completions"]
+
+
 def test_a_stage_that_says_nothing_of_its_progress_is_told_by_what_it_took_before(clock: Clock) -> None:
     console = piped()
     console.show(Event(0, "rlhf", "computing"))
